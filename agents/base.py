@@ -1,0 +1,141 @@
+"""What an agent is, and the small latent policy that the trained ones share.
+
+An agent is any class that can be called with a `Workspace` and its settings, and has `learn`, `predict`, `save`
+and `load`. It need not inherit from anything here; `docs/agents.md` shows one in a file of its own.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ollm_rl.errors import CheckpointError
+from ollm_rl.plugin import PlugIn, Standardize, mlp
+from ollm_rl.runs import Run
+from ollm_rl.workspace import Workspace
+
+
+class Agent:
+    """Base class: an agent that needs no learning implements `predict` only."""
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+
+    def learn(self, run: Run) -> dict:
+        """Train, writing metrics, rollouts and checkpoints to `run`.
+
+        Returns:
+            `train_episodes`, `train_tokens` and `train_seconds`.
+        """
+        return {"train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def predict(
+        self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
+    ) -> Tensor:
+        """Choose latents (n,) for hidden states (n, d).
+
+        Args:
+            mask: (n, K) bool, False where a lower-numbered option decodes to the same token.
+            uniforms: (n,) in [0, 1), the randomness to use, so that an episode depends on its seed only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
+
+    def save(self, path: str | Path) -> None:
+        """Write what was learned; nothing, for an agent that does not learn."""
+
+    def load(self, path: str | Path) -> None:
+        """Read what `save` wrote."""
+
+
+class LatentPolicy(nn.Module):
+    """pi(z | h): a small net on standardised hidden states that starts as the prior."""
+
+    def __init__(self, hidden_size: int, width: int, num_options: int):
+        super().__init__()
+        self.hidden_size, self.width, self.num_options = hidden_size, width, num_options
+        self.standardize = Standardize(hidden_size)
+        self.net = mlp(hidden_size, width, num_options)
+
+    @classmethod
+    def from_prior(cls, plugin: PlugIn) -> "LatentPolicy":
+        """A copy of the plug-in's prior."""
+        policy = cls(plugin.hidden_size, plugin.config.width, plugin.num_options)
+        policy.standardize.load_state_dict(plugin.standardize.state_dict())
+        policy.net.load_state_dict(plugin.prior.state_dict())
+        return policy.to(plugin.standardize.mean.device)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
+        logits = self.net(self.standardize(hidden)).float()
+        return (logits if mask is None else logits.masked_fill(~mask, -1e9)).log_softmax(-1)
+
+    def save_pretrained(self, path: str | Path, **facts) -> None:
+        """Write `policy.safetensors` and `policy.json`; `facts` are kept in the latter."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "policy.safetensors")
+        sizes = {"hidden_size": self.hidden_size, "width": self.width, "num_options": self.num_options}
+        (path / "policy.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, fingerprint: str = "") -> "LatentPolicy":
+        """Load a policy.
+
+        Raises:
+            CheckpointError: nothing there, or it belongs to another backbone (if `fingerprint` is given).
+        """
+        path = Path(path)
+        if not (path / "policy.json").is_file() or not (path / "policy.safetensors").is_file():
+            raise CheckpointError(
+                f"no latent policy in {path}: expected policy.json and policy.safetensors. "
+                "Train one with `ollm-rl train agent=grpo`, or check agent.path."
+            )
+        facts = json.loads((path / "policy.json").read_text())
+        if fingerprint and facts.get("fingerprint") != fingerprint:
+            raise CheckpointError(
+                f"the policy in {path} was trained on backbone '{facts.get('backbone')}' ({facts.get('fingerprint')}), "
+                f"not on this one ({fingerprint}). Use that backbone, or train again."
+            )
+        policy = cls(facts["hidden_size"], facts["width"], facts["num_options"])
+        policy.load_state_dict(load_file(path / "policy.safetensors"))
+        return policy
+
+
+def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
+    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
+    if deterministic:
+        return log_probs.argmax(-1)
+    if uniforms is None:
+        uniforms = torch.rand(len(log_probs), device=log_probs.device)
+    cumulative = log_probs.exp().cumsum(-1)
+    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return z.clamp_max(log_probs.shape[1] - 1)
+
+
+class PolicyAgent(Agent):
+    """An agent that acts by a `LatentPolicy`."""
+
+    policy: LatentPolicy
+
+    @torch.inference_mode()
+    def predict(
+        self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
+    ) -> Tensor:
+        return choose(self.policy(hidden, mask), deterministic, uniforms)
+
+    @torch.inference_mode()
+    def act(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample latents and give their log-probabilities, as the rollout engine wants it."""
+        log_probs = self.policy(hidden, mask)
+        z = choose(log_probs, False, uniforms)
+        return z, log_probs.gather(1, z[:, None])[:, 0]
+
+    def save(self, path: str | Path) -> None:
+        backbone = self.workspace.backbone
+        self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint)
+
+    def load(self, path: str | Path) -> None:
+        fingerprint = self.workspace.backbone.fingerprint
+        self.policy = LatentPolicy.from_pretrained(path, fingerprint).to(self.workspace.backbone.device)

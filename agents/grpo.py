@@ -1,0 +1,264 @@
+"""GRPO on latents: group-relative policy optimisation with TRL's names, on stored hidden states.
+
+One iteration: sample `num_generations` episodes of each of `problems_per_iteration` problems, give every episode the
+advantage over its group, and take a few small steps on the decision points. The backbone does not run in
+an update. Where the loss follows TRL's `GRPOTrainer` it is the same formula over decisions instead of tokens.
+
+Three things made it climb without losing its diversity (measured, `docs/log.md`): only positions where the prior
+is in doubt count (`min_entropy`), steps are small and stop once the policy has moved `target_kl` nats away
+from the one that sampled, and duplicates of an option are masked.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.base import LatentPolicy, PolicyAgent
+from ollm_rl.engine import Request
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.progress import track
+from ollm_rl.runs import Run
+from ollm_rl.trajectory import Decisions, Episode
+from ollm_rl.workspace import Workspace
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+SCALES = ("group", "batch", "none")
+
+
+class GRPO(PolicyAgent):
+    """Group-relative policy optimisation of pi(z | h).
+
+    Args:
+        total_episodes: training ends after this many.
+        num_generations: episodes per problem (the group).
+        problems_per_iteration: groups per iteration.
+        learning_rate, minibatches, num_iterations: of the optimiser (Adam); `num_iterations` passes per iteration.
+        beta: weight of the KL to the prior (k3 estimator).
+        epsilon, epsilon_high: clipping range of the probability ratio.
+        loss_type: `grpo`, `bnpo`, `dr_grpo` or `dapo`: how a loss per decision becomes one number.
+        scale_rewards: `group`, `batch` or `none`: what advantages are divided by.
+        min_entropy: decisions count only where the prior's entropy exceeds this (nats).
+        target_kl: a pass ends once the policy is this far from the sampling policy (nats); 0 switches it off.
+        max_decisions: the constant by which `dr_grpo` divides.
+        num_problems: size of the training set drawn from split `train`.
+        save_every: iterations between checkpoints.
+        path: a saved policy to start from instead of the prior.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        total_episodes: int = 5120,
+        num_generations: int = 8,
+        problems_per_iteration: int = 32,
+        learning_rate: float = 1e-4,
+        minibatches: int = 4,
+        num_iterations: int = 1,
+        beta: float = 0.0,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = 0.28,
+        loss_type: str = "dapo",
+        scale_rewards: str = "group",
+        min_entropy: float = 0.02,
+        target_kl: float = 0.02,
+        max_decisions: int = 32,
+        num_problems: int = 2000,
+        save_every: int = 5,
+        path: str | None = None,
+    ):
+        super().__init__(workspace)
+        if num_generations < 2:
+            raise ConfigurationError(f"agent.num_generations={num_generations}; a group needs at least 2 episodes")
+        if loss_type not in LOSS_TYPES:
+            raise ConfigurationError(f"agent.loss_type={loss_type!r}; expected one of {', '.join(LOSS_TYPES)}")
+        if scale_rewards not in SCALES:
+            raise ConfigurationError(f"agent.scale_rewards={scale_rewards!r}; expected one of {', '.join(SCALES)}")
+        self.total_episodes, self.num_generations = total_episodes, num_generations
+        self.problems_per_iteration = problems_per_iteration
+        self.minibatches, self.num_iterations, self.beta = minibatches, num_iterations, beta
+        self.epsilon, self.epsilon_high = epsilon, epsilon if epsilon_high is None else epsilon_high
+        self.loss_type, self.scale_rewards, self.max_decisions = loss_type, scale_rewards, max_decisions
+        self.min_entropy, self.target_kl = min_entropy, target_kl
+        self.num_problems, self.save_every = num_problems, save_every
+        self.prior = LatentPolicy.from_prior(workspace.plugin).requires_grad_(False)
+        self.policy = LatentPolicy.from_prior(workspace.plugin)
+        if path is not None:
+            self.load(path)
+        self.optimizer = torch.optim.Adam(self.policy.net.parameters(), lr=learning_rate)
+        self.counters = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def learn(self, run: Run) -> dict:
+        self._resume(run)
+        problems = self.workspace.problems("train", self.num_problems, self.workspace.seed)
+        per_iteration = self.problems_per_iteration * self.num_generations
+        counters = self.counters
+        with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
+            while counters["train_episodes"] < self.total_episodes:
+                start = time.monotonic()
+                counters["iteration"] += 1
+                episodes = self._sample(problems, counters["iteration"])
+                sampled = time.monotonic()
+                figures = self._update(episodes, counters["iteration"])
+                counters["train_episodes"] += len(episodes)
+                counters["train_tokens"] += sum(len(e.tokens) for e in episodes)
+                counters["train_seconds"] += time.monotonic() - start
+                figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
+                step = counters["iteration"]
+                run.log_metrics(step, {**counters, **_describe(episodes, self.num_generations), **figures})
+                run.save_rollouts(f"train_{step}", episodes)
+                last = counters["train_episodes"] >= self.total_episodes
+                if step % self.save_every == 0 or last:
+                    self._checkpoint(run, step)
+                bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
+        return {k: v for k, v in counters.items() if k != "iteration"}
+
+    def _sample(self, problems: list, iteration: int) -> list[Episode]:
+        """Groups of episodes. All randomness follows from the seed and the iteration, so resuming needs no state."""
+        draw = np.random.default_rng((self.workspace.seed, iteration))
+        size = min(self.problems_per_iteration, len(problems))
+        chosen = draw.choice(len(problems), size, replace=False)
+        seeds = draw.integers(2**31, size=(size, self.num_generations))
+        requests = [Request(problems[p], int(s)) for p, row in zip(chosen, seeds, strict=True) for s in row]
+        return self.workspace.rollout(requests, self.act)
+
+    def _update(self, episodes: list[Episode], iteration: int) -> dict:
+        """A few small steps; figures for the log."""
+        rewards = torch.tensor([e.reward for e in episodes]).view(-1, self.num_generations)
+        advantages = group_advantages(rewards, self.scale_rewards).flatten().to(self.workspace.backbone.device)
+        deciding = [e for e in episodes if e.num_decisions]
+        if not deciding:
+            return {"num_decisions": 0}
+        data = Decisions.of(deciding)
+        advantage = advantages[[i for i, e in enumerate(episodes) if e.num_decisions]][data.owner]
+        with torch.no_grad():
+            prior = self.prior(data.hidden, data.mask)
+            counts = (-(prior.exp() * prior).sum(-1) > self.min_entropy).float()
+        weights = decision_weights(data.owner, counts, self.loss_type, self.max_decisions)
+        shuffle = torch.Generator().manual_seed(self.workspace.seed * 1_000_003 + iteration)
+        # Minibatches hold whole episodes, and only decisions that carry a gradient.
+        useful = (counts > 0) & (advantage != 0) if self.beta == 0 else counts > 0
+        kls, clipped, stopped = [], [], 0
+        for _ in range(self.num_iterations):
+            order = torch.randperm(len(deciding), generator=shuffle).to(data.owner.device)
+            for part in order.tensor_split(self.minibatches):
+                rows = (torch.isin(data.owner, part) & useful).nonzero()[:, 0]
+                if not len(rows):
+                    continue
+                log_probs = self.policy(data.hidden[rows], data.mask[rows])
+                new = log_probs.gather(1, data.z[rows, None])[:, 0]
+                reference = prior[rows].gather(1, data.z[rows, None])[:, 0]
+                old = data.log_probs[rows]
+                losses = grpo_loss(
+                    new, old, advantage[rows], self.epsilon, self.epsilon_high, reference if self.beta else None, self.beta
+                )
+                with torch.no_grad():
+                    ratio = (new - old).exp()
+                    kls.append(float((ratio - 1 - (new - old)).mean()))
+                    clipped.append(float(((ratio < 1 - self.epsilon) | (ratio > 1 + self.epsilon_high)).float().mean()))
+                if self.target_kl and kls[-1] > self.target_kl:
+                    stopped = 1
+                    break
+                self.optimizer.zero_grad()
+                (self.minibatches * (losses * weights[rows]).sum()).backward()
+                torch.nn.utils.clip_grad_norm_(self.policy.net.parameters(), 1.0)
+                self.optimizer.step()
+            if stopped:
+                break
+        with torch.no_grad():
+            now = self.policy(data.hidden, data.mask)
+            in_doubt = counts > 0
+            from_prior = (now.exp() * (now - prior)).sum(-1)[in_doubt].mean()
+            entropy = -(now.exp() * now).sum(-1)[in_doubt].mean()
+        return {
+            "num_decisions": len(data),
+            "decisions_in_doubt": float(counts.mean()),
+            "entropy": float(entropy),
+            "kl_from_prior": float(from_prior),
+            "approx_kl": float(np.mean(kls)) if kls else 0.0,
+            "clip_ratio": float(np.mean(clipped)) if clipped else 0.0,
+            "stopped_early": stopped,
+        }
+
+    def _checkpoint(self, run: Run, step: int) -> None:
+        path = run.checkpoint_dir(step)
+        self.save(path)
+        torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
+        (path / "counters.json").write_text(json.dumps(self.counters))
+        run.commit_checkpoint(step)
+
+    def _resume(self, run: Run) -> None:
+        """Continue from the run's last checkpoint: weights, optimiser and counters; random numbers follow from them."""
+        latest = run.latest_checkpoint()
+        run.truncate_metrics(latest[0] if latest else 0)
+        if latest is None:
+            return
+        path = Path(latest[1])
+        saved = LatentPolicy.from_pretrained(path, self.workspace.backbone.fingerprint)
+        self.policy.load_state_dict(saved.state_dict())
+        self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        self.counters = json.loads((path / "counters.json").read_text())
+
+
+def group_advantages(rewards: Tensor, scale_rewards: str) -> Tensor:
+    """Rewards minus their group's mean, divided by a standard deviation (DeepSeekMath, eq. 3).
+
+    Args:
+        rewards: (P, G), G episodes of each of P problems.
+        scale_rewards: `group` divides by the group's deviation, `batch` by that of all, `none` not at all.
+    """
+    centred = rewards - rewards.mean(1, keepdim=True)
+    if scale_rewards == "none":
+        return centred
+    std = rewards.std(1, keepdim=True) if scale_rewards == "group" else rewards.std()
+    return centred / (std + 1e-4)
+
+
+def grpo_loss(
+    new: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    epsilon: float,
+    epsilon_high: float,
+    reference: Tensor | None = None,
+    beta: float = 0.0,
+) -> Tensor:
+    """The clipped surrogate of each decision, plus beta times the k3 estimate of the KL to the reference: (N,)."""
+    ratio = (new - old).exp()
+    surrogate = torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
+    if reference is None or beta == 0:
+        return -surrogate
+    gap = reference - new
+    return -surrogate + beta * (gap.exp() - gap - 1)
+
+
+def decision_weights(owner: Tensor, counts: Tensor, loss_type: str, max_decisions: int) -> Tensor:
+    """Weights (N,) whose sum with the losses is TRL's reduction of `loss_type`, over decisions that count.
+
+    `grpo`: mean over each episode's decisions, then over episodes. `bnpo` and `dapo`: mean over all decisions
+    (they differ only across devices). `dr_grpo`: sum divided by episodes times `max_decisions`.
+    """
+    episodes = int(owner.max()) + 1
+    if loss_type == "grpo":
+        per_episode = torch.zeros(episodes, device=owner.device).index_add_(0, owner, counts)
+        return counts / per_episode.clamp_min(1)[owner] / episodes
+    if loss_type == "dr_grpo":
+        return counts / (episodes * max_decisions)
+    return counts / counts.sum().clamp_min(1)
+
+
+def _describe(episodes: list[Episode], group: int) -> dict:
+    """Figures of an iteration's episodes, under TRL's names where it has one."""
+    rewards = np.array([e.reward for e in episodes]).reshape(-1, group)
+    return {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(1).mean()),
+        "frac_reward_zero_std": float((rewards.std(1) == 0).mean()),
+        "completions/mean_length": float(np.mean([len(e.tokens) for e in episodes])),
+        "completions/clipped_ratio": float(np.mean([e.stop == "length" for e in episodes])),
+        "decisions/mean": float(np.mean([e.num_decisions for e in episodes])),
+        "no_answer_rate": float(np.mean([e.answer is None for e in episodes])),
+    }

@@ -1,0 +1,12 @@
+"""The imitation policy of the plug-in, unchanged: where every learner starts."""
+
+from agents.base import LatentPolicy, PolicyAgent
+from ollm_rl.workspace import Workspace
+
+
+class Prior(PolicyAgent):
+    """Acts by pi0(z | h)."""
+
+    def __init__(self, workspace: Workspace):
+        super().__init__(workspace)
+        self.policy = LatentPolicy.from_prior(workspace.plugin)

@@ -1,0 +1,130 @@
+"""Attention over [shared prefix | own tokens], for any transformers model that has an attention interface.
+
+The few-shot examples are the same for every episode. Their keys and values are stored once, and all
+rows attend to them in one dense product instead of one small product per row. Each row's own tokens
+(prompt and solution) live in a preallocated slot that is written in place: nothing is concatenated.
+
+transformers hands the keyword arguments of a forward call through to the attention function. The
+model is called with ``kv=KVCache`` and without its own cache, which keeps this independent of the
+architecture; without ``kv`` the call falls back to ordinary SDPA, so ``model.generate`` still works.
+"""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+IMPLEMENTATION = "ollm_rl"
+
+
+class KVCache:
+    """Keys and values of `slots` rows of at most `capacity` own tokens after an optional shared prefix.
+
+    Layers are allocated when they are first written, with the shapes that the model produces:
+    ``(slots, kv_heads, capacity, head_dim)``.
+    """
+
+    def __init__(self, slots: int, capacity: int, prefix: "KVCache | None" = None):
+        self.slots, self.capacity = slots, capacity
+        self.prefix = prefix
+        self.prefix_length = prefix.capacity if prefix is not None else 0
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.positions = torch.zeros(0, 0, dtype=torch.long)  # (n, t): own position of each query of the call
+        self.span = 0  # keys [0, span) are looked at
+        self.visible = torch.zeros(0)  # (n, 1, 1, t, span) additive mask
+
+    def begin(self, positions: Tensor) -> None:
+        """Prepare one forward call whose row i holds tokens at own `positions[i]`: (n, t) int64."""
+        self.positions = positions
+        self.span = int(positions.max()) + 1
+        hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
+        self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
+        self.visible = self.visible[:, None, None]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new (n, kv_heads, t, head_dim) pair in rows [0, n); return views of the visible span."""
+        n, heads, t, dim = key.shape
+        if layer not in self.keys:
+            self.keys[layer] = key.new_zeros(self.slots, heads, self.capacity, dim)
+            self.values[layer] = value.new_zeros(self.slots, heads, self.capacity, value.shape[-1])
+        keys, values = self.keys[layer], self.values[layer]
+        if t == 1:
+            rows = torch.arange(n, device=key.device)
+            keys[rows, :, self.positions[:, 0]] = key[:, :, 0]
+            values[rows, :, self.positions[:, 0]] = value[:, :, 0]
+        else:  # a prefill: all rows start at the same own position
+            start = int(self.positions[0, 0])
+            keys[:n, :, start : start + t] = key
+            values[:n, :, start : start + t] = value
+        return keys[:n, :, : self.span], values[:n, :, : self.span]
+
+    def copy_rows(self, source: "KVCache", from_rows: Tensor, to_rows: Tensor, length: int) -> None:
+        """Copy the first `length` own tokens of `source`'s rows into rows of this cache."""
+        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            for layer, tensor in theirs.items():
+                if layer not in mine:
+                    mine[layer] = tensor.new_zeros(self.slots, tensor.shape[1], self.capacity, tensor.shape[3])
+                mine[layer][to_rows, :, :length] = tensor[from_rows, :, :length]
+
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for d in (self.keys, self.values) for t in d.values())
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    kv: KVCache | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention function for transformers' interface.
+
+    query: (n, heads, t, head_dim); key, value: (n, kv_heads, t, head_dim), the new tokens only.
+    Returns (n, t, heads, head_dim).
+    """
+    if kv is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks are not supported by the rollout engine")
+    layer = module.layer_idx
+    keys, values = kv.write(layer, key, value)
+    n, heads, t, dim = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    scaling = dim**-0.5 if scaling is None else scaling
+    span, prefix = kv.span, kv.prefix_length
+
+    # All query heads of one key head stand together, so that each product is one batched matrix product.
+    q = query.reshape(n, kv_heads, group * t, dim)
+    scores = torch.matmul(q, keys.transpose(-1, -2)).view(n, kv_heads, group, t, span).float()
+    if prefix:
+        assert kv.prefix is not None
+        prefix_keys, prefix_values = kv.prefix.keys[layer][0], kv.prefix.values[layer][0]
+        q_by_head = q.transpose(0, 1).reshape(kv_heads, n * group * t, dim)
+        shared = torch.matmul(q_by_head, prefix_keys.transpose(-1, -2)).view(kv_heads, n, group, t, prefix)
+        scores = torch.cat([shared.transpose(0, 1).float(), scores], dim=-1)
+    scores = scores * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores[..., prefix:] += kv.visible
+    if sliding_window is not None and prefix + span > sliding_window:
+        at = torch.arange(prefix + span, device=query.device)
+        too_old = at <= (kv.positions[..., None] + prefix - sliding_window)
+        scores = scores.masked_fill(too_old[:, None, None], float("-inf"))
+    weights = scores.softmax(-1).to(query.dtype)
+    out = torch.matmul(weights[..., prefix:].reshape(n, kv_heads, group * t, span), values)
+    if prefix:
+        by_head = weights[..., :prefix].transpose(0, 1).reshape(kv_heads, n * group * t, prefix)
+        out = out + torch.matmul(by_head, prefix_values).view(kv_heads, n, group * t, -1).transpose(0, 1)
+    return out.reshape(n, heads, t, -1).transpose(1, 2), None
+
+
+AttentionInterface.register(IMPLEMENTATION, attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,0 +1,224 @@
+"""The frozen causal LM: loading, precision, and the two halves that everything else uses (body and head)."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ollm_rl.attention import IMPLEMENTATION, KVCache
+from ollm_rl.errors import BackboneError, ConfigurationError
+from ollm_rl.smollm2 import smollm2_dir
+
+log = logging.getLogger(__name__)
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass
+class Backbone:
+    """A pretrained causal LM in eval mode whose parameters take no gradient.
+
+    Attributes:
+        name: what the user called it.
+        model: the transformers model.
+        tokenizer: its tokenizer.
+        fingerprint: hash of architecture and weights; checkpoints made for another backbone are refused by it.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: object
+    dtype: torch.dtype
+    device: torch.device
+    dtype_reason: str
+    fingerprint: str = ""
+
+    def __post_init__(self):
+        self.model.eval().requires_grad_(False)
+        self.fingerprint = self.fingerprint or _fingerprint(self.model)
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = ids if ids is not None else self.model.config.eos_token_id
+        eos = set(ids if isinstance(ids, list) else [ids]) | {self.tokenizer.eos_token_id}
+        self.eos_ids = sorted(i for i in eos if i is not None)
+        if not self.eos_ids:
+            raise BackboneError(f"backbone '{self.name}' has no end-of-text token; expected eos_token_id in its config")
+
+    @property
+    def hidden_size(self) -> int:
+        return self.head.weight.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head.weight.shape[0]
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Tensor, positions: Tensor, kv: KVCache) -> Tensor:
+        """Run new tokens through the body: the hidden states that the head would read.
+
+        tokens, positions: (n, t) int64; `positions` count from the end of the shared prefix. Explicit
+        position ids matter: a model that counts padding itself silently loses accuracy.
+        Returns (n, t, d) in the backbone's dtype.
+        """
+        kv.begin(positions)
+        body = getattr(self.model, self.model.base_model_prefix)
+        out = body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False, kv=kv)
+        return out.last_hidden_state
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them."""
+        return self.cap(self.head(hidden))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """What the architecture does to logits after the head (Gemma's soft cap)."""
+        limit = getattr(self.model.config, "final_logit_softcapping", None)
+        return torch.tanh(logits / limit) * limit if limit else logits
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Hash of shapes and of a sample of every weight, equal for float32 and bf16 copies of one checkpoint."""
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for name, p in model.named_parameters():
+        sample = p.detach().flatten()[:64].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(p.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def native_bf16(device: torch.device) -> tuple[bool, str]:
+    """Whether bf16 arithmetic is native on `device`, and the reason in words."""
+    if device.type == "cuda":
+        ok = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ok, f"{torch.cuda.get_device_name(device)} {'has' if ok else 'lacks'} native bf16"
+    if device.type == "cpu":
+        caps = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        for flag, word in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")):
+            if caps.get(flag) or (flag == "avx512_bf16" and torch.cpu._is_avx512_bf16_supported()):
+                return True, f"the processor has native bf16 ({word})"
+        return False, "the processor has no native bf16"
+    return False, f"bf16 is not checked on {device.type}"
+
+
+def load_backbone(name: str = "smollm2", dtype: str = "auto", device: str = "auto") -> Backbone:
+    """Load a backbone by name.
+
+    Args:
+        name: `tiny`, `smollm2`, a local directory or a Hugging Face id.
+        dtype: `auto` (bf16 where native), `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
+        ConfigurationError: an unknown dtype.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
+    if dtype == "auto":
+        native, reason = native_bf16(place)
+        kind = torch.bfloat16 if native else torch.float32
+    elif dtype in ("float32", "bfloat16"):
+        kind, reason = getattr(torch, dtype), "as configured"
+    else:
+        raise ConfigurationError(f"backbone.dtype={dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
+    if name == "tiny":
+        model, tokenizer = _tiny(kind), tiny_tokenizer()
+    else:
+        model, tokenizer = _pretrained(smollm2_dir() if name == "smollm2" else name, kind)
+    log.info("backbone %s in %s on %s: %s", name, str(kind).removeprefix("torch."), place, reason)
+    return Backbone(name, model.to(place), tokenizer, kind, place, reason)
+
+
+def _pretrained(source: str | Path, dtype: torch.dtype):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    looks_local = str(source).startswith((".", "/", "~"))
+    if looks_local and not (Path(source).expanduser() / "config.json").exists():
+        raise BackboneError(
+            f"backbone '{source}' is not a model directory: expected a config.json in it. "
+            "Give a directory written by save_pretrained, a Hugging Face id, 'smollm2' or 'tiny'."
+        )
+    source = Path(source).expanduser() if looks_local else source
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"backbone '{source}' could not be loaded: {first} "
+            "Expected 'smollm2', 'tiny', a local directory or a Hugging Face id that this machine can reach."
+        ) from error
+    return model, tokenizer
+
+
+def _tiny(dtype: torch.dtype) -> nn.Module:
+    """A random two-layer Llama of a few thousand parameters; the same weights every time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+        attn_implementation=IMPLEMENTATION,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).to(dtype)
+
+
+def tiny_tokenizer():
+    """A byte-level tokenizer (256 bytes and three markers) with the chat template of SmolLM2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    markers = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: i for i, token in enumerate(markers + alphabet)}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(markers)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def describe(backbone: Backbone) -> str:
+    """One line of facts for logs and `doctor`."""
+    facts = {
+        "parameters": backbone.num_parameters,
+        "hidden_size": backbone.hidden_size,
+        "vocabulary": backbone.vocab_size,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+    }
+    return f"{backbone.name} {json.dumps(facts)}"

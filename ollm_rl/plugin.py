@@ -1,0 +1,203 @@
+"""The plug-in of an option language model: encoder, decoder and prior (arXiv 2604.19087, section 3).
+
+* encoder q(z | h, x): sees the hidden state and the gold next token; needed in training only.
+* decoder b(h, z): a bias on the hidden state; the frozen head turns h + b into the logits of option z.
+* prior pi0(z | h): the imitation policy that picks z at deployment.
+
+Deviations from the paper: (1) the decoder's input is h modulated by the latent (FiLM) rather than the two
+concatenated, so that all K biases of a state cost little more than one; (2) the decoder does not start
+from zero, which collapses the options; (3) the prior imitates the encoder on *canonical* latents, see
+`ollm_rl.conversion`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ollm_rl.backbone import Backbone
+from ollm_rl.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class PlugInConfig:
+    """Sizes of a plug-in.
+
+    Attributes:
+        num_options: K.
+        width: hidden units of encoder, decoder and prior.
+        shortlist: number of candidate tokens of a step.
+        init_scale: standard deviation of the options' initial differences, in hidden units.
+    """
+
+    num_options: int = 10
+    width: int = 384
+    shortlist: int = 48
+    init_scale: float = 1.0
+
+
+def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std with fixed statistics, so that nets see inputs of unit size whatever the backbone."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    def fit(self, x: Tensor) -> None:
+        self.mean.copy_(x.float().mean(0))
+        self.std.copy_(x.float().std(0).clamp_min(1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.float() - self.mean) / self.std
+
+
+class Decoder(nn.Module):
+    """b(h, z): (n, d) -> (n, K, d)."""
+
+    def __init__(self, size: int, config: PlugInConfig):
+        super().__init__()
+        k, w = config.num_options, config.width
+        self.reads = nn.Linear(size, w)
+        self.scale = nn.Parameter(torch.randn(k, w) * config.init_scale)
+        self.shift = nn.Parameter(torch.randn(k, w) * config.init_scale)
+        self.writes = nn.Linear(w, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.reads(x)[:, None] * (1 + self.scale) + self.shift
+        return self.writes(nn.functional.gelu(hidden))
+
+    def zero_(self) -> "Decoder":
+        """Make every option equal to the backbone (for checks against plain decoding)."""
+        nn.init.zeros_(self.writes.weight)
+        nn.init.zeros_(self.writes.bias)
+        return self
+
+
+class PlugIn(nn.Module):
+    """Encoder, decoder and prior over one backbone's hidden states of size d."""
+
+    def __init__(self, hidden_size: int, config: PlugInConfig, fingerprint: str = "", backbone: str = ""):
+        super().__init__()
+        self.config, self.hidden_size = config, hidden_size
+        self.fingerprint, self.backbone = fingerprint, backbone
+        self.standardize = Standardize(hidden_size)
+        self.decoder = Decoder(hidden_size, config)
+        self.encoder = mlp(2 * hidden_size, config.width, config.num_options)
+        self.prior = mlp(hidden_size, config.width, config.num_options)
+        self.register_buffer("token_scale", torch.ones(()))
+
+    @property
+    def num_options(self) -> int:
+        return self.config.num_options
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def biases(self, hidden: Tensor) -> Tensor:
+        """The decoder's biases (n, K, d) float32 of hidden states (n, d)."""
+        return self.decoder(self.standardize(hidden))
+
+    def prior_logits(self, hidden: Tensor) -> Tensor:
+        """log pi0(z | h) up to a constant: (n, d) -> (n, K)."""
+        return self.prior(self.standardize(hidden))
+
+    def encoder_logits(self, hidden: Tensor, token_embedding: Tensor) -> Tensor:
+        """log q(z | h, x) up to a constant; `token_embedding` (n, d) is the gold token's row of the head."""
+        both = torch.cat([self.standardize(hidden), token_embedding.float() * self.token_scale], -1)
+        return self.encoder(both)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write `plugin.safetensors` and `plugin.json`, which names the backbone that it belongs to."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "plugin.safetensors")
+        facts = {"hidden_size": self.hidden_size, "backbone": self.backbone, "fingerprint": self.fingerprint}
+        (path / "plugin.json").write_text(json.dumps({**facts, "config": asdict(self.config)}, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, backbone: Backbone | None = None) -> "PlugIn":
+        """Load a plug-in and move it to `backbone`'s device.
+
+        Raises:
+            CheckpointError: nothing there, or it was made for another backbone.
+        """
+        path = Path(path)
+        if not (path / "plugin.json").is_file() or not (path / "plugin.safetensors").is_file():
+            raise CheckpointError(
+                f"no plug-in in {path}: expected plugin.json and plugin.safetensors. "
+                "Make one with `ollm-rl convert`, or check plugin.path."
+            )
+        facts = json.loads((path / "plugin.json").read_text())
+        if backbone is not None and facts["fingerprint"] != backbone.fingerprint:
+            raise CheckpointError(
+                f"the plug-in in {path} was made for backbone '{facts['backbone']}' ({facts['fingerprint']}), "
+                f"not for '{backbone.name}' ({backbone.fingerprint}). "
+                f"Use backbone={facts['backbone']}, or convert this backbone with `ollm-rl convert`."
+            )
+        plugin = cls(facts["hidden_size"], PlugInConfig(**facts["config"]), facts["fingerprint"], facts["backbone"])
+        plugin.load_state_dict(load_file(path / "plugin.safetensors"))
+        return plugin.to(backbone.device).eval() if backbone is not None else plugin.eval()
+
+
+@dataclass
+class Options:
+    """What the K options of n states decode to.
+
+    Attributes:
+        tokens: (n, K) int64, each option's most likely token.
+        mask: (n, K) bool, False where a lower-numbered option already decodes to the same token.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    @property
+    def decision(self) -> Tensor:
+        """(n,) bool: the options decode to more than one token."""
+        return self.mask[:, 1:].any(-1)
+
+
+class OptionLM:
+    """A frozen backbone with a plug-in: hidden states in, options out."""
+
+    def __init__(self, backbone: Backbone, plugin: PlugIn):
+        self.backbone, self.plugin = backbone, plugin
+        # The decoder's products run in the backbone's precision on a fixed copy of its weights.
+        self._head = backbone.head.weight.detach()
+
+    @property
+    def num_options(self) -> int:
+        return self.plugin.num_options
+
+    @torch.inference_mode()
+    def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:
+        """Enumerate the options of hidden states (n, d), on the shortlist.
+
+        An option's logit is the backbone's own logit plus the head row times the bias, so a zero
+        decoder gives exactly the backbone's choice.
+        """
+        if logits is None:
+            logits = self.backbone.logits(hidden)
+        top, ids = logits.topk(min(self.plugin.config.shortlist, logits.shape[-1]), dim=-1)
+        tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
+        return Options(tokens, canonical(tokens))
+
+    def option_logits(self, hidden: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
+        """Logits of the K options on the tokens `ids` (n, S), whose backbone logits are `logits`: (n, K, S) float32."""
+        bias = self.plugin.biases(hidden).to(self._head.dtype)
+        return torch.bmm(bias, self._head[ids].transpose(1, 2)).float() + logits[:, None].float()
+
+
+def canonical(tokens: Tensor) -> Tensor:
+    """(n, K) bool: True for the lowest-numbered of the options that decode to the same token."""
+    same = tokens[:, :, None] == tokens[:, None, :]
+    return same.float().argmax(-1) == torch.arange(tokens.shape[1], device=tokens.device)

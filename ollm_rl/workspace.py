@@ -1,0 +1,87 @@
+"""Everything an agent works with, put together once: backbone, plug-in, task, engine and verifier."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ollm_rl.backbone import Backbone
+from ollm_rl.engine import Act, Request, RolloutEngine
+from ollm_rl.plugin import OptionLM, PlugIn
+from ollm_rl.prompts import Prompter
+from ollm_rl.reward import Verifier
+from ollm_rl.tasks import Problem, Task
+from ollm_rl.trajectory import Episode
+
+
+class Workspace:
+    """A frozen option LM on a task.
+
+    Args:
+        engine: settings of the `RolloutEngine`.
+        verifier_timeout_s: limit of one symbolic comparison.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        plugin: PlugIn,
+        task: Task,
+        engine: dict[str, Any] | None = None,
+        seed: int = 0,
+        verifier_timeout_s: float = 2.0,
+    ):
+        self.backbone, self.plugin, self.task, self.seed = backbone, plugin, task, seed
+        self.prompter = Prompter.for_task(backbone, task)
+        self.lm = OptionLM(backbone, plugin)
+        self.engine_settings = dict(engine or {})
+        self.verifier = Verifier(verifier_timeout_s)
+
+    @cached_property
+    def engine(self) -> RolloutEngine:
+        return RolloutEngine(self.lm, self.prompter, **self.engine_settings)
+
+    def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
+        return self.task.problems(split, n, seed)
+
+    def rollout(
+        self, requests: Sequence[Request], act: Act, skip_forced: bool = True, keep_hidden: bool = True
+    ) -> list[Episode]:
+        """Whole episodes with their rewards, in the order of the requests."""
+        place = {id(r): i for i, r in enumerate(requests)}
+        found: list[Episode | None] = [None] * len(requests)
+        for request, episode in self.engine.rollout(requests, act, skip_forced, keep_hidden):
+            found[place[id(request)]] = episode
+        episodes = [e for e in found if e is not None]
+        self.judge(episodes)
+        return episodes
+
+    def judge(self, episodes: Iterable[Episode]) -> None:
+        """Fill in `answer` and `reward`."""
+        for episode in episodes:
+            verdict = self.verifier.check(episode.problem.answer, episode.text)
+            episode.answer, episode.reward = verdict.answer, float(verdict.correct)
+
+    def close(self) -> None:
+        self.verifier.close()
+
+
+def acting(agent, deterministic: bool) -> Act:
+    """An agent's `predict` as the engine's policy.
+
+    `mask` and `uniforms` are handed over only if the agent takes them: `predict(hidden, deterministic=...)` is
+    all that an agent needs. Log-probabilities are not known here and given as zero.
+    """
+    accepted = inspect.signature(agent.predict).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+
+    def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        extra = {"mask": mask, "uniforms": uniforms}
+        wanted = {k: v for k, v in extra.items() if anything or k in accepted}
+        z = torch.as_tensor(agent.predict(hidden, deterministic=deterministic, **wanted), device=hidden.device)
+        return z.long(), torch.zeros(len(z), device=hidden.device)
+
+    return act
