@@ -32,32 +32,38 @@ class KVCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.positions = torch.zeros(0, 0, dtype=torch.long)  # (n, t): own position of each query of the call
+        self.rows: Tensor | None = None  # (n,): the rows of the call; None for rows 0 to n - 1
         self.span = 0  # keys [0, span) are looked at
         self.visible = torch.zeros(0)  # (n, 1, 1, t, span) additive mask
 
-    def begin(self, positions: Tensor) -> None:
-        """Prepare one forward call whose row i holds tokens at own `positions[i]`: (n, t) int64."""
-        self.positions = positions
+    def begin(self, positions: Tensor, rows: Tensor | None = None) -> None:
+        """Prepare one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
+
+        `rows` (n,) names the rows of the call; without it they are the first n, which costs no copy.
+        """
+        self.positions, self.rows = positions, rows
         self.span = int(positions.max()) + 1
         hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
         self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
         self.visible = self.visible[:, None, None]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new (n, kv_heads, t, head_dim) pair in rows [0, n); return views of the visible span."""
+        """Store the new (n, kv_heads, t, head_dim) pair ; return views of the visible span."""
         n, heads, t, dim = key.shape
         if layer not in self.keys:
             self.keys[layer] = key.new_zeros(self.slots, heads, self.capacity, dim)
             self.values[layer] = value.new_zeros(self.slots, heads, self.capacity, value.shape[-1])
         keys, values = self.keys[layer], self.values[layer]
         if t == 1:
-            rows = torch.arange(n, device=key.device)
+            rows = torch.arange(n, device=key.device) if self.rows is None else self.rows
             keys[rows, :, self.positions[:, 0]] = key[:, :, 0]
             values[rows, :, self.positions[:, 0]] = value[:, :, 0]
         else:  # a prefill: all rows start at the same own position
             start = int(self.positions[0, 0])
             keys[:n, :, start : start + t] = key
             values[:n, :, start : start + t] = value
+        if self.rows is not None:
+            return keys[self.rows, :, : self.span], values[self.rows, :, : self.span]
         return keys[:n, :, : self.span], values[:n, :, : self.span]
 
     def copy_rows(self, source: "KVCache", from_rows: Tensor, to_rows: Tensor, length: int) -> None:

@@ -67,14 +67,15 @@ class Backbone:
         return sum(p.numel() for p in self.model.parameters())
 
     @torch.inference_mode()
-    def hidden(self, tokens: Tensor, positions: Tensor, kv: KVCache) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None = None) -> Tensor:
         """Run new tokens through the body: the hidden states that the head would read.
 
         tokens, positions: (n, t) int64; `positions` count from the end of the shared prefix. Explicit
-        position ids matter: a model that counts padding itself silently loses accuracy.
+        position ids matter: a model that counts padding itself silently loses accuracy. `rows` (n,) names the
+        rows of `kv`, by default the first n.
         Returns (n, t, d) in the backbone's dtype.
         """
-        kv.begin(positions)
+        kv.begin(positions, rows)
         body = getattr(self.model, self.model.base_model_prefix)
         out = body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False, kv=kv)
         return out.last_hidden_state

@@ -54,13 +54,11 @@ class RolloutEngine:
         self.lm, self.prompter, self.backbone = lm, prompter, lm.backbone
         self.num_slots, self.max_new_tokens = num_slots, max_new_tokens
         self.prefix = prefill_prefix(self.backbone, prompter.prefix)
-        self.max_prompt_tokens = 0
         self._allocate(max_prompt_tokens)
         self.num_tokens = 0
         self.clear()
 
     def _allocate(self, max_prompt_tokens: int) -> None:
-        self.max_prompt_tokens = max_prompt_tokens
         self.kv = KVCache(self.num_slots, max_prompt_tokens + self.max_new_tokens, self.prefix)
 
     @property
@@ -78,17 +76,33 @@ class RolloutEngine:
         self.lengths = empty  # own tokens written per row
         self.hidden = torch.zeros(0, d, dtype=self.backbone.dtype, device=self.device)
         self.logits = torch.zeros(0, v, dtype=self.backbone.dtype, device=self.device)
-        self.options = Options(empty.view(0, 1).expand(0, k), torch.zeros(0, k, dtype=torch.bool, device=self.device))
+        self.options = Options(empty.new_zeros(0, k), torch.zeros(0, k, dtype=torch.bool, device=self.device))
 
     @torch.inference_mode()
     def admit(self, prompts: Sequence[list[int]]) -> None:
         """Append one row per prompt (tokens after the shared prefix); equal prompts are prefilled once."""
+        first, n = len(self.lengths), len(prompts)
+        if n > self.free:
+            raise ConfigurationError(f"{n} prompts for {self.free} free slots; raise engine.num_slots")
+        blank = torch.zeros(n, dtype=torch.long, device=self.device)
+        self.lengths = torch.cat([self.lengths, blank])
+        self.hidden = torch.cat([self.hidden, self.hidden.new_zeros(n, self.hidden.shape[1])])
+        self.logits = torch.cat([self.logits, self.logits.new_zeros(n, self.logits.shape[1])])
+        old, k = self.options, self.lm.num_options
+        self.options = Options(
+            torch.cat([old.tokens, old.tokens.new_zeros(n, k)]), torch.cat([old.mask, old.mask.new_zeros(n, k)])
+        )
+        self.replace(torch.arange(first, first + n, device=self.device), prompts)
+
+    @torch.inference_mode()
+    def replace(self, rows: Tensor, prompts: Sequence[list[int]]) -> None:
+        """Start active `rows` (m,) anew with these prompts."""
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         longest = max(map(len, distinct))
-        if longest > self.max_prompt_tokens:
-            if len(self.lengths):
+        if longest > self.kv.capacity - self.max_new_tokens:
+            if len(rows) < len(self.lengths):
                 raise ConfigurationError(
-                    f"a prompt of {longest} tokens does not fit into engine.max_prompt_tokens={self.max_prompt_tokens}"
+                    f"a prompt of {longest} tokens does not fit; set engine.max_prompt_tokens to at least {longest}"
                 )
             self._allocate(longest)
         lengths = torch.tensor([len(p) for p in distinct], device=self.device)
@@ -101,25 +115,31 @@ class RolloutEngine:
         hidden = everywhere[torch.arange(len(distinct), device=self.device), lengths - 1]
         place = {prompt: row for row, prompt in enumerate(distinct)}
         source = torch.tensor([place[tuple(p)] for p in prompts], device=self.device)
-        first = len(self.lengths)
-        self.kv.copy_rows(scratch, source, torch.arange(first, first + len(prompts), device=self.device), longest)
-        logits = self.backbone.logits(hidden)
-        options = self.lm.options(hidden, logits)
-        self.lengths = torch.cat([self.lengths, lengths[source]])
-        self.hidden = torch.cat([self.hidden, hidden[source]])
-        self.logits = torch.cat([self.logits, logits[source]])
-        self.options = Options(
-            torch.cat([self.options.tokens, options.tokens[source]]), torch.cat([self.options.mask, options.mask[source]])
-        )
+        self.kv.copy_rows(scratch, source, rows, longest)
+        self._look(rows, hidden, lengths[source], source)
 
     @torch.inference_mode()
-    def advance(self, tokens: Tensor) -> None:
-        """Append one token (n,) to every active row and look at its new state."""
-        self.hidden = self.backbone.hidden(tokens[:, None], self.lengths[:, None], self.kv)[:, 0]
-        self.lengths = self.lengths + 1
-        self.logits = self.backbone.logits(self.hidden)
-        self.options = self.lm.options(self.hidden, self.logits)
+    def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
+        """Append one token (m,) to each of `rows` (m,), by default (in order) to all, and look at the new states."""
+        at = torch.arange(len(self.lengths), device=self.device) if rows is None else rows
+        hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
+        self._look(at, hidden, self.lengths[at] + 1)
         self.num_tokens += len(tokens)
+
+    def _look(self, rows: Tensor, hidden: Tensor, lengths: Tensor, source: Tensor | None = None) -> None:
+        """Compute logits and options of `hidden` (m, d), and store its states (those named by `source`) in `rows`."""
+        logits = self.backbone.logits(hidden)
+        options = self.lm.options(hidden, logits)
+        new = [hidden, logits, options.tokens, options.mask]
+        if source is not None:
+            new = [tensor[source] for tensor in new]
+        if source is None and len(rows) == len(self.lengths):  # every row advanced: nothing to keep, nothing to copy
+            self.hidden, self.logits, self.options, self.lengths = hidden, logits, options, lengths
+            return
+        for mine, theirs in zip(
+            (self.lengths, self.hidden, self.logits, self.options.tokens, self.options.mask), [lengths, *new], strict=True
+        ):
+            mine[rows] = theirs
 
     @torch.inference_mode()
     def select(self, rows: Tensor) -> None:
@@ -144,18 +164,24 @@ class RolloutEngine:
         return order
 
     def rollout(
-        self, requests: Sequence[Request], act: Act, skip_forced: bool = True, keep_hidden: bool = True
+        self,
+        requests: Sequence[Request],
+        act: Act,
+        skip_forced: bool = True,
+        keep_hidden: bool = True,
+        from_logits: bool = False,
     ) -> Iterator[tuple[Request, Episode]]:
         """Generate one episode per request, yielded with it as they end; freed rows take the next request at once.
 
         Args:
             act: chooses latents; see `Act`. It is asked at decision points only if `skip_forced`.
             keep_hidden: keep the hidden states at decision points (for learning).
+            from_logits: `act` reads the backbone's logits (n, vocab) at every position and gives tokens, not latents.
         """
         self.clear()
         waiting = list(reversed([(r, self.prompter.encode(r.problem)) for r in requests]))
         longest = max((len(p) for _, p in waiting), default=0)
-        if longest > self.max_prompt_tokens:
+        if longest > self.kv.capacity - self.max_new_tokens:
             self._allocate(longest)
         rows: list[_Row] = []
         while waiting or rows:
@@ -164,17 +190,14 @@ class RolloutEngine:
                 new = [waiting.pop() for _ in range(min(self.free, len(waiting)))]
                 self.admit([prompt for _, prompt in new])
                 rows += [_Row(request, self.max_new_tokens) for request, _ in new]
-            asked = self.options.decision if skip_forced else torch.ones_like(self.lengths, dtype=torch.bool)
-            latents = torch.zeros(len(rows), dtype=torch.long, device=self.device)
-            at = asked.nonzero()[:, 0]
-            if len(at):
-                uniforms = torch.tensor([rows[i].uniform() for i in at.tolist()], device=self.device)
-                hidden, mask = self.hidden[at], self.options.mask[at]
-                z, log_probs = act(hidden, mask, uniforms)
-                latents[at] = z
-                for j, i in enumerate(at.tolist()):
-                    rows[i].decide(hidden[j] if keep_hidden else None, mask[j], z[j], log_probs[j])
-            tokens = self.options.tokens.gather(1, latents[:, None])[:, 0]
+            if from_logits:
+                asked = torch.zeros_like(self.lengths, dtype=torch.bool)
+                latents = torch.zeros_like(self.lengths)
+                tokens = act(self.logits, self.options.mask, self._uniforms(rows))[0]
+            else:
+                asked = self.options.decision if skip_forced else torch.ones_like(self.lengths, dtype=torch.bool)
+                latents = self._ask(rows, asked.nonzero()[:, 0], act, keep_hidden)
+                tokens = self.options.tokens.gather(1, latents[:, None])[:, 0]
             for row, token, z, was_asked in zip(rows, tokens.tolist(), latents.tolist(), asked.tolist(), strict=True):
                 row.append(token, z if was_asked else -1, self.backbone.eos_ids)
             done = torch.tensor([bool(row.episode.stop) for row in rows], device=self.device)
@@ -187,6 +210,21 @@ class RolloutEngine:
                 rows = [rows[i] for i in order.tolist()]
             if rows:
                 self.advance(tokens)
+
+    def _uniforms(self, rows: list["_Row"]) -> Tensor:
+        return torch.tensor([row.uniform() for row in rows], device=self.device)
+
+    def _ask(self, rows: list["_Row"], at: Tensor, act: Act, keep_hidden: bool) -> Tensor:
+        """Latents (n,) of all rows: what `act` chooses for the rows `at`, zero elsewhere."""
+        latents = torch.zeros(len(rows), dtype=torch.long, device=self.device)
+        if len(at):
+            asked = [rows[i] for i in at.tolist()]
+            hidden, mask = self.hidden[at], self.options.mask[at]
+            z, log_probs = act(hidden, mask, self._uniforms(asked))
+            latents[at] = z
+            for j, row in enumerate(asked):
+                row.decide(hidden[j] if keep_hidden else None, mask[j], z[j], log_probs[j])
+        return latents
 
 
 class _Row:

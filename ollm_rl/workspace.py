@@ -11,6 +11,7 @@ from torch import Tensor
 from ollm_rl.backbone import Backbone
 from ollm_rl.engine import Act, Request, RolloutEngine
 from ollm_rl.plugin import OptionLM, PlugIn
+from ollm_rl.progress import Bar
 from ollm_rl.prompts import Prompter
 from ollm_rl.reward import Verifier
 from ollm_rl.tasks import Problem, Task
@@ -48,12 +49,20 @@ class Workspace:
         return self.task.problems(split, n, seed)
 
     def rollout(
-        self, requests: Sequence[Request], act: Act, skip_forced: bool = True, keep_hidden: bool = True
+        self,
+        requests: Sequence[Request],
+        act: Act,
+        skip_forced: bool = True,
+        keep_hidden: bool = True,
+        from_logits: bool = False,
+        bar: Bar | None = None,
     ) -> list[Episode]:
-        """Whole episodes with their rewards, in the order of the requests."""
+        """Whole episodes with their rewards, in the order of the requests; the arguments are the engine's."""
         place = {id(r): i for i, r in enumerate(requests)}
         found: list[Episode | None] = [None] * len(requests)
-        for request, episode in self.engine.rollout(requests, act, skip_forced, keep_hidden):
+        for request, episode in self.engine.rollout(requests, act, skip_forced, keep_hidden, from_logits):
+            if bar is not None:
+                bar.advance()
             found[place[id(request)]] = episode
         episodes = [e for e in found if e is not None]
         self.judge(episodes)

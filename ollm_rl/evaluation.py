@@ -1,0 +1,100 @@
+"""Evaluation of an agent on held-out problems: accuracy with its interval, sampled accuracy, misbehaviour."""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ollm_rl.engine import Request
+from ollm_rl.progress import track
+from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace, acting
+
+
+@dataclass
+class Evaluation:
+    """A row of `results.json`, the greedy episodes (one per problem) and the sampled ones (k per problem)."""
+
+    row: dict
+    greedy: list[Episode]
+    sampled: list[Episode]
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95% score interval of a proportion (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, z * z
+    centre, spread = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z2 / n)), min(1.0, (centre + spread) / (1 + z2 / n))
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of solving a problem in k tries from c successes in n (Chen et al. 2021, eq. 1)."""
+    return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def misbehaviour(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Shares of texts without an answer, with repetition, and with letters of a foreign script."""
+    n = max(len(episodes), 1)
+    return {
+        "no_answer_rate": sum(e.answer is None for e in episodes) / n,
+        "repetition_rate": sum(repeats(e.text) for e in episodes) / n,
+        "foreign_script_rate": sum(foreign_script(e.text) for e in episodes) / n,
+    }
+
+
+def repeats(text: str, size: int = 6, times: int = 3) -> bool:
+    """Some run of `size` words or signs occurs at least `times` times."""
+    words = re.findall(r"\w+|\S", text)
+    runs = Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
+    return bool(runs) and max(runs.values()) >= times
+
+
+def foreign_script(text: str) -> bool:
+    """A letter that is neither Latin nor Greek (mathematics uses both)."""
+    names = (unicodedata.name(c, "") for c in text if c.isalpha() and ord(c) > 127)
+    return any(not name.startswith(("LATIN", "GREEK", "MATHEMATICAL", "MICRO", "SCRIPT", "DOUBLE-STRUCK")) for name in names)
+
+
+def evaluate(workspace: Workspace, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0) -> Evaluation:
+    """One greedy answer and k sampled ones for every problem.
+
+    The seeds of the episodes depend on `seed` and the problem's place only, so agents are compared on equal terms.
+    """
+    draw = np.random.default_rng((seed, len(problems)))
+    seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
+    first = [Request(p, s[0]) for p, s in zip(problems, seeds, strict=True)]
+    many = [Request(p, x) for p, s in zip(problems, seeds, strict=True) for x in s[1:]]
+    from_logits = bool(getattr(agent, "acts_on_logits", False))
+    groups = []
+    with track(f"evaluate {name}", len(first) + len(many), "episodes") as bar:
+        for requests, deterministic in ((first, True), (many, False)):
+            act = acting(agent, deterministic)
+            groups.append(workspace.rollout(requests, act, keep_hidden=False, from_logits=from_logits, bar=bar))
+    greedy, sampled = groups
+    return Evaluation(results_row(name, greedy, sampled, k), greedy, sampled)
+
+
+def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int) -> dict:
+    """The evaluation's figures under the names of `results.json`."""
+    n = len(greedy)
+    solved = sum(e.reward for e in greedy)
+    correct = np.array([e.reward for e in sampled]).reshape(n, -1).sum(1).astype(int) if sampled else np.zeros(0, int)
+    passes = [pass_at_k(k, int(c), k) for c in correct]
+    return {
+        "agent": name,
+        "n_problems": n,
+        "accuracy": solved / max(n, 1),
+        "accuracy_ci95": list(wilson(solved, n)),
+        f"avg_at_{k}": float(correct.mean() / k) if len(correct) else None,
+        f"pass_at_{k}": float(np.mean(passes)) if passes else None,
+        "mean_length": float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
+        "mean_decisions": float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
+        **misbehaviour(greedy),
+    }

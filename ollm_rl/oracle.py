@@ -1,0 +1,226 @@
+"""The oracle: search over latents with the verifier at the leaves. What could the best latents reach?
+
+`best_first` enumerates texts in the order of a policy's cumulative log-probability, without repeating one: from
+every text found, the choices not taken at its decision points become branches; the likeliest branch is followed
+to its end by the policy's first choices. `best_of_n` samples the policy. Both stop a problem when it is solved
+or its token budget is spent, and all problems run side by side in one engine.
+
+Budgets count generated tokens. A branch's own beginning is prefilled again in one pass rather than decoded; those
+tokens are counted apart (`recomputed_tokens`).
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ollm_rl.engine import Request
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation import misbehaviour, wilson
+from ollm_rl.progress import Bar, track
+from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace
+
+SEARCHES = ("best_first", "best_of_n")
+CURVE = (25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+
+
+@dataclass
+class Search:
+    """One problem's search.
+
+    Attributes:
+        spent: generated tokens; when `solution` is set, those spent until it was found.
+        tried: texts that were judged.
+    """
+
+    problem: Problem
+    prompt: list[int]
+    spent: int = 0
+    recomputed: int = 0
+    tried: int = 0
+    solution: Episode | None = None
+    frontier: list[tuple[float, int, list[int], list[int]]] = field(default_factory=list)
+    serial: int = 0  # breaks ties between equally likely branches
+
+    def push(self, log_prob: float, tokens: list[int], latents: list[int]) -> None:
+        self.serial += 1
+        heapq.heappush(self.frontier, (-log_prob, self.serial, tokens, latents))
+
+    def open(self, budget: int) -> bool:
+        return self.solution is None and self.spent < budget and bool(self.frontier)
+
+
+@dataclass
+class Branch:
+    """A text under way: its tokens and latents so far, and the log-probability of its choices."""
+
+    search: Search
+    tokens: list[int]
+    latents: list[int]
+    log_prob: float
+    stop: str = ""
+
+
+class Oracle:
+    """Search with a policy's log-probabilities.
+
+    Args:
+        policy: hidden (n, d), mask (n, K) -> log-probabilities (n, K), such as `LatentPolicy`.
+        search: `best_first` or `best_of_n`.
+        budget: generated tokens per problem.
+        width: branches of one problem that are followed at the same time.
+    """
+
+    def __init__(self, workspace: Workspace, policy, search: str = "best_first", budget: int = 1000, width: int = 4):
+        if search not in SEARCHES:
+            raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(SEARCHES)}")
+        if budget < 1 or width < 1:
+            raise ConfigurationError(f"oracle: expected budget and width of at least 1, got {budget} and {width}")
+        self.workspace, self.policy = workspace, policy
+        self.search, self.budget, self.width = search, budget, width
+
+    def solve(self, problems: Sequence[Problem], seed: int = 0) -> list[Search]:
+        """Search all problems; the searches in their order."""
+        prompter = self.workspace.prompter
+        searches = [Search(p, prompter.encode(p)) for p in problems]
+        with track(f"oracle {self.search}", len(searches), "problems") as bar:
+            if self.search == "best_first":
+                self._best_first(searches, bar)
+            else:
+                self._best_of_n(searches, seed, bar)
+        return searches
+
+    # best first -----------------------------------------------------------------------------------------------
+
+    def _best_first(self, searches: list[Search], bar: Bar) -> None:
+        for search in searches:
+            search.push(0.0, [], [])
+        waiting = list(searches)
+        while waiting:
+            wave = waiting[: self.workspace.engine.num_slots]
+            branches = []
+            for search in wave:
+                for _ in range(self.width if search.tried else 1):
+                    if search.frontier and len(branches) < self.workspace.engine.num_slots:
+                        cost, _, tokens, latents = heapq.heappop(search.frontier)
+                        branches.append(Branch(search, list(tokens), list(latents), -cost))
+            self._follow(branches)
+            for branch in branches:
+                self._judge(branch)
+            # Problems that had their turn go to the back of the queue.
+            again = [s for s in wave if s.open(self.budget)]
+            bar.advance(len(wave) - len(again), f"{sum(s.solution is not None for s in searches)} solved")
+            waiting = waiting[len(wave) :] + again
+
+    @torch.inference_mode()
+    def _follow(self, branches: list[Branch]) -> None:
+        """Run branches to their ends by first choices, leaving the other choices in the frontiers."""
+        engine = self.workspace.engine
+        engine.clear()
+        active = [b for b in branches if not self._ended(b)]
+        if not active:
+            return
+        engine.admit([b.search.prompt + b.tokens for b in active])
+        for branch in active:
+            branch.search.recomputed += len(branch.tokens)
+        while active:
+            options, deciding = engine.options, engine.options.decision.tolist()
+            log_probs = self.policy(engine.hidden, options.mask)
+            best = log_probs.argmax(-1)
+            chosen = options.tokens.gather(1, best[:, None])[:, 0]
+            scores, latents, tokens = log_probs.tolist(), best.tolist(), options.tokens.tolist()
+            masks = options.mask.tolist()
+            for i, branch in enumerate(active):
+                if deciding[i]:
+                    self._leave_others(branch, latents[i], tokens[i], scores[i], masks[i])
+                    branch.log_prob += scores[i][latents[i]]
+                branch.tokens.append(tokens[i][latents[i]])
+                branch.latents.append(latents[i] if deciding[i] else -1)
+                branch.search.spent += 1
+            done = torch.tensor([self._ended(b) for b in active], device=engine.device)
+            if done.any():
+                order = engine.release(done)
+                active, chosen = [active[i] for i in order.tolist()], chosen[order]
+            if active:
+                engine.advance(chosen)
+
+    def _leave_others(self, branch: Branch, taken: int, tokens: list[int], scores: list[float], mask: list[bool]) -> None:
+        for z, allowed in enumerate(mask):
+            if allowed and z != taken:
+                latents = [*branch.latents, z]
+                branch.search.push(branch.log_prob + scores[z], [*branch.tokens, tokens[z]], latents)
+
+    def _ended(self, branch: Branch) -> bool:
+        if branch.tokens and branch.tokens[-1] in self.workspace.backbone.eos_ids:
+            branch.stop = "eos"
+        elif len(branch.tokens) >= self.workspace.engine.max_new_tokens:
+            branch.stop = "length"
+        return bool(branch.stop)
+
+    def _judge(self, branch: Branch) -> None:
+        search = branch.search
+        search.tried += 1
+        episode = Episode(search.problem, 0, branch.tokens, branch.latents, branch.stop)
+        episode.text = self.workspace.prompter.decode(branch.tokens)
+        self.workspace.judge([episode])
+        if episode.reward and search.solution is None:
+            search.solution = episode
+
+    # best of n ------------------------------------------------------------------------------------------------
+
+    def _best_of_n(self, searches: list[Search], seed: int, bar: Bar) -> None:
+        draw = np.random.default_rng((seed, len(searches)))
+
+        def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = self.policy(hidden, mask)
+            cumulative = log_probs.exp().cumsum(-1)
+            z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+            z = z.clamp_max(log_probs.shape[1] - 1)
+            return z, log_probs.gather(1, z[:, None])[:, 0]
+
+        still = list(searches)
+        while still:
+            requests = [Request(s.problem, int(draw.integers(2**31))) for s in still for _ in range(self.width)]
+            episodes = self.workspace.rollout(requests, torch.inference_mode()(act), keep_hidden=False)
+            for i, episode in enumerate(episodes):
+                search = still[i // self.width]
+                if search.solution is None:
+                    search.spent += len(episode.tokens)
+                    search.tried += 1
+                    search.solution = episode if episode.reward else None
+            left = [s for s in still if s.solution is None and s.spent < self.budget]
+            bar.advance(len(still) - len(left), f"{sum(s.solution is not None for s in searches)} solved")
+            still = left
+
+
+def summarise(searches: Sequence[Search], search: str, budget: int) -> tuple[dict, list[dict]]:
+    """The oracle's row of `results.json`, and its solved share at growing budgets."""
+    n = len(searches)
+    solved = [s for s in searches if s.solution is not None]
+    row = {
+        "agent": "oracle",
+        "search": search,
+        "n_problems": n,
+        "budget": budget,
+        "accuracy": len(solved) / max(n, 1),
+        "accuracy_ci95": list(wilson(len(solved), n)),
+        "avg_at_8": None,
+        "pass_at_8": None,
+        "mean_tokens": float(np.mean([s.spent for s in searches])),
+        "recomputed_tokens": float(np.mean([s.recomputed for s in searches])),
+        "mean_tried": float(np.mean([s.tried for s in searches])),
+        **misbehaviour([s.solution for s in solved if s.solution is not None]),
+        "train_episodes": 0,
+        "train_tokens": 0,
+        "train_seconds": 0.0,
+    }
+    curve = []
+    for limit in [b for b in CURVE if b < budget] + [budget]:
+        within = sum(s.spent <= limit for s in solved)
+        curve.append({"budget": limit, "solved": within / max(n, 1), "ci95": list(wilson(within, n))})
+    return row, curve
