@@ -153,7 +153,13 @@ class GRPO(PolicyAgent):
                 reference = prior[rows].gather(1, data.z[rows, None])[:, 0]
                 old = data.log_probs[rows]
                 losses = grpo_loss(
-                    new, old, advantage[rows], self.epsilon, self.epsilon_high, reference if self.beta else None, self.beta
+                    new,
+                    old,
+                    advantage[rows],
+                    self.epsilon,
+                    self.epsilon_high,
+                    reference if self.beta else None,
+                    self.beta,
                 )
                 with torch.no_grad():
                     ratio = (new - old).exp()

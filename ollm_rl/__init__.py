@@ -1,0 +1,3 @@
+"""Reinforcement learning for latent policies over option language models."""
+
+__version__ = "0.1.0"

@@ -10,6 +10,8 @@ Two phases, both on cached hidden states and on a shortlist, so the backbone doe
      *canonical* option, the lowest-numbered that decodes to it.
    * If none does, the duplicate that is closest is recruited: an option that decodes to what a lower-numbered
      one gives anyway, so nothing is lost by moving it. Only where all K differ must the closest one move.
+   * Option 0 also learns every gold token (weight `anchor`): it becomes the single best guess, which makes the
+     prior's task easy, and the others become its alternatives.
 
    Objective `expected` is the paper's: q is the encoder's output, and the encoder is trained through it, with a
    penalty where its KL to the uniform distribution exceeds `kl_target` (0.2 nats).
@@ -52,6 +54,7 @@ class ConversionConfig:
         num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
         epochs, prior_epochs: passes of phase 1 and 2.
         hardness: share of the canonical option in q (objective `cover`).
+        anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
         kl_target, kl_weight: of the encoder to the uniform distribution (objective `expected`).
     """
 
@@ -64,7 +67,8 @@ class ConversionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     prior_dropout: float = 0.1
-    hardness: float = 0.5
+    hardness: float = 0.1
+    anchor: float = 1.0
     kl_target: float = 0.2
     kl_weight: float = 0.02
     seed: int = 0
@@ -75,7 +79,9 @@ class ConversionConfig:
             raise ConfigurationError(f"convert.objective={self.objective!r}; expected 'cover' or 'expected'")
 
 
-def plugin_for(backbone: Backbone, prompter: Prompter, task: Task, config: ConversionConfig) -> tuple[PlugIn, dict, Path]:
+def plugin_for(
+    backbone: Backbone, prompter: Prompter, task: Task, config: ConversionConfig
+) -> tuple[PlugIn, dict, Path]:
     """The plug-in of this backbone, task and configuration: from the cache, or converted now.
 
     Returns:
@@ -148,9 +154,13 @@ def _train_decoder(
             log_prior = plugin.prior_logits(batch.hidden).log_softmax(-1)
             log_q = plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1)
             if config.objective == "cover":
-                q, latent = _responsible(logits.detach(), batch.target, ce.detach(), log_prior.detach(), config.hardness)
+                q, latent = _responsible(
+                    logits.detach(), batch.target, ce.detach(), log_prior.detach(), config.hardness
+                )
                 learnt = F.one_hot(latent, plugin.num_options).float()
-                loss = (q * ce).sum(-1).mean() - (learnt * (log_prior + log_q)).sum(-1).mean()
+                loss = ((q * ce).sum(-1) + config.anchor * ce[:, 0]).mean() - (learnt * (log_prior + log_q)).sum(
+                    -1
+                ).mean()
             else:
                 q = log_q.exp()
                 kl = (q * (log_q + math.log(plugin.num_options))).sum(-1).mean()
@@ -188,8 +198,7 @@ def _train_prior(
     plugin.prior = mlp(size, width, plugin.num_options).to(backbone.device)
     plugin.encoder = mlp(2 * size, width, plugin.num_options).to(backbone.device)
     parameters = [*plugin.prior.parameters(), *plugin.encoder.parameters()]
-    hit = _decoded(backbone, plugin, states) == states.target[:, None]
-    covered, latent = hit.any(-1).float(), hit.float().argmax(-1)
+    covered, latent = canonical_labels(backbone, plugin, states)
     config = replace(config, batch_size=config.batch_size // 2)
     optimizer, schedule, batches = _optimizer(parameters, len(states), config, config.prior_epochs)
     with track("prior", total=len(batches), unit="steps") as bar:
@@ -212,6 +221,12 @@ def _train_prior(
             optimizer.step()
             schedule.step()
             bar.advance()
+
+
+def canonical_labels(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> tuple[Tensor, Tensor]:
+    """Whether some option decodes to the gold token (N,) float, and the lowest-numbered that does (N,)."""
+    hit = _decoded(backbone, plugin, states) == states.target[:, None]
+    return hit.any(-1).float(), hit.float().argmax(-1)
 
 
 def _optimizer(parameters, n: int, config: ConversionConfig, epochs: int):

@@ -44,7 +44,12 @@ class RolloutEngine:
     """
 
     def __init__(
-        self, lm: OptionLM, prompter: Prompter, num_slots: int = 128, max_new_tokens: int = 48, max_prompt_tokens: int = 64
+        self,
+        lm: OptionLM,
+        prompter: Prompter,
+        num_slots: int = 128,
+        max_new_tokens: int = 48,
+        max_prompt_tokens: int = 64,
     ):
         if num_slots < 1 or max_new_tokens < 1:
             raise ConfigurationError(
@@ -137,7 +142,9 @@ class RolloutEngine:
             self.hidden, self.logits, self.options, self.lengths = hidden, logits, options, lengths
             return
         for mine, theirs in zip(
-            (self.lengths, self.hidden, self.logits, self.options.tokens, self.options.mask), [lengths, *new], strict=True
+            (self.lengths, self.hidden, self.logits, self.options.tokens, self.options.mask),
+            [lengths, *new],
+            strict=True,
         ):
             mine[rows] = theirs
 

@@ -59,10 +59,14 @@ def repeats(text: str, size: int = 6, times: int = 3) -> bool:
 def foreign_script(text: str) -> bool:
     """A letter that is neither Latin nor Greek (mathematics uses both)."""
     names = (unicodedata.name(c, "") for c in text if c.isalpha() and ord(c) > 127)
-    return any(not name.startswith(("LATIN", "GREEK", "MATHEMATICAL", "MICRO", "SCRIPT", "DOUBLE-STRUCK")) for name in names)
+    return any(
+        not name.startswith(("LATIN", "GREEK", "MATHEMATICAL", "MICRO", "SCRIPT", "DOUBLE-STRUCK")) for name in names
+    )
 
 
-def evaluate(workspace: Workspace, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0) -> Evaluation:
+def evaluate(
+    workspace: Workspace, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
+) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
     The seeds of the episodes depend on `seed` and the problem's place only, so agents are compared on equal terms.

@@ -141,5 +141,11 @@ def _batch_states(backbone: Backbone, prefix: KVCache | None, batch: list, short
         parts.append((torch.cat([ids, x[:, None]], 1).int(), torch.cat([top.float(), extra], 1), target, entropy))
     ids, logits, target, entropy = (torch.cat(p) for p in zip(*parts, strict=True))
     return dict(
-        hidden=hidden, gold=target_ids, ids=ids, logits=logits, target=target, entropy=entropy, owner=torch.tensor(owner)
+        hidden=hidden,
+        gold=target_ids,
+        ids=ids,
+        logits=logits,
+        target=target,
+        entropy=entropy,
+        owner=torch.tensor(owner),
     )

@@ -149,7 +149,9 @@ class Oracle:
             if active:
                 engine.advance(chosen)
 
-    def _leave_others(self, branch: Branch, taken: int, tokens: list[int], scores: list[float], mask: list[bool]) -> None:
+    def _leave_others(
+        self, branch: Branch, taken: int, tokens: list[int], scores: list[float], mask: list[bool]
+    ) -> None:
         for z, allowed in enumerate(mask):
             if allowed and z != taken:
                 latents = [*branch.latents, z]

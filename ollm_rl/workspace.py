@@ -2,19 +2,20 @@
 
 import inspect
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ollm_rl.backbone import Backbone
+from ollm_rl.backbone import Backbone, load_backbone
+from ollm_rl.conversion import ConversionConfig, plugin_for
 from ollm_rl.engine import Act, Request, RolloutEngine
 from ollm_rl.plugin import OptionLM, PlugIn
 from ollm_rl.progress import Bar
 from ollm_rl.prompts import Prompter
 from ollm_rl.reward import Verifier
-from ollm_rl.tasks import Problem, Task
+from ollm_rl.tasks import Problem, Task, make_task
 from ollm_rl.trajectory import Episode
 
 
@@ -43,7 +44,12 @@ class Workspace:
 
     @cached_property
     def engine(self) -> RolloutEngine:
-        return RolloutEngine(self.lm, self.prompter, **self.engine_settings)
+        """The engine that training, evaluation and oracle share."""
+        return self.new_engine()
+
+    def new_engine(self, **settings: Any) -> RolloutEngine:
+        """An engine of its own (for an environment), with `settings` over the workspace's."""
+        return RolloutEngine(self.lm, self.prompter, **(self.engine_settings | settings))
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         return self.task.problems(split, n, seed)
@@ -94,3 +100,35 @@ def acting(agent, deterministic: bool) -> Act:
         return z.long(), torch.zeros(len(z), device=hidden.device)
 
     return act
+
+
+@cache
+def shared_backbone(name: str, dtype: str, device: str = "auto") -> Backbone:
+    """One backbone per process and name, however many environments use it."""
+    return load_backbone(name, dtype, device)
+
+
+def open_workspace(
+    backbone: str = "smollm2",
+    task: str | dict = "chain_sum",
+    plugin: str | None = None,
+    dtype: str = "auto",
+    seed: int = 0,
+    engine: dict[str, Any] | None = None,
+    convert: ConversionConfig | None = None,
+) -> Workspace:
+    """Load or make everything that a name stands for.
+
+    Args:
+        backbone: `smollm2`, `tiny`, a local directory or a Hugging Face id.
+        task: a task's name, or its settings with the name under `name`.
+        plugin: directory of a plug-in; None for the default one of this backbone and task, converted on first use.
+    """
+    lm = shared_backbone(backbone, dtype)
+    settings = {"name": task} if isinstance(task, str) else dict(task)
+    problems = make_task(**settings)
+    if plugin is not None:
+        options = PlugIn.from_pretrained(plugin, lm)
+    else:
+        options = plugin_for(lm, Prompter.for_task(lm, problems), problems, convert or ConversionConfig())[0]
+    return Workspace(lm, options, problems, engine, seed)

@@ -1,0 +1,69 @@
+"""The clean reference: what a policy on the same options does if it imitates good solutions only.
+
+Not a learner from rewards: it is told which training solutions are careful. It marks what imitation could reach
+with perfect data, and is therefore a line to compare reinforcement learning with.
+"""
+
+import time
+
+import torch
+from torch.nn import functional as F
+
+from agents.base import LatentPolicy, PolicyAgent
+from ollm_rl.conversion import ConversionConfig, canonical_labels
+from ollm_rl.errors import DataError
+from ollm_rl.hidden_cache import cached_hidden_states
+from ollm_rl.progress import track
+from ollm_rl.runs import Run
+from ollm_rl.workspace import Workspace
+
+
+class Reference(PolicyAgent):
+    """Imitation of the solutions whose column `column` equals `value`.
+
+    Args:
+        num_solutions, seed: as in the conversion, so that its cached hidden states are reused.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        num_solutions: int = ConversionConfig.num_solutions,
+        seed: int = 0,
+        column: str = "style",
+        value: str = "steps",
+        epochs: int = 6,
+        learning_rate: float = 5e-4,
+        dropout: float = 0.1,
+    ):
+        super().__init__(workspace)
+        self.policy = LatentPolicy.from_prior(workspace.plugin)
+        self.num_solutions, self.seed, self.column, self.value = num_solutions, seed, column, value
+        self.epochs, self.learning_rate, self.dropout = epochs, learning_rate, dropout
+
+    def learn(self, run: Run) -> dict:
+        start = time.monotonic()
+        space = self.workspace
+        problems = space.problems("sft", self.num_solutions, self.seed)
+        clean = torch.tensor([p.extra.get(self.column) == self.value for p in problems])
+        if not clean.any():
+            raise DataError(
+                f"agent=reference found no solution with {self.column}={self.value!r} in task '{space.task.name}'. "
+                "Set agent.column and agent.value to a column that marks the good solutions."
+            )
+        states = cached_hidden_states(space.backbone, space.prompter, problems, space.plugin.config.shortlist)
+        states = states.select(clean[states.owner])
+        covered, latent = canonical_labels(space.backbone, space.plugin, states)
+        optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
+        generator = torch.Generator().manual_seed(space.seed)
+        with track("reference", self.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(space.seed)
+            for _ in range(self.epochs):
+                for rows in torch.randperm(len(states), generator=generator).split(512):
+                    x = F.dropout(self.policy.standardize(states.hidden[rows].to(space.backbone.device)), self.dropout)
+                    losses = F.cross_entropy(self.policy.net(x), latent[rows].to(x.device), reduction="none")
+                    optimizer.zero_grad()
+                    (losses * covered[rows].to(x.device)).mean().backward()
+                    optimizer.step()
+                bar.advance()
+        return {"train_episodes": 0, "train_tokens": 0, "train_seconds": time.monotonic() - start}

@@ -1,0 +1,195 @@
+"""The natively batched environment: one backbone, n episodes, one forward pass a step."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from ollm_rl.errors import ConfigurationError, DataError
+from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace, open_workspace
+
+
+class LatentReasoningVectorEnv(VectorEnv):
+    """`num_envs` episodes at once; action: a latent; reward: 1.0 at the end if the verifier accepts the answer.
+
+    An ended episode starts anew at the next step, whose action is ignored for it (autoreset NEXT_STEP). Problems are
+    drawn by each episode's own generator: sub-environment i of `reset(seed=s)` plays what the single
+    environment plays after `reset(seed=s + i)`.
+
+    Args:
+        backbone, task, plugin, dtype: see `ollm_rl.workspace.open_workspace`.
+        split, num_problems, problem_seed: where problems come from.
+        max_new_tokens: the token budget; an episode that spends it is truncated.
+        skip_forced: run on through positions where all options decode to one token.
+        action_mask: observe `{"observation", "action_mask"}`; the mask hides duplicates of lower-numbered options.
+        workspace: an open workspace to share instead of the first three.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi"]}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        backbone: str = "smollm2",
+        task: str | dict = "chain_sum",
+        plugin: str | None = None,
+        dtype: str = "auto",
+        split: str = "train",
+        num_problems: int = 1000,
+        problem_seed: int = 0,
+        max_new_tokens: int = 48,
+        skip_forced: bool = True,
+        action_mask: bool = False,
+        render_mode: str | None = None,
+        workspace: Workspace | None = None,
+    ):
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.workspace = workspace or open_workspace(backbone, task, plugin, dtype)
+        self.skip_forced, self.action_mask = skip_forced, action_mask
+        self.problems = self.workspace.problems(split, num_problems, problem_seed)
+        if not self.problems:
+            raise DataError(f"task '{self.workspace.task.name}' has no problems in split '{split}'")
+        self.prompts = [self.workspace.prompter.encode(p) for p in self.problems]
+        longest = max(map(len, self.prompts))
+        self.engine = self.workspace.new_engine(
+            num_slots=num_envs, max_new_tokens=max_new_tokens, max_prompt_tokens=longest
+        )
+        d, k = self.workspace.backbone.hidden_size, self.workspace.lm.num_options
+        hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
+        self.single_observation_space = hidden
+        if action_mask:
+            mask = gymnasium.spaces.Box(0, 1, (k,), np.int8)
+            self.single_observation_space = gymnasium.spaces.Dict({"observation": hidden, "action_mask": mask})
+        self.single_action_space = gymnasium.spaces.Discrete(k)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.episodes: list[Episode] = []
+        self.decisions = np.zeros(num_envs, dtype=int)
+        self.ended = np.zeros(num_envs, dtype=bool)
+        self.generators = [np.random.default_rng() for _ in range(num_envs)]
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
+        """Start all episodes. `options={"problem": i}` (or a list of n) names problems instead of drawing them."""
+        if seed is not None:
+            seeds = seed if isinstance(seed, list) else [seed + i for i in range(self.num_envs)]
+            self.generators = [
+                old if s is None else np.random.default_rng(s) for old, s in zip(self.generators, seeds, strict=True)
+            ]
+        chosen = (options or {}).get("problem")
+        named = chosen if isinstance(chosen, list) else [chosen] * self.num_envs
+        self.episodes = [Episode(self._draw(i, named[i])) for i in range(self.num_envs)]
+        self.ended[:] = False
+        self.decisions[:] = 0
+        self.engine.clear()
+        self.engine.admit([self.prompts[int(e.problem.extra["#"])] for e in self.episodes])
+        if self.skip_forced:
+            self._run_on(range(self.num_envs))
+        return self._observe(), self._problem_info(range(self.num_envs))
+
+    def step(self, actions):
+        """Give every running episode a latent (n,)."""
+        actions = np.asarray(actions).reshape(-1)
+        k = self.single_action_space.n
+        if len(actions) != self.num_envs or actions.min() < 0 or actions.max() >= k:
+            raise ConfigurationError(f"expected {self.num_envs} actions from 0 to {k - 1}, got {actions.tolist()}")
+        rewards = np.zeros(self.num_envs, dtype=np.float64)
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        fresh = np.flatnonzero(self.ended).tolist()
+        running = np.flatnonzero(~self.ended).tolist()
+        infos: dict[str, Any] = {}
+        if fresh:
+            for i in fresh:
+                self.episodes[i] = Episode(self._draw(i, None))
+            self.ended[fresh], self.decisions[fresh] = False, 0
+            prompts = [self.prompts[int(self.episodes[i].problem.extra["#"])] for i in fresh]
+            self.engine.replace(torch.tensor(fresh, device=self.engine.device), prompts)
+            infos = self._problem_info(fresh)
+        self._feed(running, actions[running].tolist())
+        if self.skip_forced:
+            self._run_on([i for i in [*running, *fresh] if not self.episodes[i].stop])
+        done = [i for i in range(self.num_envs) if self.episodes[i].stop]
+        for i in done:
+            self.ended[i] = True
+            terminated[i] = self.episodes[i].stop == "eos"
+            truncated[i] = self.episodes[i].stop == "length"
+        self._finish(done, rewards, infos)
+        return self._observe(), rewards, terminated, truncated, infos
+
+    def render(self):
+        """The texts so far."""
+        return tuple(self.workspace.prompter.decode(e.tokens) for e in self.episodes)
+
+    def _draw(self, i: int, named: int | None) -> Problem:
+        at = int(self.generators[i].integers(len(self.problems))) if named is None else int(named)
+        problem = self.problems[at]
+        extra = {**problem.extra, "#": at}
+        return Problem(problem.id, problem.problem, problem.answer, problem.solution, extra)
+
+    def _feed(self, rows: list[int], latents: list[int]) -> None:
+        """One token for each of `rows`; rows whose episode ends are not advanced."""
+        if not rows:
+            return
+        tokens, deciding = self.engine.options.tokens, self.engine.options.decision.tolist()
+        on, fed = [], []
+        for i, z in zip(rows, latents, strict=True):
+            episode, token = self.episodes[i], int(tokens[i, z])
+            episode.tokens.append(token)
+            episode.latents.append(z if deciding[i] else -1)
+            self.decisions[i] += deciding[i]
+            if token in self.workspace.backbone.eos_ids:
+                episode.stop = "eos"
+            elif len(episode.tokens) == self.engine.max_new_tokens:
+                episode.stop = "length"
+            if not episode.stop:
+                on.append(i)
+                fed.append(token)
+        if on:
+            device = self.engine.device
+            every = len(on) == self.num_envs
+            self.engine.advance(torch.tensor(fed, device=device), None if every else torch.tensor(on, device=device))
+
+    def _run_on(self, rows) -> None:
+        """Feed forced tokens until every one of `rows` stands at a decision point or has ended."""
+        waiting = list(rows)
+        while True:
+            deciding = self.engine.options.decision.tolist()
+            waiting = [i for i in waiting if not self.episodes[i].stop and not deciding[i]]
+            if not waiting:
+                return
+            self._feed(waiting, [0] * len(waiting))
+
+    def _observe(self):
+        hidden = self.engine.hidden.float().cpu().numpy()
+        if not self.action_mask:
+            return hidden
+        return {"observation": hidden, "action_mask": self.engine.options.mask.to(torch.int8).cpu().numpy()}
+
+    def _problem_info(self, rows) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for i in rows:
+            problem = self.episodes[i].problem
+            infos = self._add_info(infos, {"problem_id": problem.id, "problem": problem.problem}, i)
+        return infos
+
+    def _finish(self, done: list[int], rewards: np.ndarray, infos: dict[str, Any]) -> None:
+        for i in done:
+            episode = self.episodes[i]
+            episode.text = self.workspace.prompter.decode(episode.tokens)
+            self.workspace.judge([episode])
+            rewards[i] = episode.reward
+            facts = {
+                "problem_id": episode.problem.id,
+                "problem": episode.problem.problem,
+                "text": episode.text,
+                "answer": episode.answer or "",
+                "correct": bool(episode.reward),
+                "num_tokens": len(episode.tokens),
+                "num_decisions": int(self.decisions[i]),
+            }
+            infos.update(self._add_info(infos, facts, i))

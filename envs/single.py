@@ -1,0 +1,47 @@
+"""The environment of one episode: the batched one with n = 1."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from envs.batched import LatentReasoningVectorEnv
+
+
+class LatentReasoningEnv(gymnasium.Env):
+    """One problem an episode; the arguments are those of `LatentReasoningVectorEnv` without `num_envs`."""
+
+    metadata = {"render_modes": ["ansi"]}
+
+    def __init__(self, render_mode: str | None = None, **settings: Any):
+        self.render_mode = render_mode
+        self.batch = LatentReasoningVectorEnv(num_envs=1, **settings)
+        self.observation_space = self.batch.single_observation_space
+        self.action_space = self.batch.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.batch.generators = [self.np_random]  # the stream of default_rng(seed), as in the batched one
+        observation, infos = self.batch.reset(options=options)
+        return self._first(observation), _only(infos)
+
+    def step(self, action):
+        observation, rewards, terminated, truncated, infos = self.batch.step(np.array([action]))
+        return self._first(observation), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
+
+    def render(self):
+        return self.batch.render()[0] if self.render_mode == "ansi" else None
+
+    def close(self) -> None:
+        self.batch.close()
+
+    def _first(self, observation):
+        if isinstance(observation, dict):
+            return {name: value[0] for name, value in observation.items()}
+        return observation[0]
+
+
+def _only(infos: dict[str, Any]) -> dict[str, Any]:
+    """The infos of sub-environment 0 as plain values."""
+    plain = {name: value[0] for name, value in infos.items() if not name.startswith("_")}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}

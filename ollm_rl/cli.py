@@ -1,0 +1,187 @@
+"""`ollm-rl <verb> [group=choice] [key=value ...]`: the same overrides for every verb.
+
+Exit code 0: done; 1: a failure of ours; 2: a mistake in what was given; 130: interrupted (run it again to continue).
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ollm_rl.config import GROUPS, Settings, compose, members
+from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
+from ollm_rl.progress import console as err
+from ollm_rl.runs import Run
+
+out = Console()
+log = logging.getLogger(__name__)
+
+
+def convert(settings: Settings, overrides: list[str]) -> None:
+    """convert a backbone: train a plug-in on solutions"""
+    from ollm_rl.session import open_session
+
+    with_run = _run(settings, "convert")
+    space, report, path = open_session(settings)
+    shutil.copytree(path, with_run.path / "plugin", dirs_exist_ok=True)
+    with_run.write_json("conversion.json", report)
+    space.close()
+    out.print_json(json.dumps(report))
+    out.print(f"plug-in: {with_run.path / 'plugin'}")
+
+
+def train(settings: Settings, overrides: list[str]) -> None:
+    """train an agent and evaluate it on held-out problems"""
+    _one(settings, "train", learn=True)
+
+
+def evaluate(settings: Settings, overrides: list[str]) -> None:
+    """evaluate an agent (policy=<directory> loads a trained one)"""
+    _one(settings, "evaluate", learn=False)
+
+
+def _one(settings: Settings, verb: str, learn: bool) -> None:
+    from ollm_rl.experiment import Lab, run_cell
+
+    run, lab = _run(settings, verb), Lab()
+    try:
+        row = run_cell(settings, run, lab, settings.config.seed, learn)
+    finally:
+        lab.close()
+    _present(settings, run, {**_header(settings), "rows": [row], "conversion": _conversion(run)})
+
+
+def oracle(settings: Settings, overrides: list[str]) -> None:
+    """search for the latents that solve each problem"""
+    from ollm_rl.experiment import Lab, run_oracle
+
+    run, lab = _run(settings, "oracle"), Lab()
+    try:
+        row, curve = run_oracle(settings, run, lab, settings.config.seed)
+    finally:
+        lab.close()
+    _present(settings, run, {**_header(settings), "rows": [row], "curve": curve, "conversion": _conversion(run)})
+
+
+def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:
+    """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
+    from ollm_rl.experiment import cell_settings
+    from ollm_rl.experiment import compare as run_all
+
+    for name in settings.config.agents:  # a mistake in the last agent should not show after the first has trained
+        cell_settings(overrides, settings, name)
+    run = _run(settings, verb)
+    _present(settings, run, run_all(overrides, settings, run))
+
+
+def demo(settings: Settings, overrides: list[str]) -> None:
+    """the main job: every agent and the oracle on SmolLM2"""
+    compare(settings, overrides, "demo")
+
+
+def doctor(settings: Settings, overrides: list[str]) -> None:
+    """check versions, processor or GPU, backbone, cache, task and verifier"""
+    from ollm_rl.doctor import examine
+
+    if not examine(settings, out):
+        sys.exit(1)
+
+
+VERBS: dict[str, Callable[[Settings, list[str]], None]] = {
+    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, doctor)
+}
+
+
+def _run(settings: Settings, verb: str) -> Run:
+    config = settings.config
+    return Run(config.runs_dir, config.name or verb, settings.yaml(), config.resume)
+
+
+def _header(settings: Settings) -> dict:
+    return {"task": settings.config.task.name, "backbone": settings.config.backbone.name}
+
+
+def _conversion(run: Run) -> dict:
+    path = run.path / "conversion.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _present(settings: Settings, run: Run, results: dict) -> None:
+    from ollm_rl.report import terminal_table, write_report
+
+    run.write_json("results.json", results)
+    page = write_report(run.path, results, settings.yaml())
+    out.print(terminal_table(results))
+    out.print(f"results: {run.path / 'results.json'}\nreport:  {page}", soft_wrap=True)
+    run.close()
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {name:<10}{f.__doc__}" for name, f in VERBS.items())
+    groups = "\n".join(f"  {g + '=':<12}{' | '.join(members(g))}" for g in GROUPS)
+    return (
+        f"usage: ollm-rl <verb> [group=choice] [key=value ...] [--dry-run]\n\nverbs\n{verbs}\n\ngroups\n{groups}\n\n"
+        "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
+        "  agents=[...] seeds=[...] for compare\n\n"
+        "--dry-run prints the resolved configuration and what it would take."
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `ollm-rl` and `python -m ollm_rl`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_level=False)]
+    )
+    for noisy in ("httpx", "datasets", "transformers", "matplotlib", "latex2sympy2_extended"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        _dispatch(arguments)
+    except OLLMError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command continues from the last checkpoint", soft_wrap=True)
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    flags = [a for a in arguments if a.startswith("-")]
+    words = [a for a in arguments if not a.startswith("-")]
+    if not arguments or "-h" in flags or "--help" in flags:
+        out.print(usage(), markup=False, highlight=False)
+        return
+    for flag in flags:
+        if flag != "--dry-run":
+            raise ConfigurationError(f"unknown option {flag}; expected --dry-run or --help")
+    if not words or words[0] not in VERBS:
+        word = words[0] if words else ""
+        raise ConfigurationError(
+            f"unknown verb '{word}'; expected one of {', '.join(VERBS)}.{did_you_mean(word, VERBS)}"
+        )
+    verb, overrides = words[0], words[1:]
+    if verb == "demo" and not any(o.startswith("experiment=") for o in overrides):
+        overrides = ["experiment=demo", *overrides]
+    if verb in ("compare", "demo"):
+        shared = [o for o in overrides if not o.startswith("agent.")]
+        if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):
+            raise ConfigurationError(f"{verb} takes agents=[...], names or <module>.<Class>, instead of agent=")
+        settings = compose(shared)
+    else:
+        settings = compose(overrides)
+    if "--dry-run" in flags:
+        from ollm_rl.estimate import print_estimate
+
+        print_estimate(settings, out)
+        return
+    VERBS[verb](settings, overrides)

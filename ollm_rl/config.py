@@ -1,0 +1,185 @@
+"""From the command line to a checked configuration: Hydra groups, overrides, and errors that help.
+
+Everything wrong with a key or a value is found here, before a model is loaded.
+"""
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ollm_rl.errors import ConfigurationError, did_you_mean
+
+GROUPS = ("backbone", "plugin", "task", "env", "agent", "oracle", "cluster", "experiment")
+
+
+@dataclass
+class Settings:
+    """A resolved configuration and the names of the chosen group members."""
+
+    config: DictConfig
+    choices: dict[str, str]
+
+    @property
+    def agent_name(self) -> str:
+        return agent_label(self.choices["agent"], self.config.agent)
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(self.config, resolve=True)
+
+
+def agent_label(choice: str, agent: DictConfig) -> str:
+    """What an agent is called in tables: its group's name, or its class's for one from outside."""
+    return str(agent._target_).rsplit(".", 1)[-1] if choice == "custom" else choice
+
+
+def members(group: str) -> list[str]:
+    """The names that a group offers."""
+    folder = resources.files("configs") / group
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def compose(overrides: list[str]) -> Settings:
+    """Compose and check the configuration.
+
+    Args:
+        overrides: `group=choice` and `key=value`, as on the command line.
+
+    Raises:
+        ConfigurationError: an override that is not of that form, names nothing, or has a value of the wrong kind.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups, values = _split(overrides)
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    with initialize_config_module("configs", version_base="1.3"):
+        base = hydra_compose("config", overrides=groups, return_hydra_config=True)
+        choices = {k: str(v) for k, v in base.hydra.runtime.choices.items()}
+        choices = {group: choices[group] for group in GROUPS}
+        plain = OmegaConf.to_container(base, resolve=False)
+        assert isinstance(plain, dict)
+        plain.pop("hydra")
+        checked = [_check(value, plain, choices) for value in values]
+        try:
+            config = hydra_compose("config", overrides=groups + checked)
+            OmegaConf.resolve(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigurationError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigurationError(f"{missing[0]} has no value; give {missing[0]}=<value>")
+    return Settings(config, choices)
+
+
+def _split(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Group choices and value overrides; choices that name something outside a group become `custom`."""
+    pairs = []
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ConfigurationError(f"cannot read '{text}'; expected key=value or group=choice, such as agent=grpo")
+        pairs.append((key.lstrip("+"), value))
+    chosen = {key for key, _ in pairs}
+    groups, values = [], []
+    for key, value in pairs:
+        if key not in GROUPS:
+            values.append(f"{key}={value}")
+            continue
+        if value in members(key):
+            groups.append(f"{key}={value}")
+        elif key == "backbone":  # a directory or a hub id
+            groups.append("backbone=custom")
+            values.append(f"backbone.name={value}")
+        elif key == "agent" and "." in value:
+            groups.append("agent=custom")
+            values.append(f"agent._target_={value}")
+        else:
+            names = [m for m in members(key) if m != "custom"]
+            raise ConfigurationError(
+                f"unknown {key} '{value}'; expected one of {', '.join(names)}.{did_you_mean(value, names)}"
+            )
+    if "agent._target_" in chosen and "agent" not in chosen:  # a class of the user's: none of grpo's settings
+        groups.append("agent=custom")
+    return groups, values
+
+
+def _check(override: str, plain: dict, choices: dict[str, str]) -> str:
+    """An override whose key exists and whose value is of the kind of the default; Hydra's form of it."""
+    key, _, text = override.partition("=")
+    node: Any = plain
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+            continue
+        if parts[0] == "agent" and choices["agent"] == "custom":
+            return f"++{override}"  # the user's class knows its own settings
+        known = _keys(plain)
+        near = did_you_mean(key, known) or did_you_mean(parts[-1], known)
+        if not near:
+            tails = {k.rsplit(".", 1)[-1]: k for k in known}
+            hit = did_you_mean(parts[-1], tails)
+            near = hit.replace(hit.split("'")[1], tails[hit.split("'")[1]]) if hit else ""
+        here = ", ".join(sorted(node)) if isinstance(node, dict) and i else "the keys that --dry-run prints"
+        raise ConfigurationError(f"unknown key '{key}'; expected one of {here}.{near}")
+    value = OmegaConf.create(f"x: {text}").x if text else None
+    if isinstance(node, dict):
+        raise ConfigurationError(f"'{key}' is a group of settings; set one of {', '.join(node)}")
+    if not _same_kind(node, value):
+        raise ConfigurationError(f"{key}={text}; expected {_kind(node)} such as {node}")
+    return f"{key}={text}"
+
+
+def _keys(node: dict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in node.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found += _keys(value, f"{prefix}{key}.")
+    return found
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    if default is None or (isinstance(default, str) and default.startswith(("???", "${"))):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    if isinstance(default, str):
+        return isinstance(value, str | int | float)
+    return OmegaConf.is_list(value) if isinstance(default, list) else True
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), "a value")
+
+
+def locate(target: str) -> type:
+    """The class that a dotted name stands for; the working directory is searched too.
+
+    Raises:
+        ConfigurationError: there is no such module or class.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module, _, name = str(target).rpartition(".")
+    remedy = "Expected <module>.<Class>, the module importable from the working directory or installed."
+    try:
+        found = getattr(import_module(module), name, None) if module else None
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"agent._target_={target}: {error}. {remedy}") from error
+    if found is None:
+        raise ConfigurationError(f"agent._target_={target}: no '{name}' in '{module}'. {remedy}")
+    return found

@@ -1,0 +1,95 @@
+"""`ollm-rl doctor`: every part checked for real, each failure with its remedy."""
+
+import os
+import platform
+from collections.abc import Callable
+from importlib import metadata
+
+import torch
+from rich.console import Console
+
+from ollm_rl.backbone import describe, load_backbone, native_bf16
+from ollm_rl.config import Settings, locate
+from ollm_rl.errors import OLLMError
+from ollm_rl.prompts import Prompter
+from ollm_rl.reward import Verifier
+from ollm_rl.session import task_of
+from ollm_rl.smollm2 import cache_dir
+
+NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")
+OPTIONAL = ("ray", "trl", "peft", "stable-baselines3")
+
+
+def examine(settings: Settings, out: Console) -> bool:
+    """Run all checks and print one line each; True if nothing failed."""
+    checks: list[tuple[str, Callable[[Settings], str], str]] = [
+        ("versions", _versions, "pip install -c constraints.txt -e ."),
+        ("processor", _processor, "use backbone.device=cpu, or repair the GPU driver"),
+        ("cache", _cache, "set OLLM_RL_CACHE to a directory that you may write"),
+        ("task", _task, "check task= and task.path="),
+        ("agent", _agent, "check agent= or agent._target_="),
+        ("verifier", _verifier, "pip install -c constraints.txt math-verify"),
+        ("backbone", _backbone, "check backbone= and the network"),
+    ]
+    good = True
+    for name, check, remedy in checks:
+        try:
+            out.print(f"[green]ok[/]    {name:<10} {check(settings)}", soft_wrap=True, highlight=False)
+        except Exception as error:  # whatever is broken is what we are here to report
+            good = False
+            fix = "" if isinstance(error, OLLMError) else f" Remedy: {remedy}."
+            out.print(f"[red]fail[/]  {name:<10} {error}.{fix}", soft_wrap=True, highlight=False)
+    return good
+
+
+def _versions(settings: Settings) -> str:
+    found = [f"{name} {metadata.version(name)}" for name in NEEDED]
+    for name in OPTIONAL:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} not installed (optional)")
+    return f"Python {platform.python_version()}, " + ", ".join(found)
+
+
+def _processor(settings: Settings) -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    product = torch.ones(64, 64, device=device, dtype=torch.bfloat16) @ torch.ones(64, 64, device=device).bfloat16()
+    assert float(product[0, 0]) == 64.0
+    return f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {native_bf16(device)[1]}"
+
+
+def _cache(settings: Settings) -> str:
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{os.getpid()}"
+    probe.write_text("x")
+    probe.unlink()
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    return f"{folder} is writable and holds {size / 2**20:.0f} MiB"
+
+
+def _task(settings: Settings) -> str:
+    task = task_of(settings.config)
+    problems = task.problems("test", 3)
+    return f"{task.name}: for example {problems[0].problem!r}, answer {problems[0].answer!r}" if problems else task.name
+
+
+def _agent(settings: Settings) -> str:
+    return f"{locate(settings.config.agent._target_).__qualname__} can be imported"
+
+
+def _verifier(settings: Settings) -> str:
+    cases = [("1/2", r"\boxed{0.5}", True), ("12679621", r"\boxed{12679605}", False), ("x+1", r"\boxed{1+x}", True)]
+    with Verifier(timeout_s=settings.config.verifier.timeout_s) as verifier:
+        for gold, text, expected in cases:
+            verdict = verifier.check(gold, text)
+            assert verdict.correct is expected, f"{text} against {gold} gave {verdict}"
+    return f"{len(cases)} verdicts right, symbolic ones in worker processes"
+
+
+def _backbone(settings: Settings) -> str:
+    config = settings.config
+    backbone = load_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
+    prefix = len(Prompter.for_task(backbone, task_of(config)).prefix)
+    return f"{describe(backbone)}; shared prefix of {prefix} tokens"

@@ -1,0 +1,41 @@
+"""Finished episodes looked at again: at every token, what the other options would have said."""
+
+import torch
+
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace
+
+
+@torch.inference_mode()
+def replay(workspace: Workspace, episodes: list[Episode]) -> list[dict]:
+    """Run the episodes' tokens through the engine once more.
+
+    Returns:
+        a dict per episode: its record and `steps`, one per token: `token` (text), `latent` (-1 where the options
+        agreed), `options` (the distinct tokens that the options decode to, as (latent, text, prior probability)).
+    """
+    if not episodes:
+        return []
+    prompter, tokenizer = workspace.prompter, workspace.backbone.tokenizer
+    engine = workspace.new_engine(num_slots=len(episodes))
+    engine.admit([prompter.encode(e.problem) for e in episodes])
+    active, steps = list(range(len(episodes))), [[] for _ in episodes]
+    position = 0
+    while active:
+        tokens, mask = engine.options.tokens, engine.options.mask
+        prior = workspace.plugin.prior_logits(engine.hidden).masked_fill(~mask, -1e9).softmax(-1)
+        for row, i in enumerate(active):
+            offered = [
+                (z, tokenizer.decode([int(tokens[row, z])]), round(float(prior[row, z]), 4))
+                for z in mask[row].nonzero()[:, 0].tolist()
+            ]
+            token = episodes[i].tokens[position]
+            latent = episodes[i].latents[position]
+            steps[i].append({"token": tokenizer.decode([token]), "latent": latent, "options": offered})
+        position += 1
+        done = torch.tensor([len(episodes[i].tokens) == position for i in active], device=engine.device)
+        order = engine.release(done)
+        active = [active[row] for row in order.tolist()]
+        if active:
+            engine.advance(torch.tensor([episodes[i].tokens[position - 1] for i in active], device=engine.device))
+    return [{**e.record(), "steps": s} for e, s in zip(episodes, steps, strict=True)]

@@ -1,0 +1,179 @@
+"""The results for people: a table for the terminal and one self-contained `report.html`."""
+
+import base64
+import html
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from ollm_rl.plots import draw
+
+COLUMNS = (
+    ("agent", "agent"),
+    ("seed", "seed"),
+    ("n_problems", "n"),
+    ("accuracy", "accuracy"),
+    ("avg_at_8", "avg@8"),
+    ("pass_at_8", "pass@8"),
+    ("train_episodes", "episodes"),
+    ("train_seconds", "train s"),
+    ("no_answer_rate", "no answer"),
+    ("repetition_rate", "repetition"),
+    ("foreign_script_rate", "foreign script"),
+)
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330;background:#fff}
+h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #d8dde6}
+table{border-collapse:collapse;font-size:.9rem;width:100%} td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef}
+td:first-child,th:first-child{text-align:left} .ci{color:#6a7485;font-size:.8rem} img{max-width:100%}
+.episode{border:1px solid #d8dde6;border-radius:6px;padding:.7rem .9rem;margin:.8rem 0}
+.solved{border-left:5px solid #3a7d44} .failed{border-left:5px solid #c8553d}
+.problem{color:#4a5364;margin-bottom:.5rem} .trace{font-family:ui-monospace,monospace;line-height:3.1}
+.t{display:inline-block;text-align:center;vertical-align:top;line-height:1.25;margin:0 1px;padding:1px 3px;border-radius:4px;cursor:default;position:relative;white-space:pre}
+.t small{display:block;font-size:.62rem;color:#6a7485} .d{background:#e3edf8} .d.rare{background:#f8dfd2}
+.t .o{display:none;position:absolute;z-index:2;left:0;top:2.5rem;background:#fff;border:1px solid #aeb7c6;border-radius:5px;padding:.4rem .6rem;font-size:.78rem;text-align:left;box-shadow:0 3px 10px #0002}
+.t:hover .o,.t:focus .o{display:block} .picked{font-weight:700} .note{color:#4a5364;font-size:.9rem}
+pre{background:#f4f6f9;padding:.7rem;overflow:auto;font-size:.8rem}
+"""
+
+
+def terminal_table(results: dict) -> Table:
+    """Rows per agent and seed, then the pooled ones if there are several seeds."""
+    table = Table(title=f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval")
+    for _, title in COLUMNS:
+        table.add_column(title, justify="left" if title == "agent" else "right")
+    pooled = results.get("pooled", [])
+    several = any(len(p["seeds"]) > 1 for p in pooled)
+    for row in results["rows"]:
+        table.add_row(*_cells(row))
+    if several:
+        table.add_section()
+        for row in pooled:
+            table.add_row(*_cells({**row, "seed": f"all {len(row['seeds'])}"}), style="bold")
+    return table
+
+
+def _cells(row: dict) -> list[str]:
+    cells = []
+    for key, _ in COLUMNS:
+        value = row.get(key)
+        if value is None:
+            cells.append("-")
+        elif key == "accuracy":
+            low, high = row["accuracy_ci95"]
+            cells.append(f"{value:.3f} [{low:.2f}, {high:.2f}]")
+        elif key in ("train_seconds", "train_episodes"):
+            cells.append(f"{value:.0f}")
+        else:
+            cells.append(f"{value:.3f}" if isinstance(value, float) else str(value))
+    return cells
+
+
+def write_report(root: Path, results: dict, config: str = "") -> Path:
+    """Write `plots/*.png` and `report.html` of an experiment or a run; the page needs no other file."""
+    plots = draw(root, results)
+    name = f"{results['backbone']} on {results['task']}"
+    parts = [
+        f"<h1>{html.escape(name)}</h1>",
+        '<p class="note">Every accuracy is one greedy answer per problem, with its ',
+    ]
+    parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
+    parts += ["<h2>Results</h2>", _html_table(results)]
+    parts += [_oracle_note(results)]
+    for plot in plots:
+        data = base64.b64encode(plot.read_bytes()).decode()
+        parts.append(f'<p><img alt="{plot.stem.replace("_", " ")}" src="data:image/png;base64,{data}"></p>')
+    parts.append(_options_html(results.get("conversion") or {}))
+    parts.append(
+        '<h2>Episodes, token by token</h2><p class="note">Shaded tokens are decision points: the options disagreed there. '
+        "The number under a token is the latent that was picked (a dash: all options gave this token, or nobody was asked); "
+        "orange where the prior gave it less than 10%. Point at a token for what each option would have said, and how "
+        "likely the prior finds it.</p>"
+    )
+    for row in results["rows"]:
+        folder = root / f"{row['agent']}-{row['seed']}"
+        stored = (folder if folder.exists() else root) / "replays.json"
+        episodes = json.loads(stored.read_text()) if stored.exists() else []
+        if episodes:
+            parts.append(f"<h3>{html.escape(row['agent'])}, seed {row['seed']}</h3>")
+            parts += [_episode_html(e) for e in episodes]
+    if config:
+        parts.append(f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>")
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>{"".join(parts)}</html>\n'
+    )
+    path = root / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _html_table(results: dict) -> str:
+    head = "".join(f"<th>{title}</th>" for _, title in COLUMNS)
+    pooled = results.get("pooled", [])
+    rows = list(results["rows"])
+    if any(len(p["seeds"]) > 1 for p in pooled):
+        rows += [{**p, "seed": f"all {len(p['seeds'])}"} for p in pooled]
+    body = ""
+    for row in rows:
+        cells = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in _cells(row)]
+        body += "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _oracle_note(results: dict) -> str:
+    rows = [r for r in results["rows"] if r["agent"] == "oracle"]
+    if not rows:
+        return ""
+    row = rows[0]
+    return (
+        f'<p class="note">The oracle ({row["search"]}) may look at the verdict: its accuracy is the share of problems for '
+        f"which it found a right answer within {row['budget']} generated tokens ({row['mean_tokens']:.0f} on average, "
+        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included.</p>"
+    )
+
+
+def _options_html(conversion: dict) -> str:
+    figures = [k for k, v in conversion.items() if isinstance(v, dict) and "uncertain" in v]
+    if not figures:
+        return ""
+    rows = "".join(
+        f"<tr><td>{k.replace('_', ' ')}</td><td>{conversion[k]['all']:.4g}</td><td>{conversion[k]['uncertain']:.4g}</td></tr>"
+        for k in figures
+    )
+    return (
+        '<h2>The options</h2><p class="note">On held-out solutions; uncertain positions are those where the backbone\'s '
+        f"entropy exceeds 0.5 nats.</p><table><tr><th></th><th>all positions</th><th>uncertain</th></tr>{rows}</table>"
+    )
+
+
+def _episode_html(episode: dict) -> str:
+    tokens = []
+    for step in episode["steps"]:
+        text = step["token"].replace("\n", "⏎\n")
+        if step["latent"] < 0 or len(step["options"]) < 2:
+            tokens.append(f'<span class="t">{html.escape(text)}<small>–</small></span>')
+        else:
+            tokens.append(_decision_html(step, text))
+    solved = episode["reward"] > 0
+    verdict = "solved" if solved else f"failed (the answer is {html.escape(episode['gold'])})"
+    return (
+        f'<div class="episode {"solved" if solved else "failed"}"><div class="problem">{html.escape(episode["problem"])}'
+        f' <b>{verdict}</b></div><div class="trace">{"".join(tokens)}</div></div>'
+    )
+
+
+def _decision_html(step: dict, text: str) -> str:
+    others, picked_probability = [], 0.0
+    for z, token, probability in sorted(step["options"], key=lambda option: -option[2]):
+        same = token == step["token"]
+        picked_probability += probability if same else 0.0
+        shown = html.escape(repr(token)[1:-1])
+        others.append(f'<div class="{"picked" if same else ""}">{z}: “{shown}” {probability:.1%}</div>')
+    rare = " rare" if picked_probability < 0.1 else ""
+    return (
+        f'<span class="t d{rare}" tabindex="0">{html.escape(text)}<small>{step["latent"]}</small>'
+        f'<span class="o">{"".join(others)}</span></span>'
+    )

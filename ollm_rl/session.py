@@ -1,0 +1,86 @@
+"""A configuration made real: workspace, agents and searches, with the cheap checks before the expensive steps."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ollm_rl.config import Settings, locate
+from ollm_rl.conversion import ConversionConfig, plugin_for
+from ollm_rl.errors import CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.oracle import Oracle
+from ollm_rl.plugin import PlugIn, PlugInConfig
+from ollm_rl.prompts import Prompter
+from ollm_rl.tasks import Task, make_task
+from ollm_rl.workspace import Workspace, shared_backbone
+
+
+def task_of(config: DictConfig) -> Task:
+    return make_task(**plain(config.task))
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    value = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(value, dict)
+    return {str(k): v for k, v in value.items()}
+
+
+def conversion_config(config: DictConfig) -> ConversionConfig:
+    sizes = {k: v for k, v in plain(config.plugin).items() if k != "path"}
+    return ConversionConfig(**plain(config.convert), plugin=PlugInConfig(**sizes))
+
+
+def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace, dict, Path]:
+    """Workspace, conversion report and plug-in directory of a configuration.
+
+    The cheap checks come first: task, data, paths and agent class are looked at before a model is loaded.
+    """
+    config = settings.config
+    task = task_of(config)
+    conversion = conversion_config(config)
+    locate(config.agent._target_)
+    for key in ("plugin.path", "policy"):
+        path = OmegaConf.select(config, key)
+        if path is not None and not Path(path).is_dir():
+            raise CheckpointError(f"{key}={path} is not a directory. Give one that a run wrote, or leave {key} out.")
+    backbone = shared_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
+    if config.plugin.path is not None:
+        path = Path(config.plugin.path)
+        plugin = PlugIn.from_pretrained(path, backbone)
+        report: dict = {}
+    else:
+        plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion)
+    seed = config.seed if seed is None else seed
+    space = Workspace(backbone, plugin, task, plain(config.env), seed, config.verifier.timeout_s)
+    return space, report, path
+
+
+def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = None):
+    """Instantiate an agent: its class is called with the workspace and its settings.
+
+    Raises:
+        ConfigurationError: the class does not take one of the settings, or lacks a method.
+    """
+    kind = locate(agent._target_)
+    values = {k: v for k, v in plain(agent).items() if k != "_target_"}
+    try:
+        inspect.signature(kind).bind(workspace, **values)
+    except TypeError as error:
+        names = list(inspect.signature(kind).parameters)[1:]
+        hint = "".join(did_you_mean(k, names) for k in values if k not in names)
+        expected = f"It takes {', '.join(names) or 'no settings'}."
+        raise ConfigurationError(f"agent._target_={agent._target_}: {error}. {expected}{hint}") from error
+    made = kind(workspace, **values)
+    for method in ("learn", "predict", "save", "load"):
+        if not callable(getattr(made, method, None)):
+            raise ConfigurationError(f"agent._target_={agent._target_} has no method '{method}'; see docs/agents.md")
+    if policy is not None:
+        made.load(policy)
+    return made
+
+
+def make_oracle(workspace: Workspace, config: DictConfig, policy) -> Oracle:
+    """The configured search over `policy`."""
+    values = {k: v for k, v in plain(config.oracle).items() if k != "num_problems"}
+    return Oracle(workspace, policy, **values)
