@@ -12,6 +12,7 @@ from the one that sampled, and duplicates of an option are masked.
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class GRPO(PolicyAgent):
         if path is not None:
             self.load(path)
         self.optimizer = torch.optim.Adam(self.policy.net.parameters(), lr=learning_rate)
-        self.counters = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+        self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def learn(self, run: Run) -> dict:
         self._resume(run)

@@ -9,6 +9,8 @@ model is called with ``kv=KVCache`` and without its own cache, which keeps this 
 architecture; without ``kv`` the call falls back to ordinary SDPA, so ``model.generate`` still works.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -79,7 +81,7 @@ class KVCache:
 
 
 def attend(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

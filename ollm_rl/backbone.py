@@ -5,6 +5,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,8 @@ class Backbone:
     """
 
     name: str
-    model: nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     dtype: torch.dtype
     device: torch.device
     dtype_reason: str
@@ -91,7 +92,7 @@ class Backbone:
         return torch.tanh(logits / limit) * limit if limit else logits
 
 
-def _fingerprint(model: nn.Module) -> str:
+def _fingerprint(model: Any) -> str:
     """Hash of shapes and of a sample of every weight, equal for float32 and bf16 copies of one checkpoint."""
     digest = hashlib.sha256(model.config.model_type.encode())
     for name, p in model.named_parameters():
@@ -168,7 +169,7 @@ def _pretrained(source: str | Path, dtype: torch.dtype):
     return model, tokenizer
 
 
-def _tiny(dtype: torch.dtype) -> nn.Module:
+def _tiny(dtype: torch.dtype) -> Any:
     """A random two-layer Llama of a few thousand parameters; the same weights every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -186,11 +187,12 @@ def _tiny(dtype: torch.dtype) -> nn.Module:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.3,
-        attn_implementation=IMPLEMENTATION,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(dtype)
+        model: Any = LlamaForCausalLM(config)
+    model.set_attn_implementation(IMPLEMENTATION)
+    return model.to(dtype)
 
 
 def tiny_tokenizer():

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ollm_rl.config import GROUPS, Settings, compose, members
+from ollm_rl.config import GROUPS, Settings, compose, members, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
 from ollm_rl.progress import console as err
 from ollm_rl.runs import Run
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 132)
 log = logging.getLogger(__name__)
 
 
@@ -184,4 +184,6 @@ def _dispatch(arguments: list[str]) -> None:
 
         print_estimate(settings, out)
         return
+    if verb != "doctor":
+        preflight(settings.config)
     VERBS[verb](settings, overrides)

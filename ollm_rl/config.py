@@ -11,8 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.tasks import make_task
 
+OBJECTIVES = ("cover", "expected")
 GROUPS = ("backbone", "plugin", "task", "env", "agent", "oracle", "cluster", "experiment")
 
 
@@ -164,6 +166,42 @@ def _same_kind(default: Any, value: Any) -> bool:
 def _kind(value: Any) -> str:
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list"}
     return names.get(type(value), "a value")
+
+
+def preflight(config: DictConfig) -> None:
+    """The checks that need no model and no torch: data, paths and the agent's class.
+
+    Raises:
+        OLLMError: the first of them that is not right.
+    """
+    task = plain(config.task)
+    make_task(**task)
+    if config.convert.objective not in OBJECTIVES:
+        raise ConfigurationError(
+            f"convert.objective={config.convert.objective}; expected one of {', '.join(OBJECTIVES)}"
+        )
+    if config.resume not in ("auto", "never", "must"):
+        raise ConfigurationError(f"resume={config.resume}; expected auto, never or must")
+    name = str(config.backbone.name)
+    if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
+        raise BackboneError(
+            f"backbone '{name}' is not a model directory: expected a config.json in it. "
+            "Give a directory written by save_pretrained, a Hugging Face id, 'smollm2' or 'tiny'."
+        )
+    for key, file in (("plugin.path", "plugin.json"), ("policy", None)):
+        path = OmegaConf.select(config, key)
+        if path is not None and not (Path(path) / file if file else Path(path)).exists():
+            raise CheckpointError(
+                f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote."
+            )
+    locate(config.agent._target_)
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A part of the configuration as plain Python values."""
+    value = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(value, dict)
+    return {str(k): v for k, v in value.items()}
 
 
 def locate(target: str) -> type:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ollm_rl.backbone import Backbone
+from ollm_rl.config import OBJECTIVES
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
 from ollm_rl.plugin import PlugIn, PlugInConfig, canonical, mlp
@@ -75,8 +76,8 @@ class ConversionConfig:
     plugin: PlugInConfig = field(default_factory=PlugInConfig)
 
     def __post_init__(self):
-        if self.objective not in ("cover", "expected"):
-            raise ConfigurationError(f"convert.objective={self.objective!r}; expected 'cover' or 'expected'")
+        if self.objective not in OBJECTIVES:
+            raise ConfigurationError(f"convert.objective={self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
 
 
 def plugin_for(

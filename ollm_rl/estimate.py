@@ -1,15 +1,15 @@
 """What a configuration would take: parameters and memory, without loading a weight."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from ollm_rl.backbone import _tiny, native_bf16
-from ollm_rl.config import Settings
+from ollm_rl.config import Settings, plain
 from ollm_rl.errors import BackboneError
 from ollm_rl.plugin import PlugIn, PlugInConfig
-from ollm_rl.session import plain
 from ollm_rl.smollm2 import SHAPE, cache_dir
 
 
@@ -42,7 +42,7 @@ def print_estimate(settings: Settings, out: Console) -> None:
     )
 
 
-def _shape(name: str) -> torch.nn.Module:
+def _shape(name: str) -> Any:
     """The architecture of a backbone on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 

@@ -111,7 +111,9 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     """All agents with all seeds, and the oracle if `with_oracle`; the content of `results.json`."""
     config = settings.config
     cells = {name: cell_settings(overrides, settings, name) for name in config.agents}
-    lab, rows, curve = Lab(), [], []
+    lab = Lab()
+    rows: list[dict] = []
+    curve: list[dict] = []
     try:
         for seed in config.seeds:
             for name, cell in cells.items():

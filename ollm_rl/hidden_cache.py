@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,7 +116,10 @@ def _batch_states(backbone: Backbone, prefix: KVCache | None, batch: list, short
     device = backbone.device
     longest = max(len(prompt) + len(solution) - 1 for _, prompt, solution in batch)
     tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-    rows, columns, gold, owner = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    gold: list[int] = []
+    owner: list[int] = []
     for row, (index, prompt, solution) in enumerate(batch):
         ids = prompt + solution[:-1]
         tokens[row, : len(ids)] = torch.tensor(ids)

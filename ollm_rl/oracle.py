@@ -103,7 +103,7 @@ class Oracle:
         waiting = list(searches)
         while waiting:
             wave = waiting[: self.workspace.engine.num_slots]
-            branches = []
+            branches: list[Branch] = []
             for search in wave:
                 for _ in range(self.width if search.tried else 1):
                     if search.frontier and len(branches) < self.workspace.engine.num_slots:

@@ -48,6 +48,9 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
 class Standardize(nn.Module):
     """(x - mean) / std with fixed statistics, so that nets see inputs of unit size whatever the backbone."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, size: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
@@ -85,6 +88,8 @@ class Decoder(nn.Module):
 
 class PlugIn(nn.Module):
     """Encoder, decoder and prior over one backbone's hidden states of size d."""
+
+    token_scale: Tensor
 
     def __init__(self, hidden_size: int, config: PlugInConfig, fingerprint: str = "", backbone: str = ""):
         super().__init__()

@@ -19,7 +19,8 @@ def replay(workspace: Workspace, episodes: list[Episode]) -> list[dict]:
     prompter, tokenizer = workspace.prompter, workspace.backbone.tokenizer
     engine = workspace.new_engine(num_slots=len(episodes))
     engine.admit([prompter.encode(e.problem) for e in episodes])
-    active, steps = list(range(len(episodes))), [[] for _ in episodes]
+    active = list(range(len(episodes)))
+    steps: list[list[dict]] = [[] for _ in episodes]
     position = 0
     while active:
         tokens, mask = engine.options.tokens, engine.options.mask

@@ -18,9 +18,9 @@ COLUMNS = (
     ("pass_at_8", "pass@8"),
     ("train_episodes", "episodes"),
     ("train_seconds", "train s"),
-    ("no_answer_rate", "no answer"),
-    ("repetition_rate", "repetition"),
-    ("foreign_script_rate", "foreign script"),
+    ("no_answer_rate", "no ans."),
+    ("repetition_rate", "repet."),
+    ("foreign_script_rate", "foreign"),
 )
 
 STYLE = """

@@ -6,6 +6,7 @@ which does nothing outside the main thread; a process can always be stopped.
 """
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection
 from ollm_rl.answers import extract_answer, plain_number, strip_delimiters
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is not one
+MEMORY_LIMIT = 2 << 30  # bytes of address space of a worker
 START_LIMIT_S = 60.0  # for a worker's imports, which are not the answer's fault
 
 
@@ -100,9 +102,6 @@ class Verifier:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def __del__(self):
-        self.close()
-
 
 class _Worker:
     """A process that compares answers, one at a time."""
@@ -139,12 +138,23 @@ class _Worker:
         self.pipe.close()
 
 
+def _die_with_parent() -> None:
+    """A parent that was killed cannot stop its workers, and a worker deep in sympy does not notice a closed pipe."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
 def _serve(pipe: Connection) -> None:
     """Body of a worker process."""
     import logging
+    import resource
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     logging.disable(logging.CRITICAL)
     from ollm_rl.symbolic import compare
 

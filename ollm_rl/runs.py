@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.trajectory import Episode
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a mistyped key should not wait for it
+    from ollm_rl.trajectory import Episode
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Run:
             raise CheckpointError(f"{self.path} exists and resume=never. Choose another name=, or resume=auto.")
         if not self.existed and resume == "must":
             raise CheckpointError(f"{self.path} holds no run, but resume=must. Check name=, or use resume=auto.")
-        if self.existed and stored.read_text() != config:
+        if self.existed and _fixed(stored.read_text()) != _fixed(config):
             difference = _first_difference(stored.read_text(), config)
             raise CheckpointError(
                 f"{self.path} was made with another configuration ({difference}). "
@@ -44,7 +46,7 @@ class Run:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         stored.write_text(config)
-        self._tensorboard = None
+        self._tensorboard: Any = None
 
     def metrics(self) -> list[dict]:
         """All lines of `metrics.jsonl` so far."""
@@ -73,7 +75,7 @@ class Run:
             if int(path.stem.removeprefix("train_")) > step:
                 path.unlink()
 
-    def save_rollouts(self, name: str, episodes: Iterable[Episode]) -> None:
+    def save_rollouts(self, name: str, episodes: "Iterable[Episode]") -> None:
         """Write episodes as `rollouts/<name>.jsonl`."""
         folder = self.path / "rollouts"
         folder.mkdir(exist_ok=True)
@@ -124,8 +126,14 @@ def _write_whole(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
+def _fixed(config: str) -> list[str]:
+    """The settings that a continued run must share: it may train longer, and how it is resumed does not matter."""
+    free = ("total_episodes:", "resume:")
+    return [line for line in config.splitlines() if not line.strip().startswith(free)]
+
+
 def _first_difference(old: str, new: str) -> str:
-    for a, b in zip(old.splitlines(), new.splitlines(), strict=False):
+    for a, b in zip(_fixed(old), _fixed(new), strict=False):
         if a != b:
             return f"there '{a.strip()}', now '{b.strip()}'"
     return "one has more settings than the other"

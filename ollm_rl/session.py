@@ -2,13 +2,12 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ollm_rl.config import Settings, locate
+from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import ConversionConfig, plugin_for
-from ollm_rl.errors import CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.oracle import Oracle
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.prompts import Prompter
@@ -20,30 +19,16 @@ def task_of(config: DictConfig) -> Task:
     return make_task(**plain(config.task))
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
-    value = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(value, dict)
-    return {str(k): v for k, v in value.items()}
-
-
 def conversion_config(config: DictConfig) -> ConversionConfig:
     sizes = {k: v for k, v in plain(config.plugin).items() if k != "path"}
     return ConversionConfig(**plain(config.convert), plugin=PlugInConfig(**sizes))
 
 
 def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace, dict, Path]:
-    """Workspace, conversion report and plug-in directory of a configuration.
-
-    The cheap checks come first: task, data, paths and agent class are looked at before a model is loaded.
-    """
+    """Workspace, conversion report and plug-in directory of a configuration that passed `preflight`."""
     config = settings.config
     task = task_of(config)
     conversion = conversion_config(config)
-    locate(config.agent._target_)
-    for key in ("plugin.path", "policy"):
-        path = OmegaConf.select(config, key)
-        if path is not None and not Path(path).is_dir():
-            raise CheckpointError(f"{key}={path} is not a directory. Give one that a run wrote, or leave {key} out.")
     backbone = shared_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
     if config.plugin.path is not None:
         path = Path(config.plugin.path)

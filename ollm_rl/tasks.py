@@ -92,7 +92,9 @@ class ChainSum(Task):
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         check_split(split)
-        unique, seen, found = split in ("tune", "test"), set(), []
+        unique = split in ("tune", "test")
+        seen: set[str] = set()
+        found: list[Problem] = []
         for i, problem in enumerate(self._draw(split, seed, self.direct_share)):
             if len(found) == n or i > 50 * n + 10_000:  # a small space can run out of unique problems
                 break

@@ -71,8 +71,9 @@ class Decisions:
     @classmethod
     def of(cls, episodes: list[Episode]) -> "Decisions":
         owner = [torch.full((e.num_decisions,), i) for i, e in enumerate(episodes)]
-        parts = [[getattr(e, name) for e in episodes] for name in ("hidden", "z", "log_probs", "mask")]
-        return cls(*(torch.cat(p) for p in parts), owner=torch.cat(owner))
+        names = ("hidden", "z", "log_probs", "mask")
+        hidden, z, log_probs, mask = (torch.cat([getattr(e, n) for e in episodes]) for n in names)
+        return cls(hidden, z, log_probs, mask, torch.cat(owner))
 
     def __len__(self) -> int:
         return len(self.z)

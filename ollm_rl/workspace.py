@@ -80,6 +80,9 @@ class Workspace:
             verdict = self.verifier.check(episode.problem.answer, episode.text)
             episode.answer, episode.reward = verdict.answer, float(verdict.correct)
 
+    def __deepcopy__(self, memo) -> "Workspace":
+        return self  # Gymnasium copies the arguments of environments; the model in here is meant to be shared
+
     def close(self) -> None:
         self.verifier.close()
 
