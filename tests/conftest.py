@@ -1,0 +1,49 @@
+"""Shared fixtures: a tiny random option LM for speed, and the real SmolLM2 for the tests marked `slow`."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ollm_rl.backbone import load_backbone
+from ollm_rl.conversion import ConversionConfig
+from ollm_rl.smollm2 import cache_dir
+from ollm_rl.workspace import Workspace, open_workspace
+
+REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine
+QUICK = ConversionConfig(num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, batch_size=256)
+QUICK_KEYS = [
+    "backbone=tiny", "backbone.dtype=float32", "convert.num_solutions=60", "convert.num_heldout=20",
+    "convert.epochs=1", "convert.prior_epochs=1", "evaluate.num_problems=6", "evaluate.samples=8",
+    "oracle.num_problems=6", "oracle.budget=60", "env.num_slots=32", "env.max_new_tokens=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Conversions of tests go to a scratch directory."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["OLLM_RL_CACHE"] = str(folder)
+    (folder / "backbones").symlink_to(_made(REAL_CACHE / "backbones"))
+    torch.set_num_threads(2)
+    yield folder
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Workspace:
+    """A converted tiny backbone in float32; shared, so tests must not change it."""
+    space = open_workspace("tiny", "chain_sum", dtype="float32", convert=QUICK)
+    space.engine_settings = {"num_slots": 16, "max_new_tokens": 20}
+    return space
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real pretrained backbone in float32."""
+    return load_backbone("smollm2", dtype="float32")

@@ -1,0 +1,119 @@
+"""The rollout engine: equality with `generate`, independence of the batch, forks and forced runs."""
+
+import copy
+
+import pytest
+import torch
+
+from ollm_rl.engine import Request, RolloutEngine
+from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
+from ollm_rl.prompts import Prompter
+from ollm_rl.tasks import ChainSum, Problem
+
+
+def uniform(hidden, mask, uniforms):
+    """Inverse transform over the allowed latents, from the episode's own random numbers."""
+    weights = mask.float() / mask.sum(-1, keepdim=True)
+    z = torch.searchsorted(weights.cumsum(-1), uniforms[:, None]).clamp_max(mask.shape[1] - 1)[:, 0]
+    return z, weights.gather(1, z[:, None])[:, 0].log()
+
+
+def episodes(engine, requests, **settings):
+    found = {id(r): e for r, e in engine.rollout(requests, uniform, **settings)}
+    return [found[id(r)] for r in requests]
+
+
+def zero_decoder(backbone) -> OptionLM:
+    plugin = PlugIn(backbone.hidden_size, PlugInConfig(width=32), backbone.fingerprint, backbone.name)
+    plugin.decoder.zero_()
+    return OptionLM(backbone, plugin.eval())
+
+
+def greedy_by_generate(backbone, prompter, problem, max_new_tokens):
+    ids = torch.tensor([[*prompter.prefix, *prompter.encode(problem)]])
+    out = backbone.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+        eos_token_id=backbone.eos_ids, pad_token_id=0,
+    )  # fmt: skip
+    return out[0, ids.shape[1] :].tolist()
+
+
+def varied_problems(n):
+    words = ["short", "a longer question about numbers", "x", "what is the sum of one and two and three and four"]
+    return [Problem(str(i), f"{words[i % 4]} {i} " + "7 + " * (i % 9) + "1?", "0") for i in range(n)]
+
+
+def test_zero_decoder_equals_generate(tiny):
+    prompter = tiny.prompter
+    engine = RolloutEngine(zero_decoder(tiny.backbone), prompter, num_slots=7, max_new_tokens=12)
+    problems = varied_problems(20)
+    for episode in episodes(engine, [Request(p, i) for i, p in enumerate(problems)]):
+        assert episode.tokens == greedy_by_generate(tiny.backbone, prompter, episode.problem, 12)
+        assert episode.num_decisions == 0
+
+
+@pytest.mark.slow
+def test_zero_decoder_equals_generate_on_smollm2(smollm2):
+    prompter = Prompter.for_task(smollm2, ChainSum())
+    engine = RolloutEngine(zero_decoder(smollm2), prompter, num_slots=16, max_new_tokens=16)
+    for episode in episodes(engine, [Request(p, i) for i, p in enumerate(varied_problems(50))]):
+        assert episode.tokens == greedy_by_generate(smollm2, prompter, episode.problem, 16)
+
+
+@pytest.mark.parametrize("slots", [1, 7, 64])
+def test_trajectories_do_not_depend_on_the_batch(tiny, slots):
+    requests = [Request(p, 100 + i) for i, p in enumerate(varied_problems(24))]
+    reference = episodes(RolloutEngine(tiny.lm, tiny.prompter, num_slots=3, max_new_tokens=15), requests)
+    other = episodes(RolloutEngine(tiny.lm, tiny.prompter, num_slots=slots, max_new_tokens=15), requests)
+    assert [e.tokens for e in other] == [e.tokens for e in reference]
+    assert [e.latents for e in other] == [e.latents for e in reference]
+
+
+def test_equal_seeds_give_equal_episodes_and_other_seeds_others(tiny):
+    problem = varied_problems(1)[0]
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15)
+    a, b, *rest = episodes(engine, [Request(problem, s) for s in (1, 1, 2, 3, 4, 5)])
+    assert a.tokens == b.tokens
+    assert any(e.tokens != a.tokens for e in rest)
+
+
+def test_decisions_are_recorded_where_options_differ(tiny):
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15)
+    for episode in episodes(engine, [Request(p, i) for i, p in enumerate(varied_problems(8))]):
+        assert episode.num_decisions == sum(z >= 0 for z in episode.latents)
+        assert len(episode.tokens) == len(episode.latents) <= 15
+        assert episode.stop == ("eos" if episode.tokens[-1] in tiny.backbone.eos_ids else "length")
+        if episode.num_decisions:
+            assert bool((episode.mask.sum(-1) > 1).all())
+            assert bool(episode.mask.gather(1, episode.z[:, None]).all())
+            assert episode.hidden.shape == (episode.num_decisions, tiny.backbone.hidden_size)
+
+
+def test_without_skip_forced_every_position_is_a_decision(tiny):
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=9)
+    for episode in episodes(engine, [Request(p, i) for i, p in enumerate(varied_problems(4))], skip_forced=False):
+        assert episode.num_decisions == len(episode.tokens)
+
+
+def test_a_forked_row_continues_like_its_origin(tiny):
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=6, max_new_tokens=15)
+    prompts = [tiny.prompter.encode(p) for p in varied_problems(3)]
+    engine.admit(prompts)
+    engine.advance(torch.tensor([20, 21, 22]))
+    engine.select(torch.tensor([0, 2, 2]))
+    engine.advance(torch.tensor([30, 31, 31]))
+    torch.testing.assert_close(engine.hidden[1], engine.hidden[2])
+    single = RolloutEngine(tiny.lm, tiny.prompter, num_slots=1, max_new_tokens=15)
+    single.admit([prompts[2]])
+    single.advance(torch.tensor([22]))
+    single.advance(torch.tensor([31]))
+    torch.testing.assert_close(engine.hidden[2], single.hidden[0], atol=1e-5, rtol=1e-4)
+
+
+def test_advancing_some_rows_leaves_the_others(tiny):
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=4, max_new_tokens=15)
+    engine.admit([tiny.prompter.encode(p) for p in varied_problems(3)])
+    before = copy.copy(engine.hidden.clone())
+    engine.advance(torch.tensor([9]), torch.tensor([1]))
+    torch.testing.assert_close(engine.hidden[[0, 2]], before[[0, 2]])
+    assert not torch.allclose(engine.hidden[1], before[1])
