@@ -68,7 +68,7 @@ class ConversionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     prior_dropout: float = 0.1
-    hardness: float = 0.1
+    hardness: float = 0.3
     anchor: float = 1.0
     kl_target: float = 0.2
     kl_weight: float = 0.02

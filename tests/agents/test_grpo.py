@@ -1,0 +1,93 @@
+"""GRPO: its formulas against hand computations, learning, and resuming."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from agents.grpo import GRPO, decision_weights, group_advantages, grpo_loss
+from agents.prior import Prior
+from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.runs import Run
+
+QUICK = dict(total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-3)
+
+
+def test_advantages():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    group = group_advantages(rewards, "group")
+    assert group[0].tolist() == pytest.approx([0.8659, -0.8659, -0.8659, 0.8659], abs=1e-3)
+    assert group[1].tolist() == [0, 0, 0, 0]
+    assert group_advantages(rewards, "none")[0].tolist() == [0.5, -0.5, -0.5, 0.5]
+    assert group_advantages(rewards, "batch")[0, 0] == pytest.approx(0.5 / (float(rewards.std()) + 1e-4))
+
+
+def test_loss_is_clipped_on_the_right_side():
+    old = torch.zeros(4)
+    new = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5]))
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert grpo_loss(new, old, advantage, 0.2, 0.28).tolist() == pytest.approx([-1.28, 1.5, -0.5, 0.8])
+    kl = grpo_loss(new, new, torch.zeros(4), 0.2, 0.28, old, beta=2.0)
+    assert kl[0] == pytest.approx(2 * (1 / 1.5 - torch.log(torch.tensor(1 / 1.5)) - 1), abs=1e-6)
+
+
+def test_weights_are_trls_reductions():
+    owner, counts = torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    assert decision_weights(owner, counts, "grpo", 8).tolist() == pytest.approx([0.25, 0.25, 0, 0.5])
+    assert decision_weights(owner, counts, "dapo", 8).tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+    assert decision_weights(owner, counts, "dr_grpo", 8).tolist() == pytest.approx([1 / 16, 1 / 16, 0, 1 / 16])
+
+
+def like_a(workspace):
+    """A reward that the tiny model can earn: the share of one letter's tokens."""
+
+    def judge(episodes):
+        for e in episodes:
+            e.reward = float(sum(z > 4 for z in e.latents) > sum(0 <= z <= 4 for z in e.latents))
+
+    return judge
+
+
+def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "judge", like_a(tiny))
+    settings = {**QUICK, "total_episodes": 960, "num_generations": 8, "learning_rate": 3e-3, "beta": 0.0}
+    agent, run = GRPO(tiny, **settings, target_kl=0.0), Run(tmp_path, "easy", "")
+    agent.learn(run)
+    rewards = [m["reward"] for m in run.metrics()]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):
+    whole, run = GRPO(tiny, **QUICK), Run(tmp_path, "whole", "")
+    counts = whole.learn(run)
+    assert counts["train_episodes"] == 64
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    cut = Run(tmp_path, "cut", "")
+    (cut.path / "checkpoints" / "latest").write_text("step_3\n")  # as a kill during the last iteration leaves it
+    again = GRPO(tiny, **QUICK)
+    again.learn(cut)
+    assert [m["step"] for m in cut.metrics()] == [m["step"] for m in run.metrics()] == [1, 2, 3, 4]
+    for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_save_and_load_give_the_same_choices(tiny, tmp_path):
+    agent = GRPO(tiny, **QUICK)
+    torch.nn.init.normal_(agent.policy.net[0].weight)
+    agent.save(tmp_path)
+    other = Prior(tiny)
+    other.load(tmp_path)
+    hidden = torch.randn(20, tiny.backbone.hidden_size)
+    assert torch.equal(agent.predict(hidden), other.predict(hidden))
+    facts = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps({**facts, "fingerprint": "another"}))
+    with pytest.raises(CheckpointError, match="was trained on backbone 'tiny'"):
+        other.load(tmp_path)
+
+
+def test_settings_are_checked(tiny):
+    with pytest.raises(ConfigurationError, match="at least 2"):
+        GRPO(tiny, num_generations=1)
+    with pytest.raises(ConfigurationError, match="expected one of grpo"):
+        GRPO(tiny, loss_type="ppo")

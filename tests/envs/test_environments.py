@@ -1,0 +1,69 @@
+"""The environments through the Gymnasium API only."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import envs  # noqa: F401  (registers the environments)
+
+NAME = "ollm_rl/LatentReasoning-v0"
+
+
+@pytest.fixture
+def settings(tiny):
+    return {"workspace": tiny, "max_new_tokens": 10, "num_problems": 40}
+
+
+@pytest.mark.parametrize("action_mask", [False, True])
+@pytest.mark.parametrize("skip_forced", [False, True])
+def test_checkers_pass(settings, action_mask, skip_forced):
+    env = gymnasium.make(NAME, action_mask=action_mask, skip_forced=skip_forced, **settings).unwrapped
+    check_env(env)
+    sb3_check_env(env)
+
+
+def play(env, seed, latents):
+    observation, info = env.reset(seed=seed)
+    seen = [observation]
+    for z in latents:
+        observation, reward, terminated, truncated, info = env.step(int(z))
+        seen.append(observation)
+        if terminated or truncated:
+            return np.array(seen), reward, info
+    raise AssertionError("the episode did not end")
+
+
+def test_single_and_batched_give_the_same_episodes(settings):
+    n, latents = 10, np.random.default_rng(0).integers(10, size=(10, 40))
+    batch = gymnasium.make_vec(NAME, num_envs=n, vectorization_mode="vector_entry_point", **settings)
+    observation, _ = batch.reset(seed=7)
+    seen, ended = [[o] for o in observation], {}
+    for t in range(40):
+        observation, rewards, terminated, truncated, infos = batch.step(latents[:, t])
+        for i in set(range(n)) - set(ended):
+            seen[i].append(observation[i])
+            if terminated[i] or truncated[i]:
+                ended[i] = (rewards[i], {k: v[i] for k, v in infos.items() if not k.startswith("_")})
+    assert len(ended) == n
+    single = gymnasium.make(NAME, **settings)
+    for i in range(n):
+        observations, reward, info = play(single, 7 + i, latents[i])
+        np.testing.assert_allclose(observations, np.array(seen[i]), atol=1e-4)
+        assert reward == ended[i][0]
+        assert info == {k: ended[i][1][k] for k in info}
+        assert set(info) >= {"text", "answer", "correct", "num_tokens", "num_decisions", "problem_id"}
+
+
+def test_an_ended_episode_starts_anew_at_the_next_step(settings):
+    batch = gymnasium.make_vec(NAME, num_envs=3, vectorization_mode="vector_entry_point", **settings)
+    assert batch.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.NEXT_STEP
+    batch.reset(seed=1)
+    was_done, episodes = np.zeros(3, bool), 0
+    for _ in range(60):
+        _, rewards, terminated, truncated, infos = batch.step(np.zeros(3, int))
+        assert not rewards[was_done].any()
+        episodes += int(was_done.sum())
+        was_done = terminated | truncated
+    assert episodes > 3

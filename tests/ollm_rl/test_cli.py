@@ -1,0 +1,119 @@
+"""The command line end to end on the tiny backbone, and what it says to mistakes."""
+
+import json
+import textwrap
+
+import pytest
+
+from ollm_rl.cli import main
+from ollm_rl.config import compose, members
+from tests.conftest import QUICK_KEYS
+
+KEYS = [*QUICK_KEYS, "agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32"]
+OUTSIDE = """
+    import torch
+
+    class Stubborn:
+        def __init__(self, workspace, favourite=3):
+            self.favourite, self.learnt = favourite, False
+
+        def learn(self, run):
+            self.learnt = True
+            run.log_metrics(1, {"reward": 0.0, "train_episodes": 1})
+            return {"train_episodes": 1}
+
+        def predict(self, hidden, deterministic=True):
+            return torch.full((len(hidden),), self.favourite)
+
+        def save(self, path):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "favourite").write_text(str(self.favourite))
+
+        def load(self, path):
+            self.favourite = int((path / "favourite").read_text())
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_shipped_configuration_composes():
+    for group in ("backbone", "agent", "oracle", "task", "experiment"):
+        for name in members(group):
+            if name != "custom":
+                compose([f"{group}={name}"])
+
+
+def test_demo_writes_rows_table_plots_and_report(tmp_path, capsys):
+    main(["demo", *KEYS])
+    run = tmp_path / "runs" / "demo"
+    results = json.loads((run / "results.json").read_text())
+    assert [r["agent"] for r in results["rows"]] == ["backbone", "random", "prior", "grpo", "oracle"]
+    for row in results["rows"]:
+        assert row["n_problems"] == 6 and 0 <= row["accuracy"] <= 1 and len(row["accuracy_ci95"]) == 2
+    page = (run / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "data:image/png" in page and 'class="episode' in page
+    assert "accuracy" in capsys.readouterr().out
+    before = (run / "grpo-0" / "metrics.jsonl").read_text()
+    main(["demo", *KEYS])
+    assert (run / "grpo-0" / "metrics.jsonl").read_text() == before
+
+
+def test_an_agent_from_outside_trains_and_is_compared(tmp_path):
+    (tmp_path / "my_agents.py").write_text(textwrap.dedent(OUTSIDE))
+    main(["train", "agent._target_=my_agents.Stubborn", "agent.favourite=2", *QUICK_KEYS])
+    assert (tmp_path / "runs/train/policy/favourite").read_text() == "2"
+    main(["compare", "agents=[prior,my_agents.Stubborn]", "seeds=[0,1]", "agent.favourite=1", *QUICK_KEYS])
+    results = json.loads((tmp_path / "runs/compare/results.json").read_text())
+    assert {r["agent"] for r in results["rows"]} == {"prior", "Stubborn"}
+    assert {p["agent"]: p["n_problems"] for p in results["pooled"]} == {"prior": 12, "Stubborn": 12}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "sead=3"], "Did you mean 'seed'?"),
+        (["train", "agent=grop"], "Did you mean 'grpo'?"),
+        (["train", "agent.learning_rat=1"], "agent.learning_rate"),
+        (["train", "agent.learning_rate=abc"], "expected a number"),
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "task=jsonl", "task.path=missing.jsonl"], "no such file"),
+        (["train", "agent._target_=nowhere.Agent"], "No module named"),
+        (["train", "backbone=./nowhere"], "not a model directory"),
+        (["train", "plugin.path=nowhere"], "plugin.json"),
+        (["compare", "agents=[prior,gropo]"], "Did you mean 'grpo'?"),
+        (["train", "--fast"], "unknown option"),
+        (["train", "agent.num_generations=1", *QUICK_KEYS], "at least 2"),
+    ],
+)
+def test_mistakes_exit_with_2_and_a_remedy(arguments, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(tmp_path, capsys):
+    main(["convert", *QUICK_KEYS])
+    path = tmp_path / "runs/convert/plugin/plugin.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["fingerprint"], "another"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "plugin.path=runs/convert/plugin", *QUICK_KEYS])
+    assert stopped.value.code == 2
+    assert "was made for backbone" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_is_not_overwritten_by_another_configuration(capsys):
+    main(["evaluate", "agent=prior", *QUICK_KEYS])
+    with pytest.raises(SystemExit):
+        main(["evaluate", "agent=random", *QUICK_KEYS])
+    assert "another configuration" in " ".join(capsys.readouterr().err.split())
+
+
+def test_dry_run_says_what_it_would_take(capsys, tmp_path):
+    main(["train", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "134,515,008" in printed and "KV cache" in printed
+    assert not (tmp_path / "runs").exists()

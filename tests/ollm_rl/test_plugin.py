@@ -1,0 +1,72 @@
+"""Plug-in, options and conversion."""
+
+import pytest
+import torch
+
+from ollm_rl.conversion import ConversionConfig, plugin_for
+from ollm_rl.oracle import Oracle, summarise
+from ollm_rl.plugin import PlugIn, canonical
+from ollm_rl.prompts import Prompter
+from ollm_rl.tasks import ChainSum
+
+
+def test_canonical_is_the_lowest_of_equals():
+    mask = canonical(torch.tensor([[3, 3, 5, 3, 5], [1, 2, 3, 4, 5]]))
+    assert mask.tolist() == [[True, False, True, False, False], [True] * 5]
+
+
+def test_save_and_load(tiny, tmp_path):
+    tiny.plugin.save_pretrained(tmp_path)
+    again = PlugIn.from_pretrained(tmp_path, tiny.backbone)
+    hidden = torch.randn(5, tiny.backbone.hidden_size)
+    assert torch.equal(again.biases(hidden), tiny.plugin.biases(hidden))
+    assert torch.equal(again.prior_logits(hidden), tiny.plugin.prior_logits(hidden))
+
+
+def test_shortlist_decodes_like_the_whole_head(tiny):
+    hidden = torch.randn(200, tiny.backbone.hidden_size)
+    tokens = tiny.lm.options(hidden).tokens
+    biased = hidden[:, None] + tiny.plugin.biases(hidden)
+    whole = (biased @ tiny.backbone.head.weight.T).argmax(-1)
+    assert float((tokens == whole).float().mean()) > 0.9  # a random tiny model is harder than a real one
+
+
+@pytest.mark.parametrize("objective", ["cover", "expected"])
+def test_conversion_improves_on_the_backbone(tiny, objective):
+    config = ConversionConfig(
+        objective=objective, num_solutions=100, num_heldout=30, epochs=3, prior_epochs=3, batch_size=128
+    )
+    task = ChainSum()
+    _, report, path = plugin_for(tiny.backbone, Prompter.for_task(tiny.backbone, task), task, config)
+    assert report["coverage"]["all"] > report["backbone_token_accuracy"]["all"]
+    assert report["distinct_tokens"]["uncertain"] > 1.2
+    assert plugin_for(tiny.backbone, Prompter.for_task(tiny.backbone, task), task, config)[2] == path
+
+
+def test_oracle_spends_no_more_than_a_wave_over_its_budget(tiny):
+    def prior(hidden, mask):
+        return tiny.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).log_softmax(-1)
+
+    problems = tiny.problems("test", 5)
+    for search in ("best_first", "best_of_n"):
+        oracle = Oracle(tiny, prior, search, budget=60, width=2)
+        found = oracle.solve(problems)
+        row, curve = summarise(found, search, 60)
+        assert all(s.spent <= 60 + 2 * 20 for s in found)
+        assert row["accuracy"] == curve[-1]["solved"] or row["accuracy"] > curve[-1]["solved"]
+
+
+@pytest.mark.slow
+def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2):
+    from ollm_rl.hidden_cache import compute_hidden_states
+    from ollm_rl.plugin import OptionLM, PlugInConfig
+
+    task = ChainSum()
+    states = compute_hidden_states(smollm2, Prompter.for_task(smollm2, task), task.problems("tune", 20), 48)
+    torch.manual_seed(0)
+    plugin = PlugIn(smollm2.hidden_size, PlugInConfig())
+    plugin.standardize.fit(states.hidden)
+    lm = OptionLM(smollm2, plugin)
+    tokens = lm.options(states.hidden).tokens
+    whole = ((states.hidden[:, None] + plugin.biases(states.hidden)) @ smollm2.head.weight.T).argmax(-1)
+    assert float((tokens == whole).float().mean()) > 0.98
