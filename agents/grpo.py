@@ -68,7 +68,7 @@ class GRPO(PolicyAgent):
         target_kl: float = 0.02,
         max_decisions: int = 32,
         num_problems: int = 2000,
-        save_every: int = 5,
+        save_every: int = 1,
         path: str | None = None,
     ):
         super().__init__(workspace)

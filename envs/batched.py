@@ -112,7 +112,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             infos = self._problem_info(fresh)
         self._feed(running, actions[running].tolist())
         if self.skip_forced:
-            self._run_on([i for i in [*running, *fresh] if not self.episodes[i].stop])
+            self._run_on(i for i in range(self.num_envs) if not self.episodes[i].stop)
         done = [i for i in range(self.num_envs) if self.episodes[i].stop]
         for i in done:
             self.ended[i] = True

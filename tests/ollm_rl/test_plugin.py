@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ollm_rl.conversion import ConversionConfig, plugin_for
+from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.oracle import Oracle, summarise
-from ollm_rl.plugin import PlugIn, canonical
+from ollm_rl.plugin import OptionLM, PlugIn, canonical
 from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
 
@@ -21,14 +22,6 @@ def test_save_and_load(tiny, tmp_path):
     hidden = torch.randn(5, tiny.backbone.hidden_size)
     assert torch.equal(again.biases(hidden), tiny.plugin.biases(hidden))
     assert torch.equal(again.prior_logits(hidden), tiny.plugin.prior_logits(hidden))
-
-
-def test_shortlist_decodes_like_the_whole_head(tiny):
-    hidden = torch.randn(200, tiny.backbone.hidden_size)
-    tokens = tiny.lm.options(hidden).tokens
-    biased = hidden[:, None] + tiny.plugin.biases(hidden)
-    whole = (biased @ tiny.backbone.head.weight.T).argmax(-1)
-    assert float((tokens == whole).float().mean()) > 0.9  # a random tiny model is harder than a real one
 
 
 @pytest.mark.parametrize("objective", ["cover", "expected"])
@@ -58,15 +51,12 @@ def test_oracle_spends_no_more_than_a_wave_over_its_budget(tiny):
 
 @pytest.mark.slow
 def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2):
-    from ollm_rl.hidden_cache import compute_hidden_states
-    from ollm_rl.plugin import OptionLM, PlugInConfig
-
     task = ChainSum()
-    states = compute_hidden_states(smollm2, Prompter.for_task(smollm2, task), task.problems("tune", 20), 48)
-    torch.manual_seed(0)
-    plugin = PlugIn(smollm2.hidden_size, PlugInConfig())
-    plugin.standardize.fit(states.hidden)
-    lm = OptionLM(smollm2, plugin)
-    tokens = lm.options(states.hidden).tokens
-    whole = ((states.hidden[:, None] + plugin.biases(states.hidden)) @ smollm2.head.weight.T).argmax(-1)
-    assert float((tokens == whole).float().mean()) > 0.98
+    prompter = Prompter.for_task(smollm2, task)
+    config = ConversionConfig(num_solutions=200, num_heldout=20, epochs=4, prior_epochs=1, batch_size=256)
+    plugin = plugin_for(smollm2, prompter, task, config)[0]
+    hidden = cached_hidden_states(smollm2, prompter, task.problems("tune", 20, 0), 48).hidden
+    tokens = OptionLM(smollm2, plugin).options(hidden).tokens
+    with torch.no_grad():
+        whole = ((hidden[:, None] + plugin.biases(hidden)) @ smollm2.head.weight.T).argmax(-1)
+    assert float((tokens == whole).float().mean()) > 0.999
