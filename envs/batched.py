@@ -165,7 +165,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             self._feed(waiting, [0] * len(waiting))
 
     def _observe(self):
-        hidden = self.engine.hidden.float().cpu().numpy()
+        hidden = self.engine.hidden.float().cpu().numpy().copy()  # the engine writes over its own
         if not self.action_mask:
             return hidden
         return {"observation": hidden, "action_mask": self.engine.options.mask.to(torch.int8).cpu().numpy()}
