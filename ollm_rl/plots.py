@@ -64,7 +64,7 @@ def _learning(root: Path, results: dict) -> Path | None:
     if not learners:
         return None
     axes.set_title(f"Learning to choose latents: {results['backbone']} on {results['task']}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.94))
     return _save(figure, root / "plots" / "learning_curve.png")
 
 
