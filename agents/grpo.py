@@ -59,7 +59,7 @@ class GRPO(PolicyAgent):
         learning_rate: float = 1e-4,
         minibatches: int = 4,
         num_iterations: int = 1,
-        beta: float = 0.1,
+        beta: float = 0.05,
         epsilon: float = 0.2,
         epsilon_high: float | None = 0.28,
         loss_type: str = "dapo",
