@@ -76,9 +76,6 @@ class KVCache:
                     mine[layer] = tensor.new_zeros(self.slots, tensor.shape[1], self.capacity, tensor.shape[3])
                 mine[layer][to_rows, :, :length] = tensor[from_rows, :, :length]
 
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for d in (self.keys, self.values) for t in d.values())
-
 
 def attend(
     module: Any,

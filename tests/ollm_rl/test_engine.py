@@ -1,7 +1,5 @@
 """The rollout engine: equality with `generate`, independence of the batch, forks and forced runs."""
 
-import copy
-
 import pytest
 import torch
 
@@ -113,7 +111,7 @@ def test_a_forked_row_continues_like_its_origin(tiny):
 def test_advancing_some_rows_leaves_the_others(tiny):
     engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=4, max_new_tokens=15)
     engine.admit([tiny.prompter.encode(p) for p in varied_problems(3)])
-    before = copy.copy(engine.hidden.clone())
+    before = engine.hidden.clone()
     engine.advance(torch.tensor([9]), torch.tensor([1]))
     torch.testing.assert_close(engine.hidden[[0, 2]], before[[0, 2]])
     assert not torch.allclose(engine.hidden[1], before[1])
