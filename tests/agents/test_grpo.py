@@ -3,11 +3,12 @@
 import json
 import math
 import shutil
+from itertools import combinations
 
 import pytest
 import torch
 
-from agents.grpo import GRPO, decision_weights, group_advantages, grpo_loss
+from agents.grpo import GRPO, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from agents.prior import Prior
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.runs import Run
@@ -22,6 +23,21 @@ def test_advantages():
     assert group[1].tolist() == [0, 0, 0, 0]
     assert group_advantages(rewards, "none")[0].tolist() == [0.5, -0.5, -0.5, 0.5]
     assert group_advantages(rewards, "batch")[0, 0] == pytest.approx(0.5 / (float(rewards.std()) + 1e-4))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_rewards_are_means_over_all_sets_of_k(k):
+    rewards = torch.rand(3, 6, generator=torch.Generator().manual_seed(k)).round(decimals=1)  # with ties
+    found = pass_at_k_rewards(rewards, k)
+    for row, credit in zip(rewards.tolist(), found.tolist(), strict=True):
+        for i in range(6):
+            best = [max(row[j] for j in chosen) for chosen in combinations(range(6), k) if i in chosen]
+            assert credit[i] == pytest.approx(sum(best) / len(best), abs=1e-6)
+
+
+def test_pass_at_k_must_be_less_than_the_group(tiny):
+    with pytest.raises(ConfigurationError, match="pass_at_k=4; expected 1 to 3"):
+        GRPO(tiny, **QUICK, pass_at_k=4)
 
 
 def test_loss_is_clipped_on_the_right_side():
