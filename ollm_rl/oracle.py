@@ -5,7 +5,7 @@ every text found, the choices not taken at its decision points become branches; 
 to its end by the policy's first choices. `best_of_n` samples the policy. Both stop a problem when it is solved
 or its token budget is spent, and all problems run side by side in one engine.
 
-Budgets count generated tokens. A branch's own beginning is prefilled again in one pass rather than decoded; those
+Budgets count generated tokens, and a search never generates more. A branch's own beginning is prefilled again in one pass rather than decoded; those
 tokens are counted apart (`recomputed_tokens`).
 """
 
@@ -136,6 +136,9 @@ class Oracle:
             scores, latents, tokens = log_probs.tolist(), best.tolist(), options.tokens.tolist()
             masks = options.mask.tolist()
             for i, branch in enumerate(active):
+                if branch.search.spent >= self.budget:
+                    branch.stop = "budget"
+                    continue
                 if deciding[i]:
                     self._leave_others(branch, latents[i], tokens[i], scores[i], masks[i])
                     branch.log_prob += scores[i][latents[i]]
@@ -166,6 +169,8 @@ class Oracle:
 
     def _judge(self, branch: Branch) -> None:
         search = branch.search
+        if branch.stop == "budget":  # cut off in the middle: not a text
+            return
         search.tried += 1
         episode = Episode(search.problem, 0, branch.tokens, branch.latents, branch.stop)
         episode.text = self.workspace.prompter.decode(branch.tokens)
@@ -191,10 +196,12 @@ class Oracle:
             episodes = self.workspace.rollout(requests, torch.inference_mode()(act), keep_hidden=False)
             for i, episode in enumerate(episodes):
                 search = still[i // self.width]
-                if search.solution is None:
-                    search.spent += len(episode.tokens)
-                    search.tried += 1
-                    search.solution = episode if episode.reward else None
+                if search.solution is not None or search.spent >= self.budget:
+                    continue
+                whole = search.spent + len(episode.tokens) <= self.budget
+                search.spent = min(search.spent + len(episode.tokens), self.budget)
+                search.tried += whole
+                search.solution = episode if whole and episode.reward else None
             left = [s for s in still if s.solution is None and s.spent < self.budget]
             bar.advance(len(still) - len(left), f"{sum(s.solution is not None for s in searches)} solved")
             still = left
