@@ -49,9 +49,10 @@ class Run:
         self._tensorboard: Any = None
 
     def metrics(self) -> list[dict]:
-        """All lines of `metrics.jsonl` so far."""
+        """All whole lines of `metrics.jsonl` so far; a kill may leave half a line at the end."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl` and the same scalars to TensorBoard."""
