@@ -5,6 +5,7 @@ and `load`. It need not inherit from anything here; `docs/agents.md` shows one i
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from ollm_rl.runs import Run
 from ollm_rl.workspace import Workspace
 
 
-class Agent:
+class Agent(ABC):
     """Base class: an agent that needs no learning implements `predict` only."""
 
     def __init__(self, workspace: Workspace):
@@ -31,6 +32,7 @@ class Agent:
         """
         return {"train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
+    @abstractmethod
     def predict(
         self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
     ) -> Tensor:
@@ -40,7 +42,6 @@ class Agent:
             mask: (n, K) bool, False where a lower-numbered option decodes to the same token.
             uniforms: (n,) in [0, 1), the randomness to use, so that an episode depends on its seed only.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
 
     def save(self, path: str | Path) -> None:
         """Write what was learned; nothing, for an agent that does not learn."""

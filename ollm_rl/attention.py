@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ollm_rl.errors import BackboneError
+
 IMPLEMENTATION = "ollm_rl"
 
 
@@ -97,7 +99,9 @@ def attend(
     if kv is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks are not supported by the rollout engine")
+        raise BackboneError(
+            "this model uses attention sinks, which the rollout engine does not have; choose another backbone="
+        )
     layer = module.layer_idx
     keys, values = kv.write(layer, key, value)
     n, heads, t, dim = query.shape

@@ -22,21 +22,20 @@ SHOWN = 4  # solved and failed episodes that the report shows per agent
 
 
 class Lab:
-    """Opens workspaces when they are first needed: an experiment whose cells are all done loads no model."""
+    """Opens the workspace when it is first needed: an experiment whose cells are all done loads no model."""
 
-    def __init__(self):
-        self._open: dict[str, tuple[Workspace, dict, Path]] = {}
+    _session: tuple[Workspace, dict] | None = None
 
-    def workspace(self, settings: Settings, seed: int) -> tuple[Workspace, dict, Path]:
-        if not self._open:
-            self._open["it"] = open_session(settings, seed)
-        space, report, path = self._open["it"]
-        space.seed = seed
-        return space, report, path
+    def workspace(self, settings: Settings, seed: int) -> tuple[Workspace, dict]:
+        """The workspace, set to `seed`, and the report of its conversion."""
+        if self._session is None:
+            self._session = open_session(settings, seed)[:2]
+        self._session[0].seed = seed
+        return self._session
 
     def close(self) -> None:
-        for space, _, _ in self._open.values():
-            space.close()
+        if self._session is not None:
+            self._session[0].close()
 
 
 def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = True) -> dict:
@@ -46,7 +45,7 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
         log.info("%s: already done", run.path)
         return json.loads(done.read_text())["rows"][0]
     config = settings.config
-    space, report, _ = lab.workspace(settings, seed)
+    space, report = lab.workspace(settings, seed)
     agent = make_agent(space, config.agent, config.policy)
     problems = space.problems(config.evaluate.split, config.evaluate.num_problems, seed)
     if not problems:
@@ -74,7 +73,7 @@ def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[dict,
         stored = json.loads(done.read_text())
         return stored["rows"][0], stored["curve"]
     config = settings.config
-    space, report, _ = lab.workspace(settings, seed)
+    space, report = lab.workspace(settings, seed)
     oracle = make_oracle(space, config, search_policy(space, settings))
     problems = space.problems(config.evaluate.split, config.oracle.num_problems, seed)
     row, curve = solve_and_store(space, oracle, problems, run, seed)

@@ -7,6 +7,7 @@ A problem's split follows from a hash of its text, so that no seed and no size m
 import hashlib
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class Problem:
     extra: dict = field(default_factory=dict)
 
 
-class Task:
+class Task(ABC):
     """A source of problems.
 
     Attributes:
@@ -40,9 +41,9 @@ class Task:
     name: str
     examples: list[Problem]
 
+    @abstractmethod
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         """At most `n` problems of a split; the same ones for the same seed."""
-        raise NotImplementedError
 
 
 def bucket(text: str) -> str:
