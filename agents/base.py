@@ -43,10 +43,10 @@ class Agent(ABC):
             uniforms: (n,) in [0, 1), the randomness to use, so that an episode depends on its seed only.
         """
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> None:  # noqa: B027 (optional)
         """Write what was learned; nothing, for an agent that does not learn."""
 
-    def load(self, path: str | Path) -> None:
+    def load(self, path: str | Path) -> None:  # noqa: B027 (optional)
         """Read what `save` wrote."""
 
 
