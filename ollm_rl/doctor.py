@@ -8,7 +8,7 @@ from importlib import metadata
 import torch
 from rich.console import Console
 
-from ollm_rl.backbone import describe, load_backbone, native_bf16
+from ollm_rl.backbone import describe, load_backbone, prefer_bf16
 from ollm_rl.config import Settings, locate
 from ollm_rl.errors import OLLMError
 from ollm_rl.prompts import Prompter
@@ -56,7 +56,7 @@ def _processor(settings: Settings) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     product = torch.ones(64, 64, device=device, dtype=torch.bfloat16) @ torch.ones(64, 64, device=device).bfloat16()
     assert float(product[0, 0]) == 64.0
-    return f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {native_bf16(device)[1]}"
+    return f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {prefer_bf16(device)[1]}"
 
 
 def _cache(settings: Settings) -> str:

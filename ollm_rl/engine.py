@@ -2,8 +2,12 @@
 
 `RolloutEngine` keeps a compact batch of active rows. `admit` prefills prompts (each distinct one once) into
 free rows, `advance` feeds one token per row and recomputes hidden states and options, `release` frees rows,
-`fork` duplicates them for tree search. `rollout` drives these for whole episodes with a policy; the
-environments and the oracle drive them themselves.
+`select` also forks them. `rollout` drives these for whole episodes with a policy; the environments and the oracle
+drive them themselves.
+
+Episodes of one problem that have said the same so far are one row: a group of GRPO or the samples of pass@k begin
+as one, and a row is forked where they first choose differently. Most positions are forced and policies are often
+sure, so a group of 8 costs about as much as 2 or 3 episodes (`docs/log.md`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +44,8 @@ class RolloutEngine:
         hidden: (n, d), what the head reads, of the n active rows.
         logits: (n, vocab), the backbone's own next-token logits.
         options: their K options.
-        num_tokens: tokens run through decode steps since the engine was made (prompts not counted).
+        num_tokens: tokens run through decode steps since the engine was made, not counting prompts; those that
+            several episodes share count once.
     """
 
     def __init__(
@@ -151,13 +156,18 @@ class RolloutEngine:
     @torch.inference_mode()
     def select(self, rows: Tensor) -> None:
         """Keep these active rows, in this order; a row named twice is forked. Only moved rows are copied."""
+        self._move(rows)
+        self.hidden, self.logits = self.hidden[rows], self.logits[rows]
+        self.options = Options(self.options.tokens[rows], self.options.mask[rows])
+
+    def _move(self, rows: Tensor) -> None:
+        """`select` for keys and values only: enough where `advance` comes next and overwrites the rest."""
         target = torch.arange(len(rows), device=self.device)
         moved = rows != target
         if moved.any():
             longest = int(self.lengths[rows[moved]].max())
             self.kv.copy_rows(self.kv, rows[moved], target[moved], longest)
-        self.lengths, self.hidden, self.logits = self.lengths[rows], self.hidden[rows], self.logits[rows]
-        self.options = Options(self.options.tokens[rows], self.options.mask[rows])
+        self.lengths = self.lengths[rows]
 
     def release(self, done: Tensor) -> Tensor:
         """Free the rows where `done` (n,) is True by moving the last rows into the holes; return the new order."""
@@ -178,7 +188,7 @@ class RolloutEngine:
         keep_hidden: bool = True,
         from_logits: bool = False,
     ) -> Iterator[tuple[Request, Episode]]:
-        """Generate one episode per request, yielded with it as they end; freed rows take the next request at once.
+        """Generate one episode per request, yielded with it as they end; others take their places.
 
         Args:
             act: chooses latents; see `Act`. It is asked at decision points only if `skip_forced`.
@@ -190,52 +200,75 @@ class RolloutEngine:
         longest = max((len(p) for _, p in waiting), default=0)
         if longest > self.kv.capacity - self.max_new_tokens:
             self._allocate(longest)
-        rows: list[_Row] = []
-        while waiting or rows:
+        shared: list[list[_Row]] = []  # the episodes of each engine row
+        while waiting or shared:
+            free = self.num_slots - sum(map(len, shared))  # any episode may come to need a row of its own
             # Refill in chunks: a prefill of one prompt costs almost as much as one of ten.
-            if waiting and (not rows or self.free >= min(len(waiting), max(1, self.num_slots // 8))):
-                new = [waiting.pop() for _ in range(min(self.free, len(waiting)))]
-                self.admit([prompt for _, prompt in new])
-                rows += [_Row(request, self.max_new_tokens) for request, _ in new]
+            if waiting and (not shared or free >= min(len(waiting), max(1, self.num_slots // 8))):
+                shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))])
+            rows = [row for group in shared for row in group]
+            at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=self.device)
             if from_logits:
-                asked = torch.zeros_like(self.lengths, dtype=torch.bool)
-                latents = torch.zeros_like(self.lengths)
-                tokens = act(self.logits, self.options.mask, self._uniforms(rows))[0]
+                asked = torch.zeros_like(at, dtype=torch.bool)
+                latents = torch.zeros_like(at)
+                tokens = act(self.logits[at], self.options.mask[at], self._uniforms(rows))[0]
             else:
-                asked = self.options.decision if skip_forced else torch.ones_like(self.lengths, dtype=torch.bool)
-                latents = self._ask(rows, asked.nonzero()[:, 0], act, keep_hidden)
-                tokens = self.options.tokens.gather(1, latents[:, None])[:, 0]
+                asked = self.options.decision[at] if skip_forced else torch.ones_like(at, dtype=torch.bool)
+                latents = self._ask(rows, at, asked.nonzero()[:, 0], act, keep_hidden)
+                tokens = self.options.tokens[at, latents]
             for row, token, z, was_asked in zip(rows, tokens.tolist(), latents.tolist(), asked.tolist(), strict=True):
                 row.append(token, z if was_asked else -1, self.backbone.eos_ids)
-            done = torch.tensor([bool(row.episode.stop) for row in rows], device=self.device)
-            if done.any():
-                for row in rows:
-                    if row.episode.stop:
-                        yield row.request, row.finish(self.prompter)
-                order = self.release(done)
-                tokens = tokens[order]
-                rows = [rows[i] for i in order.tolist()]
-            if rows:
-                self.advance(tokens)
+                if row.episode.stop:
+                    yield row.request, row.finish(self.prompter)
+            shared = self._fork(shared)
+
+    def _begin(self, new: Sequence[tuple[Request, list[int]]]) -> list[list["_Row"]]:
+        """Admit requests with their prompts, those of one prompt as one row."""
+        together: dict[tuple[int, ...], list[_Row]] = {}
+        for request, prompt in new:
+            together.setdefault(tuple(prompt), []).append(_Row(request, self.max_new_tokens))
+        self.admit([list(prompt) for prompt in together])
+        return list(together.values())
+
+    @torch.inference_mode()
+    def _fork(self, shared: list[list["_Row"]]) -> list[list["_Row"]]:
+        """Advance every row by its episodes' last token: drop ended episodes, fork rows whose episodes differ."""
+        branches: dict[tuple[int, int], list[_Row]] = {}
+        for i, group in enumerate(shared):
+            for row in group:
+                if not row.episode.stop:
+                    branches.setdefault((i, row.episode.tokens[-1]), []).append(row)
+        # A row's first branch stays in its place, so that only the others are copied.
+        stay = {i: (i, token) for i, token in reversed(branches) if i < len(branches)}
+        settled = set(stay.values())
+        others = iter([key for key in branches if key not in settled])
+        order = [stay[i] if i in stay else next(others) for i in range(len(branches))]
+        if order:
+            source, tokens = torch.tensor(order, device=self.device).unbind(1)
+            self._move(source)
+            self.advance(tokens)
+        else:
+            self.clear()
+        return [branches[key] for key in order]
 
     def _uniforms(self, rows: list["_Row"]) -> Tensor:
         return torch.tensor([row.uniform() for row in rows], device=self.device)
 
-    def _ask(self, rows: list["_Row"], at: Tensor, act: Act, keep_hidden: bool) -> Tensor:
-        """Latents (n,) of all rows: what `act` chooses for the rows `at`, zero elsewhere."""
+    def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor, act: Act, keep_hidden: bool) -> Tensor:
+        """Latents (n,) of all episodes: what `act` chooses for the episodes `who`, zero elsewhere."""
         latents = torch.zeros(len(rows), dtype=torch.long, device=self.device)
-        if len(at):
-            asked = [rows[i] for i in at.tolist()]
-            hidden, mask = self.hidden[at], self.options.mask[at]
+        if len(who):
+            asked = [rows[i] for i in who.tolist()]
+            hidden, mask = self.hidden[at[who]], self.options.mask[at[who]]
             z, log_probs = act(hidden, mask, self._uniforms(asked))
-            latents[at] = z
+            latents[who] = z
             for j, row in enumerate(asked):
                 row.decide(hidden[j] if keep_hidden else None, mask[j], z[j], log_probs[j])
         return latents
 
 
 class _Row:
-    """An episode under way."""
+    """An episode under way; it shares an engine row with those that have said the same."""
 
     def __init__(self, request: Request, max_new_tokens: int):
         self.request = request

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ollm_rl.backbone import _tiny, native_bf16
+from ollm_rl.backbone import _tiny, prefer_bf16
 from ollm_rl.config import Settings, plain
 from ollm_rl.errors import BackboneError
 from ollm_rl.plugin import PlugIn, PlugInConfig
@@ -23,7 +23,7 @@ def print_estimate(settings: Settings, out: Console) -> None:
         plugin = PlugIn(model.get_output_embeddings().weight.shape[1], PlugInConfig(**sizes))
     backbone = sum(p.numel() for p in model.parameters())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = config.backbone.dtype == "bfloat16" or (config.backbone.dtype == "auto" and native_bf16(device)[0])
+    bf16 = config.backbone.dtype == "bfloat16" or (config.backbone.dtype == "auto" and prefer_bf16(device)[0])
     width = 2 if bf16 else 4
     shape = model.config
     heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)

@@ -67,6 +67,19 @@ def test_trajectories_do_not_depend_on_the_batch(tiny, slots):
     assert [e.latents for e in other] == [e.latents for e in reference]
 
 
+def test_episodes_that_said_the_same_share_a_row(tiny):
+    requests = [Request(p, 100 + i) for p in varied_problems(5) for i in range(6)]
+    alone = RolloutEngine(tiny.lm, tiny.prompter, num_slots=1, max_new_tokens=15)
+    together = RolloutEngine(tiny.lm, tiny.prompter, num_slots=30, max_new_tokens=15)
+    expected, found = episodes(alone, requests), episodes(together, requests)
+    assert [e.tokens for e in found] == [e.tokens for e in expected]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.hidden, b.hidden, atol=1e-5, rtol=1e-4)
+    # One decode step for each beginning that is continued, however many episodes have it.
+    beginnings = {(e.problem.id, tuple(e.tokens[:i])) for e in found for i in range(1, len(e.tokens))}
+    assert together.num_tokens == len(beginnings) < alone.num_tokens == sum(len(e.tokens) - 1 for e in expected)
+
+
 def test_equal_seeds_give_equal_episodes_and_other_seeds_others(tiny):
     problem = varied_problems(1)[0]
     engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15)
