@@ -88,21 +88,38 @@ class RolloutEngine:
         self.logits = torch.zeros(0, v, dtype=self.backbone.dtype, device=self.device)
         self.options = Options(empty.new_zeros(0, k), torch.zeros(0, k, dtype=torch.bool, device=self.device))
 
+    def make_room(self, max_prompt_tokens: int) -> None:
+        """Grow the cache if it is too small for such prompts; active rows are lost then."""
+        if max_prompt_tokens > self.kv.capacity - self.max_new_tokens:
+            self.clear()
+            self._allocate(max_prompt_tokens)
+
     @torch.inference_mode()
     def admit(self, prompts: Sequence[list[int]]) -> None:
         """Append one row per prompt (tokens after the shared prefix); equal prompts are prefilled once."""
-        first, n = len(self.lengths), len(prompts)
-        if n > self.free:
-            raise ConfigurationError(f"{n} prompts for {self.free} free slots; raise engine.num_slots")
-        blank = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.lengths = torch.cat([self.lengths, blank])
+        if len(prompts) > self.free:
+            raise ConfigurationError(f"{len(prompts)} prompts for {self.free} free slots; raise engine.num_slots")
+        self.replace(self._extend(len(prompts)), prompts)
+
+    @torch.inference_mode()
+    def restore(self, kept: KVCache, rows: Tensor, lengths: Tensor, tokens: Tensor) -> None:
+        """Append one row per kept one: the first `lengths` (m,) own tokens of `kept`'s `rows` (m,), then `tokens`."""
+        new = self._extend(len(rows))
+        self.kv.copy_rows(kept, rows, new, int(lengths.max()))
+        self.lengths[new] = lengths
+        self.advance(tokens, new if len(new) < len(self.lengths) else None)
+
+    def _extend(self, n: int) -> Tensor:
+        """Append n blank rows; their numbers."""
+        first = len(self.lengths)
+        self.lengths = torch.cat([self.lengths, self.lengths.new_zeros(n)])
         self.hidden = torch.cat([self.hidden, self.hidden.new_zeros(n, self.hidden.shape[1])])
         self.logits = torch.cat([self.logits, self.logits.new_zeros(n, self.logits.shape[1])])
         old, k = self.options, self.lm.num_options
         self.options = Options(
             torch.cat([old.tokens, old.tokens.new_zeros(n, k)]), torch.cat([old.mask, old.mask.new_zeros(n, k)])
         )
-        self.replace(torch.arange(first, first + n, device=self.device), prompts)
+        return torch.arange(first, first + n, device=self.device)
 
     @torch.inference_mode()
     def replace(self, rows: Tensor, prompts: Sequence[list[int]]) -> None:
@@ -197,9 +214,7 @@ class RolloutEngine:
         """
         self.clear()
         waiting = list(reversed([(r, self.prompter.encode(r.problem)) for r in requests]))
-        longest = max((len(p) for _, p in waiting), default=0)
-        if longest > self.kv.capacity - self.max_new_tokens:
-            self._allocate(longest)
+        self.make_room(max((len(p) for _, p in waiting), default=0))
         shared: list[list[_Row]] = []  # the episodes of each engine row
         while waiting or shared:
             free = self.num_slots - sum(map(len, shared))  # any episode may come to need a row of its own

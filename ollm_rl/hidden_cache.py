@@ -80,8 +80,12 @@ def cached_hidden_states(
 def compute_hidden_states(
     backbone: Backbone, prompter: Prompter, problems: list[Problem], shortlist: int, batch_tokens: int = 1024
 ) -> HiddenStates:
-    """Run all pairs through the body once, the shared prefix computed once."""
-    pairs = [(i, prompter.encode(p), prompter.encode_solution(p.solution or "")) for i, p in enumerate(problems)]
+    """Run all pairs through the body: the shared prefix once, and equal pairs once."""
+    firsts: dict[tuple[str, str], int] = {}
+    which = torch.tensor([firsts.setdefault((p.problem, p.solution or ""), i) for i, p in enumerate(problems)])
+    pairs = [
+        (i, prompter.encode(problems[i]), prompter.encode_solution(problems[i].solution or "")) for i in firsts.values()
+    ]
     pairs.sort(key=lambda pair: len(pair[1]) + len(pair[2]))
     prefix = prefill_prefix(backbone, prompter.prefix)
     out: dict[str, list[Tensor]] = {f.name: [] for f in fields(HiddenStates)}
@@ -94,7 +98,12 @@ def compute_hidden_states(
                 out[name].append(value.cpu())
             at += len(batch)
             bar.advance(len(batch))
-    return HiddenStates(**{name: torch.cat(parts) for name, parts in out.items()})
+    distinct = HiddenStates(**{name: torch.cat(parts) for name, parts in out.items()})
+    counts = distinct.owner.bincount(minlength=len(problems))
+    rows = distinct.owner.argsort(stable=True).split(counts.tolist())
+    states = distinct.select(torch.cat([rows[i] for i in which.tolist()]))
+    states.owner = torch.arange(len(problems)).repeat_interleave(counts[which])
+    return states
 
 
 def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:

@@ -5,8 +5,9 @@ every text found, the choices not taken at its decision points become branches; 
 to its end by the policy's first choices. `best_of_n` samples the policy. Both stop a problem when it is solved
 or its token budget is spent, and all problems run side by side in one engine.
 
-Budgets count generated tokens, and a search never generates more. A branch's own beginning is prefilled again in one pass rather than decoded; those
-tokens are counted apart (`recomputed_tokens`).
+Budgets count generated tokens, and a search never generates more. Keys and values of the texts of open searches
+are kept, so that a branch goes on where it left its parent. Where the memory for it (`keep_gib`) is used up, a
+branch's beginning is prefilled again; those tokens are counted apart (`recomputed_tokens`).
 """
 
 import heapq
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ollm_rl.engine import Request
+from ollm_rl.attention import KVCache
+from ollm_rl.engine import Request, RolloutEngine
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation import misbehaviour, wilson
 from ollm_rl.progress import Bar, track
@@ -44,12 +46,15 @@ class Search:
     recomputed: int = 0
     tried: int = 0
     solution: Episode | None = None
-    frontier: list[tuple[float, int, list[int], list[int]]] = field(default_factory=list)
+    frontier: list[tuple[float, int, "Branch"]] = field(default_factory=list)
     serial: int = 0  # breaks ties between equally likely branches
 
-    def push(self, log_prob: float, tokens: list[int], latents: list[int]) -> None:
+    def push(self, branch: "Branch") -> None:
         self.serial += 1
-        heapq.heappush(self.frontier, (-log_prob, self.serial, tokens, latents))
+        heapq.heappush(self.frontier, (-branch.log_prob, self.serial, branch))
+
+    def pop(self) -> "Branch":
+        return heapq.heappop(self.frontier)[2]
 
     def open(self, budget: int) -> bool:
         return self.solution is None and self.spent < budget and bool(self.frontier)
@@ -57,13 +62,52 @@ class Search:
 
 @dataclass
 class Branch:
-    """A text under way: its tokens and latents so far, and the log-probability of its choices."""
+    """A text under way: its tokens and latents so far, and the log-probability of its choices.
+
+    Attributes:
+        parent: the text that this one shares all tokens but its last with.
+        kept: the row of `KeptTexts` that holds this text, once it has ended.
+    """
 
     search: Search
     tokens: list[int]
     latents: list[int]
     log_prob: float
+    parent: "Branch | None" = None
     stop: str = ""
+    kept: int | None = None
+
+
+class KeptTexts:
+    """Keys and values of texts that have ended, while their searches are open.
+
+    Args:
+        engine: the one that the texts are generated in.
+        gib: memory that may be used; a text that finds no room is not kept.
+    """
+
+    def __init__(self, engine: RolloutEngine, gib: float):
+        self.engine = engine
+        row = sum(t[0].numel() * t.element_size() for side in (engine.kv.keys, engine.kv.values) for t in side.values())
+        self.cache = KVCache(max(1, int(gib * 2**30 / row)), engine.kv.capacity, engine.prefix)
+        self.free = list(range(self.cache.slots))
+        self.owners: dict[int, list[int]] = {}  # id of a search -> its rows
+
+    def keep(self, branches: Sequence[Branch], rows: Sequence[int]) -> None:
+        """Copy engine rows, one per branch, as far as there is room."""
+        taken = [self.free.pop() for _ in range(min(len(self.free), len(branches)))]
+        for branch, row in zip(branches, taken, strict=False):
+            branch.kept = row
+            self.owners.setdefault(id(branch.search), []).append(row)
+        if taken:
+            source = torch.tensor(rows[: len(taken)], device=self.engine.device)
+            longest = int(self.engine.lengths[source].max())
+            self.cache.copy_rows(self.engine.kv, source, torch.tensor(taken, device=self.engine.device), longest)
+
+    def forget(self, search: Search) -> None:
+        """A search has ended: its rows are free, and its branches with them."""
+        self.free += self.owners.pop(id(search), [])
+        search.frontier.clear()
 
 
 class Oracle:
@@ -74,15 +118,25 @@ class Oracle:
         search: `best_first` or `best_of_n`.
         budget: generated tokens per problem.
         width: branches of one problem that are followed at the same time.
+        keep_gib: memory for keys and values of texts that branches go on from.
     """
 
-    def __init__(self, workspace: Workspace, policy, search: str = "best_first", budget: int = 1000, width: int = 4):
+    def __init__(
+        self,
+        workspace: Workspace,
+        policy,
+        search: str = "best_first",
+        budget: int = 1000,
+        width: int = 4,
+        keep_gib: float = 2.0,
+    ):
         if search not in SEARCHES:
             raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(SEARCHES)}")
         if budget < 1 or width < 1:
             raise ConfigurationError(f"oracle: expected budget and width of at least 1, got {budget} and {width}")
         self.workspace, self.policy = workspace, policy
-        self.search, self.budget, self.width = search, budget, width
+        self.search, self.budget, self.width, self.keep_gib = search, budget, width, keep_gib
+        self.kept: KeptTexts | None = None
 
     def solve(self, problems: Sequence[Problem], seed: int = 0) -> list[Search]:
         """Search all problems; the searches in their order."""
@@ -98,36 +152,47 @@ class Oracle:
     # best first -----------------------------------------------------------------------------------------------
 
     def _best_first(self, searches: list[Search], bar: Bar) -> None:
+        engine = self.workspace.engine
         for search in searches:
-            search.push(0.0, [], [])
+            search.push(Branch(search, [], [], 0.0))
+        engine.make_room(max(len(search.prompt) for search in searches))
+        self.kept = None
         waiting = list(searches)
         while waiting:
-            wave = waiting[: self.workspace.engine.num_slots]
+            wave: list[Search] = []
             branches: list[Branch] = []
-            for search in wave:
-                for _ in range(self.width if search.tried else 1):
-                    if search.frontier and len(branches) < self.workspace.engine.num_slots:
-                        cost, _, tokens, latents = heapq.heappop(search.frontier)
-                        branches.append(Branch(search, list(tokens), list(latents), -cost))
+            for search in waiting:
+                room = engine.num_slots - len(branches)
+                if room <= 0:
+                    break
+                wave.append(search)
+                branches += self._take(search, min(self.width, room))
             self._follow(branches)
             for branch in branches:
                 self._judge(branch)
-            # Problems that had their turn go to the back of the queue.
             again = [s for s in wave if s.open(self.budget)]
+            for search in wave:
+                if not search.open(self.budget) and self.kept is not None:
+                    self.kept.forget(search)
             bar.advance(len(wave) - len(again), f"{sum(s.solution is not None for s in searches)} solved")
-            waiting = waiting[len(wave) :] + again
+            # First choices of all problems come first; then few problems at a time, so that few texts are kept.
+            rest = waiting[len(wave) :]
+            waiting = rest + again if any(not s.tried for s in rest) else again + rest
+        self.kept = None
+
+    def _take(self, search: Search, most: int) -> list[Branch]:
+        """The likeliest branches of a search, as many as its budget has a token for."""
+        taken: list[Branch] = []
+        while search.frontier and len(taken) < most and search.spent < self.budget:
+            taken.append(search.pop())
+            search.spent += bool(taken[-1].tokens)  # the token in which it differs from its parent
+        return taken
 
     @torch.inference_mode()
     def _follow(self, branches: list[Branch]) -> None:
         """Run branches to their ends by first choices, leaving the other choices in the frontiers."""
         engine = self.workspace.engine
-        engine.clear()
-        active = [b for b in branches if not self._ended(b)]
-        if not active:
-            return
-        engine.admit([b.search.prompt + b.tokens for b in active])
-        for branch in active:
-            branch.search.recomputed += len(branch.tokens)
+        active = self._start([b for b in branches if not self._ended(b)])
         while active:
             options, deciding = engine.options, engine.options.decision.tolist()
             log_probs = self.policy(engine.hidden, options.mask)
@@ -145,12 +210,37 @@ class Oracle:
                 branch.tokens.append(tokens[i][latents[i]])
                 branch.latents.append(latents[i] if deciding[i] else -1)
                 branch.search.spent += 1
-            done = torch.tensor([self._ended(b) for b in active], device=engine.device)
-            if done.any():
-                order = engine.release(done)
+            done = [self._ended(branch) for branch in active]
+            if any(done):
+                ended = [i for i, d in enumerate(done) if d]
+                self._keep([active[i] for i in ended], ended)
+                order = engine.release(torch.tensor(done, device=engine.device))
                 active, chosen = [active[i] for i in order.tolist()], chosen[order]
             if active:
                 engine.advance(chosen)
+
+    def _start(self, branches: list[Branch]) -> list[Branch]:
+        """Fill the engine with the branches' texts; the branches in the order of its rows."""
+        engine = self.workspace.engine
+        engine.clear()
+        anew = [b for b in branches if b.parent is None or b.parent.kept is None]
+        if anew:
+            engine.admit([b.search.prompt + b.tokens for b in anew])
+        for branch in anew:
+            branch.search.recomputed += len(branch.tokens)
+        kept = [(b, b.parent.kept) for b in branches if b.parent is not None and b.parent.kept is not None]
+        if kept:
+            assert self.kept is not None
+            rows = torch.tensor([row for _, row in kept], device=engine.device)
+            lengths = torch.tensor([len(b.search.prompt) + len(b.tokens) - 1 for b, _ in kept], device=engine.device)
+            tokens = torch.tensor([b.tokens[-1] for b, _ in kept], device=engine.device)
+            engine.restore(self.kept.cache, rows, lengths, tokens)
+        return anew + [b for b, _ in kept]
+
+    def _keep(self, branches: list[Branch], rows: list[int]) -> None:
+        if self.kept is None:
+            self.kept = KeptTexts(self.workspace.engine, self.keep_gib)
+        self.kept.keep(branches, rows)
 
     def _leave_others(
         self, branch: Branch, taken: int, tokens: list[int], scores: list[float], mask: list[bool]
@@ -158,7 +248,8 @@ class Oracle:
         for z, allowed in enumerate(mask):
             if allowed and z != taken:
                 latents = [*branch.latents, z]
-                branch.search.push(branch.log_prob + scores[z], [*branch.tokens, tokens[z]], latents)
+                other = Branch(branch.search, [*branch.tokens, tokens[z]], latents, branch.log_prob + scores[z], branch)
+                branch.search.push(other)
 
     def _ended(self, branch: Branch) -> bool:
         if branch.tokens and branch.tokens[-1] in self.workspace.backbone.eos_ids:
