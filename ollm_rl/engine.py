@@ -31,10 +31,11 @@ Act = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class Request:
-    """One episode to be generated: the problem and the seed of its random numbers."""
+    """One episode to be generated: the problem, the seed of its random numbers, and a policy of its own if it has one."""
 
     problem: Problem
     seed: int = 0
+    act: Act | None = None
 
 
 class RolloutEngine:
@@ -208,7 +209,8 @@ class RolloutEngine:
         """Generate one episode per request, yielded with it as they end; others take their places.
 
         Args:
-            act: chooses latents; see `Act`. It is asked at decision points only if `skip_forced`.
+            act: chooses latents for requests without a policy of their own; see `Act`. Policies are asked at
+                decision points only if `skip_forced`.
             keep_hidden: keep the hidden states at decision points (for learning).
             from_logits: `act` reads the backbone's logits (n, vocab) at every position and gives tokens, not latents.
         """
@@ -226,7 +228,7 @@ class RolloutEngine:
             if from_logits:
                 asked = torch.zeros_like(at, dtype=torch.bool)
                 latents = torch.zeros_like(at)
-                tokens = act(self.logits[at], self.options.mask[at], self._uniforms(rows))[0]
+                tokens = self._choose(rows, self.logits[at], self.options.mask[at], act)[0]
             else:
                 asked = self.options.decision[at] if skip_forced else torch.ones_like(at, dtype=torch.bool)
                 latents = self._ask(rows, at, asked.nonzero()[:, 0], act, keep_hidden)
@@ -266,16 +268,25 @@ class RolloutEngine:
             self.clear()
         return [branches[key] for key in order]
 
-    def _uniforms(self, rows: list["_Row"]) -> Tensor:
-        return torch.tensor([row.uniform() for row in rows], device=self.device)
+    def _choose(self, rows: list["_Row"], seen: Tensor, mask: Tensor, act: Act) -> tuple[Tensor, Tensor]:
+        """What the episodes' policies choose, `act` where they have none: latents (n,) and log-probabilities (n,)."""
+        uniforms = torch.tensor([row.uniform() for row in rows], device=self.device)
+        acts = [row.request.act or act for row in rows]
+        if len(set(acts)) == 1:
+            return acts[0](seen, mask, uniforms)
+        z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=self.device), torch.zeros_like(uniforms)
+        for each in dict.fromkeys(acts):
+            mine = torch.tensor([i for i, other in enumerate(acts) if other is each], device=self.device)
+            z[mine], log_probs[mine] = each(seen[mine], mask[mine], uniforms[mine])
+        return z, log_probs
 
     def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor, act: Act, keep_hidden: bool) -> Tensor:
-        """Latents (n,) of all episodes: what `act` chooses for the episodes `who`, zero elsewhere."""
+        """Latents (n,) of all episodes: what their policies choose for the episodes `who`, zero elsewhere."""
         latents = torch.zeros(len(rows), dtype=torch.long, device=self.device)
         if len(who):
             asked = [rows[i] for i in who.tolist()]
             hidden, mask = self.hidden[at[who]], self.options.mask[at[who]]
-            z, log_probs = act(hidden, mask, self._uniforms(asked))
+            z, log_probs = self._choose(asked, hidden, mask, act)
             latents[who] = z
             for j, row in enumerate(asked):
                 row.decide(hidden[j] if keep_hidden else None, mask[j], z[j], log_probs[j])

@@ -73,16 +73,17 @@ def evaluate(
     """
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
-    first = [Request(p, s[0]) for p, s in zip(problems, seeds, strict=True)]
-    many = [Request(p, x) for p, s in zip(problems, seeds, strict=True) for x in s[1:]]
+    greedy, sampling = acting(agent, True), acting(agent, False)
+    # All episodes of a problem go together, so that the engine runs what they share once.
+    requests = [
+        Request(p, x, sampling if i else greedy) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)
+    ]
     from_logits = bool(getattr(agent, "acts_on_logits", False))
-    groups = []
-    with track(f"evaluate {name}", len(first) + len(many), "episodes") as bar:
-        for requests, deterministic in ((first, True), (many, False)):
-            act = acting(agent, deterministic)
-            groups.append(workspace.rollout(requests, act, keep_hidden=False, from_logits=from_logits, bar=bar))
-    greedy, sampled = groups
-    return Evaluation(results_row(name, greedy, sampled, k), greedy, sampled)
+    with track(f"evaluate {name}", len(requests), "episodes") as bar:
+        episodes = workspace.rollout(requests, sampling, keep_hidden=False, from_logits=from_logits, bar=bar)
+    first = episodes[:: k + 1]
+    rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
+    return Evaluation(results_row(name, first, rest, k), first, rest)
 
 
 def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int) -> dict:

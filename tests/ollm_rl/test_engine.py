@@ -80,6 +80,19 @@ def test_episodes_that_said_the_same_share_a_row(tiny):
     assert together.num_tokens == len(beginnings) < alone.num_tokens == sum(len(e.tokens) - 1 for e in expected)
 
 
+def test_a_request_with_its_own_policy_is_played_by_it(tiny):
+    def first(hidden, mask, uniforms):
+        return torch.zeros(len(mask), dtype=torch.long), torch.zeros(len(mask))
+
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=12, max_new_tokens=15)
+    problems = varied_problems(4)
+    alone = episodes(engine, [Request(p, i, first) for i, p in enumerate(problems)])
+    sampled = episodes(engine, [Request(p, i) for i, p in enumerate(problems)])
+    mixed = episodes(engine, [r for i, p in enumerate(problems) for r in (Request(p, i, first), Request(p, i))])
+    assert [e.tokens for e in mixed[::2]] == [e.tokens for e in alone] != [e.tokens for e in sampled]
+    assert [e.tokens for e in mixed[1::2]] == [e.tokens for e in sampled]
+
+
 def test_equal_seeds_give_equal_episodes_and_other_seeds_others(tiny):
     problem = varied_problems(1)[0]
     engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15)
