@@ -78,6 +78,9 @@ class Backbone:
         rows of `kv`, by default the first n.
         Returns (n, t, d) in the backbone's dtype.
         """
+        if tokens.numel() == 1:  # twice: products of one row have a kernel, and roundings, of their own
+            pair = torch.zeros(2, dtype=torch.long, device=tokens.device) if rows is None else rows.expand(2)
+            return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair)[:1]
         kv.begin(positions, rows)
         body = getattr(self.model, self.model.base_model_prefix)
         out = body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False, kv=kv)
