@@ -1,17 +1,19 @@
 """The verifier: is the final answer of a text equal to the gold one?
 
 Plain numbers and identical answers are judged here, exactly. Everything else goes to math-verify in worker
-processes (`spawn`) that are killed when they overrun the limit. math-verify's own time-out is a SIGALRM,
+processes, started afresh, that are killed when they overrun the limit. math-verify's own time-out is a SIGALRM,
 which does nothing outside the main thread; a process can always be stopped.
 """
 
-import multiprocessing
-import os
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
 from ollm_rl.answers import extract_answer, plain_number, strip_delimiters
 
@@ -104,65 +106,57 @@ class Verifier:
 
 
 class _Worker:
-    """A process that compares answers, one at a time."""
+    """A process that compares answers, one at a time.
+
+    Not a `multiprocessing` one: that imports the caller's main module again, which may load a model.
+    """
 
     def __init__(self):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ollm_rl.symbolic import serve; serve({MEMORY_LIMIT})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
         self.ready = False
         self.alive = True
 
     def ask(self, gold: str, answer: str, timeout_s: float) -> str:
         try:
             if not self.ready:
-                if not self.pipe.poll(START_LIMIT_S):
+                self.ready = self._line(START_LIMIT_S) is not None
+                if not self.ready:
                     raise EOFError
-                self.ready = bool(self.pipe.recv())
-            self.pipe.send((gold, answer))
-            if self.pipe.poll(timeout_s):
-                return self.pipe.recv()
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            self.process.stdin.flush()
+            if (reason := self._line(timeout_s)) is not None:
+                return reason
         except (EOFError, OSError):  # it died of the answer: out of memory, or killed
             self.kill()
             return "unparsable"
         self.kill()
         return "timeout"
 
+    def _line(self, timeout_s: float) -> str | None:
+        """Its next word, or None if it does not come in time. It never says two at once, so nothing waits in a buffer."""
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            if not selector.select(timeout_s):
+                return None
+        line = self.process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line.decode().strip()
+
     def kill(self) -> None:
         self.alive = False
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join(1)
-        self.pipe.close()
-
-
-def _die_with_parent() -> None:
-    """A parent that was killed cannot stop its workers, and a worker deep in sympy does not notice a closed pipe."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
-
-
-def _serve(pipe: Connection) -> None:
-    """Body of a worker process."""
-    import logging
-    import resource
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    logging.disable(logging.CRITICAL)
-    from ollm_rl.symbolic import compare
-
-    pipe.send(True)
-    while True:
-        try:
-            pipe.send(compare(*pipe.recv()))
-        except EOFError:
-            return
-        except Exception:
-            pipe.send("unparsable")
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()

@@ -1,5 +1,13 @@
 """Symbolic comparison of two answers with math-verify and sympy. Runs inside the verifier's worker processes."""
 
+import json
+import logging
+import os
+import queue
+import resource
+import sys
+import threading
+
 import sympy
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
@@ -35,3 +43,30 @@ def _same_number(a: sympy.Expr, b: sympy.Expr) -> bool:
     if difference.is_zero is not None:
         return bool(difference.is_zero)
     return sympy.simplify(difference) == 0
+
+
+def serve(memory_limit: int) -> None:
+    """Body of a worker process: a JSON line `[gold, answer]` in, a line with the reason out, until the input ends.
+
+    `memory_limit` is in bytes of address space.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not look like a reply
+    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    logging.disable(logging.CRITICAL)
+    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(questions,), daemon=True).start()
+    print("ready", file=replies, flush=True)
+    while True:
+        try:
+            reason = compare(*json.loads(questions.get()))
+        except Exception:  # a MemoryError or RecursionError is the answer's fault as well
+            reason = "unparsable"
+        print(reason, file=replies, flush=True)
+
+
+def _read(questions: "queue.SimpleQueue[str]") -> None:
+    """The input ends with the parent, which may have been killed; the main thread, deep in sympy, would not notice."""
+    for line in sys.stdin:
+        questions.put(line)
+    os._exit(1)

@@ -1,5 +1,10 @@
 """Verdicts: exact for numbers, bounded in time, and without the known false positives."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from ollm_rl.answers import extract_answer, last_boxed, plain_number, strip_delimiters
@@ -71,3 +76,31 @@ def test_an_overrun_is_stopped_and_the_next_verdict_is_right():
 def test_many_keep_their_order(verifier):
     pairs = [(str(i % 3), rf"\boxed{{{i % 2}}}") for i in range(50)]
     assert [v.correct for v in verifier.check_many(pairs)] == [i % 3 == i % 2 for i in range(50)]
+
+
+SCRIPT = r"""
+import time
+print("top", flush=True)
+from ollm_rl.reward import Verifier
+verifier = Verifier(timeout_s=5.0)
+print(verifier.check("x+1", r"\boxed{1+x}").reason, verifier._all[0].process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_leave_the_callers_script_alone_and_end_with_it(tmp_path):
+    """No `if __name__ == "__main__"` is needed, and a parent killed by SIGKILL leaves nothing behind."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    parent = subprocess.Popen(command, env=surroundings, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "top\n"
+    reason, pid = parent.stdout.readline().split()
+    assert reason == "equal"
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while (alive := os.path.exists(f"/proc/{pid}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
