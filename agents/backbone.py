@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from agents.base import Agent, choose
+from agents.base import Agent
+from ollm_rl.engine import choose
 
 
 class PlainBackbone(Agent):

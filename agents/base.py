@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ollm_rl.engine import choose
 from ollm_rl.errors import CheckpointError
 from ollm_rl.plugin import PlugIn, Standardize, mlp
 from ollm_rl.runs import Run
@@ -102,17 +103,6 @@ class LatentPolicy(nn.Module):
         policy = cls(facts["hidden_size"], facts["width"], facts["num_options"])
         policy.load_state_dict(load_file(path / "policy.safetensors"))
         return policy
-
-
-def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
-    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
-    if deterministic:
-        return log_probs.argmax(-1)
-    if uniforms is None:
-        uniforms = torch.rand(len(log_probs), device=log_probs.device)
-    cumulative = log_probs.exp().cumsum(-1)
-    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return z.clamp_max(log_probs.shape[1] - 1)
 
 
 class PolicyAgent(Agent):

@@ -29,6 +29,17 @@ from ollm_rl.trajectory import Episode
 Act = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
+    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
+    if deterministic:
+        return log_probs.argmax(-1)
+    if uniforms is None:
+        uniforms = torch.rand(len(log_probs), device=log_probs.device)
+    cumulative = log_probs.exp().cumsum(-1)
+    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return z.clamp_max(log_probs.shape[1] - 1)
+
+
 @dataclass
 class Request:
     """One episode to be generated: the problem, the seed of its random numbers, and a policy of its own if it has one."""

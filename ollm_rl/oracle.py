@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.attention import KVCache
-from ollm_rl.engine import Request, RolloutEngine
+from ollm_rl.engine import Request, RolloutEngine, choose
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation import misbehaviour, wilson
 from ollm_rl.progress import Bar, track
@@ -276,9 +276,7 @@ class Oracle:
 
         def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
             log_probs = self.policy(hidden, mask)
-            cumulative = log_probs.exp().cumsum(-1)
-            z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
-            z = z.clamp_max(log_probs.shape[1] - 1)
+            z = choose(log_probs, False, uniforms)
             return z, log_probs.gather(1, z[:, None])[:, 0]
 
         still = list(searches)
