@@ -20,7 +20,6 @@ from transformers.masking_utils import sdpa_mask
 from ollm_rl.errors import BackboneError
 
 IMPLEMENTATION = "ollm_rl"
-LANES = 16  # the softmax runs over a multiple of this: its sums then do not depend on how long other rows are
 
 
 class KVCache:
@@ -34,7 +33,6 @@ class KVCache:
         self.slots, self.capacity = slots, capacity
         self.prefix = prefix
         self.prefix_length = prefix.capacity if prefix is not None else 0
-        self.room = self._whole(capacity)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.positions = torch.zeros(0, 0, dtype=torch.long)  # (n, t): own position of each query of the call
@@ -42,17 +40,13 @@ class KVCache:
         self.span = 0  # keys [0, span) are looked at
         self.visible = torch.zeros(0)  # (n, 1, 1, t, span) additive mask
 
-    def _whole(self, own: int) -> int:
-        """At least `own` tokens, so that prefix and own ones together are a multiple of `LANES`."""
-        return own + -(self.prefix_length + own) % LANES
-
     def begin(self, positions: Tensor, rows: Tensor | None = None) -> None:
         """Prepare one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
 
         `rows` (n,) names the rows of the call; without it they are the first n, which costs no copy.
         """
         self.positions, self.rows = positions, rows
-        self.span = self._whole(int(positions.max()) + 1)
+        self.span = int(positions.max()) + 1
         hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
         self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
         self.visible = self.visible[:, None, None]
@@ -61,8 +55,8 @@ class KVCache:
         """Store the new (n, kv_heads, t, head_dim) pair ; return views of the visible span."""
         n, heads, t, dim = key.shape
         if layer not in self.keys:
-            self.keys[layer] = key.new_zeros(self.slots, heads, self.room, dim)
-            self.values[layer] = value.new_zeros(self.slots, heads, self.room, value.shape[-1])
+            self.keys[layer] = key.new_zeros(self.slots, heads, self.capacity, dim)
+            self.values[layer] = value.new_zeros(self.slots, heads, self.capacity, value.shape[-1])
         keys, values = self.keys[layer], self.values[layer]
         if t == 1:
             rows = torch.arange(n, device=key.device) if self.rows is None else self.rows
@@ -81,7 +75,7 @@ class KVCache:
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             for layer, tensor in theirs.items():
                 if layer not in mine:
-                    mine[layer] = tensor.new_zeros(self.slots, tensor.shape[1], self.room, tensor.shape[3])
+                    mine[layer] = tensor.new_zeros(self.slots, tensor.shape[1], self.capacity, tensor.shape[3])
                 mine[layer][to_rows, :, :length] = tensor[from_rows, :, :length]
 
 
@@ -121,7 +115,7 @@ def attend(
     scores = torch.matmul(q, keys.transpose(-1, -2)).view(n, kv_heads, group, t, span).float()
     if prefix:
         assert kv.prefix is not None
-        prefix_keys, prefix_values = kv.prefix.keys[layer][0, :, :prefix], kv.prefix.values[layer][0, :, :prefix]
+        prefix_keys, prefix_values = kv.prefix.keys[layer][0], kv.prefix.values[layer][0]
         q_by_head = q.transpose(0, 1).reshape(kv_heads, n * group * t, dim)
         shared = torch.matmul(q_by_head, prefix_keys.transpose(-1, -2)).view(kv_heads, n, group, t, prefix)
         scores = torch.cat([shared.transpose(0, 1).float(), scores], dim=-1)

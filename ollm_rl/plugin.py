@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ollm_rl.backbone import Backbone
 from ollm_rl.errors import CheckpointError
 
-FEW = 16  # rows; smaller matrix products are summed in another order
+FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
 
 
 @dataclass(frozen=True)
