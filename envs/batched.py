@@ -188,7 +188,7 @@ class LatentReasoningVectorEnv(VectorEnv):
                 "problem": episode.problem.problem,
                 "text": episode.text,
                 "answer": episode.answer or "",
-                "correct": bool(episode.reward),
+                "correct": episode.solved,
                 "num_tokens": len(episode.tokens),
                 "num_decisions": int(self.decisions[i]),
             }

@@ -15,7 +15,9 @@ from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, d
 from ollm_rl.tasks import make_task
 
 OBJECTIVES = ("cover", "expected")
-GROUPS = ("backbone", "plugin", "task", "env", "agent", "oracle", "cluster", "experiment")
+MATH_VERIFY = "ollm_rl.judges.MathVerify"
+GROUPS = ("backbone", "plugin", "task", "reward", "env", "agent", "oracle", "cluster", "experiment")
+OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 
 
 @dataclass
@@ -100,16 +102,17 @@ def _split(overrides: list[str]) -> tuple[list[str], list[str]]:
         elif key == "backbone":  # a directory or a hub id
             groups.append("backbone=custom")
             values.append(f"backbone.name={value}")
-        elif key == "agent" and "." in value:
-            groups.append("agent=custom")
-            values.append(f"agent._target_={value}")
+        elif key in OPEN_GROUPS and "." in value:
+            groups.append(f"{key}=custom")
+            values.append(f"{key}._target_={value}")
         else:
             names = [m for m in members(key) if m != "custom"]
             raise ConfigurationError(
                 f"unknown {key} '{value}'; expected one of {', '.join(names)}.{did_you_mean(value, names)}"
             )
-    if "agent._target_" in chosen and "agent" not in chosen:  # a class of the user's: none of grpo's settings
-        groups.append("agent=custom")
+    for key in OPEN_GROUPS:
+        if f"{key}._target_" in chosen and key not in chosen:  # the user's own: none of the default's settings
+            groups.append(f"{key}=custom")
     return groups, values
 
 
@@ -122,8 +125,10 @@ def _check(override: str, plain: dict, choices: dict[str, str]) -> str:
         if isinstance(node, dict) and part in node:
             node = node[part]
             continue
-        if parts[0] == "agent" and choices["agent"] == "custom":
+        if parts[0] in OPEN_GROUPS and choices[parts[0]] == "custom":
             return f"++{override}"  # the user's class knows its own settings
+        if isinstance(node, dict) and not node and i:
+            return f"++{override}"  # settings that belong to somebody else, such as task.params
         known = _keys(plain)
         near = did_you_mean(key, known) or did_you_mean(parts[-1], known)
         if not near:
@@ -195,6 +200,8 @@ def preflight(config: DictConfig) -> None:
                 f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote."
             )
     locate(config.agent._target_)
+    if config.reward._target_ != MATH_VERIFY:  # that one is known to be there, and costs its imports
+        locate(config.reward._target_, "reward._target_")
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -204,8 +211,8 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in value.items()}
 
 
-def locate(target: str) -> type:
-    """The class that a dotted name stands for; the working directory is searched too.
+def locate(target: str, key: str = "agent._target_") -> Any:
+    """The class or function that a dotted name stands for; the working directory is searched too.
 
     Raises:
         ConfigurationError: there is no such module or class.
@@ -213,11 +220,11 @@ def locate(target: str) -> type:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     module, _, name = str(target).rpartition(".")
-    remedy = "Expected <module>.<Class>, the module importable from the working directory or installed."
+    remedy = "Expected <module>.<name>, the module importable from the working directory or installed."
     try:
         found = getattr(import_module(module), name, None) if module else None
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"agent._target_={target}: {error}. {remedy}") from error
+        raise ConfigurationError(f"{key}={target}: {error}. {remedy}") from error
     if found is None:
-        raise ConfigurationError(f"agent._target_={target}: no '{name}' in '{module}'. {remedy}")
+        raise ConfigurationError(f"{key}={target}: no '{name}' in '{module}'. {remedy}")
     return found

@@ -89,8 +89,8 @@ def evaluate(
 def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int) -> dict:
     """The evaluation's figures under the names of `results.json`."""
     n = len(greedy)
-    solved = sum(e.reward for e in greedy)
-    correct = np.array([e.reward for e in sampled]).reshape(n, -1).sum(1).astype(int) if sampled else np.zeros(0, int)
+    solved = sum(e.solved for e in greedy)
+    correct = np.array([e.solved for e in sampled]).reshape(n, -1).sum(1).astype(int) if sampled else np.zeros(0, int)
     passes = [pass_at_k(k, int(c), k) for c in correct]
     return {
         "agent": name,

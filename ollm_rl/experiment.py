@@ -58,7 +58,7 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     found = evaluate(space, agent, settings.agent_name, problems, config.evaluate.samples, seed)
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
-    shown = [e for e in found.greedy if e.reward][:SHOWN] + [e for e in found.greedy if not e.reward][:SHOWN]
+    shown = [e for e in found.greedy if e.solved][:SHOWN] + [e for e in found.greedy if not e.solved][:SHOWN]
     run.write_json("replays.json", [] if getattr(agent, "acts_on_logits", False) else replay(space, shown))
     row = {**found.row, "seed": seed, **cost}
     run.write_json("results.json", {"task": space.task.name, "backbone": space.backbone.name, "rows": [row]})

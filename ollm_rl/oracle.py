@@ -266,7 +266,7 @@ class Oracle:
         episode = Episode(search.problem, 0, branch.tokens, branch.latents, branch.stop)
         episode.text = self.workspace.prompter.decode(branch.tokens)
         self.workspace.judge([episode])
-        if episode.reward and search.solution is None:
+        if episode.solved and search.solution is None:
             search.solution = episode
 
     # best of n ------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class Oracle:
                 whole = search.spent + len(episode.tokens) <= self.budget
                 search.spent = min(search.spent + len(episode.tokens), self.budget)
                 search.tried += whole
-                search.solution = episode if whole and episode.reward else None
+                search.solution = episode if whole and episode.solved else None
             left = [s for s in still if s.solution is None and s.spent < self.budget]
             bar.advance(len(still) - len(left), f"{sum(s.solution is not None for s in searches)} solved")
             still = left

@@ -1,25 +1,21 @@
 """The verifier: is the final answer of a text equal to the gold one?
 
-Plain numbers and identical answers are judged here, exactly. Everything else goes to math-verify in worker
-processes, started afresh, that are killed when they overrun the limit. math-verify's own time-out is a SIGALRM,
-which does nothing outside the main thread; a process can always be stopped.
+Plain numbers and answers that are written alike are judged here, exactly. Everything else goes to worker processes
+with a time and a memory limit (`ollm_rl.workers`). math-verify's own time-out is a SIGALRM, which does nothing outside
+the main thread; a process can always be stopped.
 """
 
-import contextlib
-import json
-import selectors
-import subprocess
-import sys
-import threading
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
-from ollm_rl.answers import extract_answer, plain_number, strip_delimiters
+from ollm_rl.answers import extract_answer, normal_form, plain_number
+from ollm_rl.workers import WorkerPool
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is not one
-MEMORY_LIMIT = 2 << 30  # bytes of address space of a worker
-START_LIMIT_S = 60.0  # for a worker's imports, which are not the answer's fault
+CACHED_VERDICTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -32,71 +28,74 @@ class Verdict:
 
 
 class Verifier:
-    """Checks final answers; a context manager that ends its workers.
+    """Checks final answers; a context manager that ends its workers. Safe to share between threads.
 
     Args:
-        timeout_s: limit of one symbolic comparison, in seconds.
-        num_workers: processes for symbolic comparisons, started when first needed.
+        timeout_s: limit of one symbolic comparison, in seconds. A verdict takes at most 0.5 s more.
+        num_workers: comparisons at a time in `check_many`; the number of processors by default.
     """
 
-    def __init__(self, timeout_s: float = 2.0, num_workers: int = 2):
-        self.timeout_s, self.num_workers = timeout_s, num_workers
+    def __init__(self, timeout_s: float = 2.0, num_workers: int | None = None):
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s={timeout_s}; expected a positive number of seconds")
+        self.timeout_s, self.num_workers = timeout_s, num_workers or os.cpu_count() or 1
         self._cache: dict[tuple[str, str], Verdict] = {}
-        self._idle: list[_Worker] = []
-        self._all: list[_Worker] = []
-        self._lock = threading.Lock()
-        self._places = threading.Semaphore(num_workers)
+        self._pool = WorkerPool()
+        self._pool.start()  # it is ready when it is needed, which may be never
 
     def check(self, gold: str, text: str) -> Verdict:
         """Judge one text against one gold answer."""
-        answer = extract_answer(text)
-        if answer is None:
-            return Verdict(False, "no_answer", None)
-        key = (gold, answer)
-        if key not in self._cache:
-            verdict = self._compare(gold, answer)
-            if len(self._cache) > 100_000:
-                self._cache.clear()
-            self._cache[key] = verdict
-        return self._cache[key]
+        verdict = self._at_once(gold, answer := extract_answer(text))
+        if verdict is None:
+            assert answer is not None
+            verdict = self._ask(gold, answer)
+        return verdict
 
     def check_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Judge (gold, text) pairs, in order; symbolic ones in parallel."""
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            return list(pool.map(lambda pair: self.check(*pair), pairs))
+        """Judge (gold, text) pairs, in order; symbolic ones in parallel and equal ones once."""
+        asked = [(gold, extract_answer(text)) for gold, text in pairs]
+        found = [self._at_once(gold, answer) for gold, answer in asked]
+        open_ = list(dict.fromkeys(q for q, verdict in zip(asked, found, strict=True) if verdict is None))
+        if open_:
+            with ThreadPoolExecutor(self.num_workers) as threads:
+                verdicts = dict(zip(open_, threads.map(lambda q: self._ask(q[0], q[1] or ""), open_), strict=True))
+            found = [verdicts[q] if v is None else v for q, v in zip(asked, found, strict=True)]
+        return [v for v in found if v is not None]
 
-    def _compare(self, gold: str, answer: str) -> Verdict:
-        left, right = strip_delimiters(gold), strip_delimiters(answer)
-        if len(right) > MAX_ANSWER:
-            return Verdict(False, "too_large", answer[:80])
+    def understands(self, gold: str) -> str:
+        """`equal` if the gold answer is understood as words or formulas, else the reason why only the very same text
+        would be accepted."""
+        return self._pool.ask(gold, None, self.timeout_s)
+
+    def _at_once(self, gold: str, answer: str | None) -> Verdict | None:
+        """The verdict, if no worker is needed for it."""
+        if answer is None:
+            return Verdict(False, "no_answer", None)
+        if (known := self._cache.get((gold, answer))) is not None:
+            return known
+        if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
+            same = answer.strip() == gold.strip()
+            return Verdict(same, "equal" if same else "too_large", answer[:80])
+        (left, a), (right, b) = _normal(gold), _normal(answer)
         if left == right:
             return Verdict(bool(left), "equal" if left else "unparsable", answer)
-        a, b = plain_number(left), plain_number(right)
         if a is not None and b is not None:
             return Verdict(a == b, "equal" if a == b else "different", answer)
-        reason = self._ask_worker(left, right)
-        return Verdict(reason == "equal", reason, answer)
+        return None
 
-    def _ask_worker(self, gold: str, answer: str) -> str:
-        with self._places:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
-                if worker is None:
-                    worker = _Worker()
-                    self._all.append(worker)
-            reason = worker.ask(gold, answer, self.timeout_s)
-            with self._lock:
-                if worker.alive:
-                    self._idle.append(worker)
-                else:
-                    self._all.remove(worker)
-            return reason
+    def _ask(self, gold: str, answer: str) -> Verdict:
+        reason = self._pool.ask(gold, answer, self.timeout_s)
+        verdict = Verdict(reason == "equal", reason, answer)
+        if len(self._cache) >= CACHED_VERDICTS:
+            self._cache.clear()
+        self._cache[gold, answer] = verdict
+        return verdict
+
+    def __reduce__(self):
+        return type(self), (self.timeout_s, self.num_workers)
 
     def close(self) -> None:
-        with self._lock:
-            for worker in self._all:
-                worker.kill()
-            self._all, self._idle = [], []
+        self._pool.close()
 
     def __enter__(self) -> "Verifier":
         return self
@@ -105,58 +104,7 @@ class Verifier:
         self.close()
 
 
-class _Worker:
-    """A process that compares answers, one at a time.
-
-    Not a `multiprocessing` one: that imports the caller's main module again, which may load a model.
-    """
-
-    def __init__(self):
-        code = f"import sys; sys.path[:] = {sys.path!r}; from ollm_rl.symbolic import serve; serve({MEMORY_LIMIT})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
-        self.ready = False
-        self.alive = True
-
-    def ask(self, gold: str, answer: str, timeout_s: float) -> str:
-        try:
-            if not self.ready:
-                self.ready = self._line(START_LIMIT_S) is not None
-                if not self.ready:
-                    raise EOFError
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-            self.process.stdin.flush()
-            if (reason := self._line(timeout_s)) is not None:
-                return reason
-        except (EOFError, OSError):  # it died of the answer: out of memory, or killed
-            self.kill()
-            return "unparsable"
-        self.kill()
-        return "timeout"
-
-    def _line(self, timeout_s: float) -> str | None:
-        """Its next word, or None if it does not come in time. It never says two at once, so nothing waits in a buffer."""
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s):
-                return None
-        line = self.process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError
-        return line.decode().strip()
-
-    def kill(self) -> None:
-        self.alive = False
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+@lru_cache(maxsize=10_000)
+def _normal(text: str):
+    form = normal_form(text)
+    return form, plain_number(form)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import ConversionConfig, plugin_for
 from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.judges import Judge, make_judge
 from ollm_rl.oracle import Oracle
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.prompts import Prompter
@@ -19,6 +20,11 @@ def task_of(config: DictConfig) -> Task:
     return make_task(**plain(config.task))
 
 
+def judge_of(config: DictConfig) -> Judge:
+    settings = plain(config.reward)
+    return make_judge(locate(settings.pop("_target_"), "reward._target_"), settings)
+
+
 def conversion_config(config: DictConfig) -> ConversionConfig:
     sizes = {k: v for k, v in plain(config.plugin).items() if k != "path"}
     return ConversionConfig(**plain(config.convert), plugin=PlugInConfig(**sizes))
@@ -28,6 +34,7 @@ def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace
     """Workspace, conversion report and plug-in directory of a configuration that passed `preflight`."""
     config = settings.config
     task = task_of(config)
+    judge = judge_of(config)
     conversion = conversion_config(config)
     backbone = shared_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
     if config.plugin.path is not None:
@@ -37,7 +44,7 @@ def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace
     else:
         plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion)
     seed = config.seed if seed is None else seed
-    space = Workspace(backbone, plugin, task, plain(config.env), seed, config.verifier.timeout_s)
+    space = Workspace(backbone, plugin, task, plain(config.env), seed, judge)
     return space, report, path
 
 

@@ -1,72 +1,317 @@
-"""Symbolic comparison of two answers with math-verify and sympy. Runs inside the verifier's worker processes."""
+"""Comparison of two answers. Runs inside the verifier's worker processes, which bound its time and memory.
 
-import json
-import logging
-import os
-import queue
-import resource
-import sys
-import threading
+The outer shape is compared part by part; formulas are parsed by math-verify's LaTeX parser and compared exactly.
+math-verify's own comparison is not used: it takes neighbouring large numbers for equal.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import sympy
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from latex2sympy2_extended import NormalizationConfig, latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-CONFIG = [LatexExtractionConfig(), ExprExtractionConfig()]
+from ollm_rl.answers import normal_form, plain_number
+from ollm_rl.exact import NotEvaluable, TooLarge, proportional, same
+from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Relation, Words, is_name, read, words_key
+
+PARSER = ConversionConfig(interpret_as_mixed_fractions=True, lowercase_symbols=False)
+AS_IT_IS = NormalizationConfig(basic_latex=False, boxed="none")
+FACTORS = {"%": r"\frac{1}{100}", "°": r"\frac{\pi}{180}"}
+FLIPPED = {">": "<", ">=": "<="}
 
 
 def compare(gold: str, answer: str) -> str:
-    """`equal`, `different` or `unparsable`.
+    """`equal`, `different`, `unparsable` or `too_large`.
 
-    math-verify rounds numbers before it compares them, which accepts neighbours among large ones. What it
-    accepts as equal is therefore checked again, exactly, when both sides are numbers.
+    An answer with a unit equals one without, but not one with another unit; a percentage equals its fraction, an
+    angle in degrees its radians. A list is compared without order, a tuple with it.
     """
-    left, right = _parse(gold), _parse(answer)
-    if not left or not right:
+    try:
+        left, right = normal_form(gold), normal_form(answer)
+        if r"\ln" in left + right:  # one of them means the natural logarithm, so does the other
+            left, right = _natural(left), _natural(right)
+        return "equal" if _equal(read(left), read(right)) else "different"
+    except (NotUnderstood, NotEvaluable):
         return "unparsable"
-    if not verify(left, right, timeout_seconds=None):
-        return "different"
-    a, b = left[0], right[0]
-    if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr) and a.is_number and b.is_number:
-        return "equal" if _same_number(a, b) else "different"
-    return "equal"
+    except (TooLarge, MemoryError, RecursionError, OverflowError):
+        return "too_large"
 
 
-def _parse(text: str) -> list:
-    return parse(f"${text}$", extraction_config=CONFIG, parsing_timeout=None)
+def understood(text: str) -> str:
+    """`equal` if the answer is understood, as words or as formulas that have values; else the reason why not, and only
+    the very same text would equal it."""
+    try:
+        for part in _formulas(read(normal_form(text))):
+            formula = parse(part)
+            if isinstance(formula, sympy.Expr):
+                same(formula, sympy.Add(formula, sympy.S.Zero, evaluate=False))
+        return "equal"
+    except (NotUnderstood, NotEvaluable):
+        return "unparsable"
+    except (TooLarge, MemoryError, RecursionError, OverflowError):
+        return "too_large"
 
 
-def _same_number(a: sympy.Expr, b: sympy.Expr) -> bool:
-    a, b = sympy.nsimplify(a, rational=True), sympy.nsimplify(b, rational=True)
+def _formulas(node: Node) -> list[str]:
+    if isinstance(node, Leaf):
+        return [node.text]
+    if isinstance(node, Items):
+        return [f for part in node.parts for f in _formulas(part)]
+    return [] if isinstance(node, Words) else [f for part in node.parts for f in _formulas(read(part))]
+
+
+def _natural(text: str) -> str:
+    return re.sub(r"\\log(?![a-zA-Z_])", r"\\ln", text)
+
+
+# Shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _equal(gold: Node, answer: Node) -> bool:
+    gold, answer = _without_wrapping(gold), _without_wrapping(answer)
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        return _key(gold) == _key(answer)
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return _equal_relations(gold, answer)
+    if isinstance(gold, Relation):
+        return _relation_and_value(gold, answer, _assigned(gold))
+    if isinstance(answer, Relation):
+        return _relation_and_value(answer, gold, _stated(answer))
+    if isinstance(gold, Leaf) and isinstance(answer, Leaf):
+        return _equal_quantities(gold, answer)
+    if isinstance(gold, Items) and isinstance(answer, Items):
+        return _equal_items(gold, answer)
+    return _equal_to_object(gold, answer) or _equal_to_object(answer, gold)
+
+
+def _without_wrapping(node: Node) -> Node:
+    """A list or set of one is that one; a list whose members are the same is one as well ("1/2 or 0.5")."""
+    while isinstance(node, Items) and node.kind in ("list", "set") and node.parts:
+        first, *others = node.parts
+        if others and not (node.kind == "list" and len(others) == 1 and _equal(first, others[0])):
+            break
+        node = first
+    return node
+
+
+def _key(node: Node) -> str:
+    return node.key if isinstance(node, Words) else words_key(node.text) if isinstance(node, Leaf) else str(node)
+
+
+def _equal_items(gold: Items, answer: Items) -> bool:
+    if "union" in (gold.kind, answer.kind):
+        return _same_sets(gold, answer)
+    kinds = {gold.kind, answer.kind}
+    if len(gold.parts) != len(answer.parts):
+        return False
+    if kinds <= {"list", "set"}:
+        return _matched(gold.parts, answer.parts, _equal)
+    if len(kinds) == 1 or kinds in ({"list", "()"}, {"list", "[]"}):
+        return all(map(_equal, gold.parts, answer.parts))
+    return False
+
+
+def _matched(left: Sequence, right: Sequence, equal: Callable) -> bool:
+    """There is a one-to-one matching of equals; equality is transitive, so the first partner will do."""
+    rest = list(right)
+    for item in left:
+        partner = next((i for i, other in enumerate(rest) if equal(item, other)), None)
+        if partner is None:
+            return False
+        rest.pop(partner)
+    return not rest
+
+
+def _equal_to_object(shape: Node, leaf: Node) -> bool:
+    """A tuple and a vector, or an interval and a set that the parser knows."""
+    if not (isinstance(leaf, Leaf) and isinstance(shape, Items)):
+        return False
+    value = parse(leaf.text)
+    if isinstance(value, sympy.MatrixBase) and 1 in value.shape and shape.kind in ("()", "[]"):
+        entries = [parse(p.text) if isinstance(p, Leaf) else None for p in shape.parts]
+        return len(entries) == len(value) and all(map(_same, value, entries))
+    return isinstance(value, sympy.Set) and _same_sets(shape, leaf)
+
+
+def _same_sets(gold: Node, answer: Node) -> bool:
+    try:
+        return _as_set(gold) == _as_set(answer)
+    except (NotUnderstood, TypeError, ValueError):
+        return False
+
+
+def _as_set(node: Node) -> sympy.Set:
+    if isinstance(node, Relation):
+        if node.operators == ("!=",) and is_name(node.parts[0]):
+            return sympy.S.Reals - sympy.FiniteSet(parse(node.parts[1]).doit())
+        if (interval := _as_interval(node)) is not None:
+            return _as_set(interval)
+    if isinstance(node, Items) and (
+        node.kind == "union" or (node.kind == "list" and all(isinstance(p, Relation) for p in node.parts))
+    ):
+        return sympy.Union(*map(_as_set, node.parts))
+    if isinstance(node, Items) and node.kind == "set":
+        return sympy.FiniteSet(*[parse(p.text).doit() for p in node.parts if isinstance(p, Leaf)])
+    if isinstance(node, Items) and len(node.kind) == 2 and len(node.parts) == 2:
+        low, high = (parse(p.text) if isinstance(p, Leaf) else sympy.nan for p in node.parts)
+        return sympy.Interval(low.doit(), high.doit(), node.kind[0] == "(", node.kind[1] == ")")
+    if isinstance(node, Leaf) and isinstance(value := parse(node.text), sympy.Set):
+        return value.doit()
+    raise NotUnderstood("not a set")
+
+
+# Relations -------------------------------------------------------------------------------------------------------
+
+
+def _assigned(relation: Relation) -> Node | None:
+    """What `x = 5` or `x \\in S` gives to a name."""
+    if set(relation.operators) <= {"="} or relation.operators == ("in",):
+        if is_name(relation.parts[0]):
+            return read(relation.parts[-1])
+        if len(relation.parts) == 2 and is_name(relation.parts[1]) and relation.operators == ("=",):
+            return read(relation.parts[0])
+    return None
+
+
+def _stated(relation: Relation) -> Node | None:
+    """The last part of a chain of equalities such as `x = 2 + 3 = 5`, all of whose other numbers must be equal."""
+    if (value := _assigned(relation)) is None and set(relation.operators) == {"="}:
+        value = read(relation.parts[-1])
+    if value is not None and set(relation.operators) == {"="}:
+        for part in relation.parts[:-1]:
+            if not is_name(part) and _is_constant(other := read(part)) and not _equal(other, value):
+                return None
+    return value
+
+
+def _is_constant(node: Node) -> bool:
+    if not isinstance(node, Leaf):
+        return False
+    value = parse(node.text)
+    return isinstance(value, sympy.Expr) and not value.free_symbols
+
+
+def _relation_and_value(relation: Relation, other: Node, value: Node | None) -> bool:
+    if value is not None:
+        return _equal(value, other)
+    if isinstance(other, Items) and (interval := _as_interval(relation)) is not None:
+        return _equal(interval, other) or _same_sets(interval, other)
+    return isinstance(other, Items) and _same_sets(relation, other)
+
+
+def _equal_relations(gold: Relation, answer: Relation) -> bool:
+    left, right = _assigned(gold), _assigned(answer)
+    if left is not None and right is not None and _subject(gold) == _subject(answer):
+        return _equal(left, right)
+    if (a := _as_interval(gold)) is not None and (b := _as_interval(answer)) is not None:
+        return _subject(gold) == _subject(answer) and _equal(a, b)
+    return _matched(_sides(gold), _sides(answer), _same_side)
+
+
+def _subject(relation: Relation) -> str:
+    return next((p for p in relation.parts if is_name(p)), "")
+
+
+def _as_interval(relation: Relation) -> Items | None:
+    """`1 < x \\le 3`, `x > 2` or `x \\in (1, 3]` as an interval."""
+    if relation.operators == ("in",) and is_name(relation.parts[0]):
+        value = read(relation.parts[1])
+        return value if isinstance(value, Items) else None
+    parts, operators = relation.parts, relation.operators
+    if all(o in FLIPPED for o in operators):
+        parts, operators = parts[::-1], tuple(FLIPPED[o] for o in operators[::-1])
+    if not all(o in ("<", "<=") for o in operators):
+        return None
+    ends = [o == "<=" for o in operators]
+    names = [is_name(p) for p in parts]
+    if names == [False, True, False]:
+        low, high, closed = parts[0], parts[2], (ends[0], ends[1])
+    elif names == [True, False]:
+        low, high, closed = r"-\infty", parts[1], (False, ends[0])
+    elif names == [False, True]:
+        low, high, closed = parts[0], r"\infty", (ends[0], False)
+    else:
+        return None
+    return Items("(["[closed[0]] + ")]"[closed[1]], (read(low), read(high)))
+
+
+def _sides(relation: Relation) -> list[tuple[str, sympy.Expr]]:
+    """Operator and difference of every neighbouring pair, inequalities turned to `<`."""
+    found = []
+    for a, operator, b in zip(relation.parts, relation.operators, relation.parts[1:], strict=False):
+        left, right = parse(a), parse(b)
+        if operator == "in" or not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
+            raise NotUnderstood(f"{a} {operator} {b}")
+        if operator in FLIPPED:
+            left, right, operator = right, left, FLIPPED[operator]
+        found.append((operator, sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)))
+    return found
+
+
+def _same_side(a: tuple[str, sympy.Expr], b: tuple[str, sympy.Expr]) -> bool:
+    return a[0] == b[0] and proportional(a[1], b[1], positive=a[0] in ("<", "<="))
+
+
+# Formulas --------------------------------------------------------------------------------------------------------
+
+
+def _equal_quantities(gold: Leaf, answer: Leaf) -> bool:
+    if gold.unit and answer.unit and gold.unit != answer.unit:
+        return False
+    if _equal_formulas(gold.text, answer.text):
+        return True
+    if bool(gold.unit) == bool(answer.unit):
+        return False
+    for text, unit, other in ((gold.text, gold.unit, answer.text), (answer.text, answer.unit, gold.text)):
+        if unit in FACTORS and _equal_formulas(rf"{FACTORS[unit]}\cdot({text})", other):
+            return True
+    return False
+
+
+def _equal_formulas(a: str, b: str) -> bool:
     if a == b:
         return True
-    difference = a - b
-    if difference.is_zero is not None:
-        return bool(difference.is_zero)
-    return sympy.simplify(difference) == 0
+    x, y = plain_number(a), plain_number(b)
+    if x is not None and y is not None:
+        return x == y
+    return _same(parse(a), parse(b))
 
 
-def serve(memory_limit: int) -> None:
-    """Body of a worker process: a JSON line `[gold, answer]` in, a line with the reason out, until the input ends.
+def _same(a: sympy.Basic, b: sympy.Basic | None) -> bool:
+    if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
+        return a.shape == b.shape and all(map(_same, a, b))
+    if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr):
+        return same(a, b)
+    if isinstance(a, sympy.Set) and isinstance(b, sympy.Set):
+        return a.doit() == b.doit()
+    return a == b
 
-    `memory_limit` is in bytes of address space.
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> sympy.Basic:
+    """The sympy tree, unevaluated, of a formula in normal form.
+
+    Raises:
+        NotUnderstood: it is not a formula.
     """
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not look like a reply
-    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    logging.disable(logging.CRITICAL)
-    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(questions,), daemon=True).start()
-    print("ready", file=replies, flush=True)
-    while True:
-        try:
-            reason = compare(*json.loads(questions.get()))
-        except Exception:  # a MemoryError or RecursionError is the answer's fault as well
-            reason = "unparsable"
-        print(reason, file=replies, flush=True)
-
-
-def _read(questions: "queue.SimpleQueue[str]") -> None:
-    """The input ends with the parent, which may have been killed; the main thread, deep in sympy, would not notice."""
-    for line in sys.stdin:
-        questions.put(line)
-    os._exit(1)
+    number = plain_number(text)
+    if number is not None:
+        return sympy.Rational(number.numerator, number.denominator)
+    if "!!" in text or r"\text" in text:  # the parser takes n!! for (n!)!
+        raise NotUnderstood(text)
+    text = re.sub(r"([0-9]+|[a-zA-Z])!(?=\^)", r"(\1!)", text)
+    # Square brackets group; to the parser they would be intervals.
+    grouped = text if r"\sqrt[" in text else text.replace("[", "(").replace("]", ")")
+    try:
+        found = latex2sympy(grouped, is_real=False, normalization_config=AS_IT_IS, conversion_config=PARSER)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # the parser raises plain Exceptions and its own mistakes alike
+        raise NotUnderstood(text[:80]) from error
+    if isinstance(found, sympy.MatrixExpr):
+        found = found.doit()
+    if isinstance(found, bool) or not isinstance(found, sympy.Basic | sympy.MatrixBase):
+        raise NotUnderstood(text[:80])
+    return found

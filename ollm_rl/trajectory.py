@@ -19,7 +19,8 @@ class Episode:
         latents: the latent of every token; -1 where the options agreed and nobody was asked.
         stop: `eos` (end of text) or `length` (token budget spent).
         hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points.
-        text, answer, reward: filled in by the verifier.
+        text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
+            `equal`, `different` or `no_answer`, empty if the judge gives none.
     """
 
     problem: Problem
@@ -34,6 +35,12 @@ class Episode:
     text: str = ""
     answer: str | None = None
     reward: float = 0.0
+    verdict: str = ""
+
+    @property
+    def solved(self) -> bool:
+        """The full reward was given."""
+        return self.reward >= 1.0
 
     @property
     def num_decisions(self) -> int:
@@ -48,6 +55,7 @@ class Episode:
             "text": self.text,
             "answer": self.answer,
             "reward": self.reward,
+            "verdict": self.verdict,
             "stop": self.stop,
             "seed": self.seed,
             "latents": self.latents,

@@ -1,7 +1,7 @@
-"""Everything an agent works with, put together once: backbone, plug-in, task, engine and verifier."""
+"""Everything an agent works with, put together once: backbone, plug-in, task, engine and judge."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.conversion import ConversionConfig, plugin_for
 from ollm_rl.engine import Act, Request, RolloutEngine
+from ollm_rl.judges import Judge, MathVerify
 from ollm_rl.plugin import OptionLM, PlugIn
 from ollm_rl.progress import Bar
 from ollm_rl.prompts import Prompter
-from ollm_rl.reward import Verifier
 from ollm_rl.tasks import Problem, Task, make_task
 from ollm_rl.trajectory import Episode
 
@@ -24,7 +24,7 @@ class Workspace:
 
     Args:
         engine: settings of the `RolloutEngine`.
-        verifier_timeout_s: limit of one symbolic comparison.
+        judge: gives the rewards; by default, whether the final answer is right.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Workspace:
         task: Task,
         engine: dict[str, Any] | None = None,
         seed: int = 0,
-        verifier_timeout_s: float = 2.0,
+        judge: Judge | None = None,
     ):
         self.backbone, self.plugin, self.task, self.seed = backbone, plugin, task, seed
         self.prompter = Prompter.for_task(backbone, task)
         self.lm = OptionLM(backbone, plugin)
         self.engine_settings = dict(engine or {})
-        self.verifier = Verifier(verifier_timeout_s)
+        self.judge = judge or Judge(MathVerify())
 
     @cached_property
     def engine(self) -> RolloutEngine:
@@ -74,17 +74,11 @@ class Workspace:
         self.judge(episodes)
         return episodes
 
-    def judge(self, episodes: Iterable[Episode]) -> None:
-        """Fill in `answer` and `reward`."""
-        for episode in episodes:
-            verdict = self.verifier.check(episode.problem.answer, episode.text)
-            episode.answer, episode.reward = verdict.answer, float(verdict.correct)
-
     def __deepcopy__(self, memo) -> "Workspace":
         return self  # Gymnasium copies the arguments of environments; the model in here is meant to be shared
 
     def close(self) -> None:
-        self.verifier.close()
+        self.judge.close()
 
 
 def acting(agent, deterministic: bool) -> Act:

@@ -1,0 +1,58 @@
+"""What a task is, and the disjoint splits that its problems are drawn from.
+
+Splits: `sft` (conversion), `train` (reinforcement learning), `tune` (settings), `test` (reported numbers).
+A problem's split follows from a hash of its text, so that no seed and no size makes two splits overlap.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from ollm_rl.errors import ConfigurationError
+
+SPLITS = ("sft", "train", "tune", "test")
+# Cumulative percentages of the hash; the last 3% hold the examples that stand in every prompt.
+BOUNDS = {"sft": (0, 42), "train": (42, 67), "tune": (67, 77), "test": (77, 97), "examples": (97, 100)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem. `solution` is needed for conversion only; `extra` carries columns such as `domain`."""
+
+    id: str
+    problem: str
+    answer: str
+    solution: str | None = None
+    extra: dict = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A source of problems.
+
+    Attributes:
+        name: for tables and files.
+        examples: solved problems that stand in front of every prompt.
+    """
+
+    name: str
+    examples: list[Problem]
+
+    @abstractmethod
+    def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
+        """At most `n` problems of a split; the same ones for the same seed."""
+
+
+def bucket(text: str) -> str:
+    """The split that `text` belongs to, or `examples`."""
+    percent = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 100
+    return next(split for split, (low, high) in BOUNDS.items() if low <= percent < high)
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigurationError(f"unknown split '{split}'; expected one of {', '.join(SPLITS)}")
+
+
+def stating(answer: str) -> str:
+    """The line that states an answer."""
+    return f"The answer is \\boxed{{{answer}}}."

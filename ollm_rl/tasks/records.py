@@ -1,0 +1,258 @@
+"""Tasks whose problems are records: lines of a JSON-lines file, or rows of a data set on the hub."""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ollm_rl.answers import extract_answer
+from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
+from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, stating
+
+MAX_EXAMPLE = 400  # characters of a solution that may stand in every prompt
+VALIDATION = ("validation", "valid", "val", "dev")
+KNOWN = ("id", "problem", "answer", "solution", "split")
+
+# For data that has no worked solutions to show.
+EXAMPLES = [
+    Problem("example-1", "What is the sum of the first 10 positive integers?", "55",
+            r"The sum is $\frac{10 \cdot 11}{2} = 55$. The answer is $\boxed{55}$."),
+    Problem("example-2", "A bag holds 3 red and 5 blue balls. What is the probability that a ball drawn from it is red?",
+            r"\frac{3}{8}", r"There are $3 + 5 = 8$ balls, and 3 of them are red. The answer is $\boxed{\frac{3}{8}}$."),
+    Problem("example-3", "What is the larger root of $x^2 - 5x + 6 = 0$?", "3",
+            r"Since $x^2 - 5x + 6 = (x - 2)(x - 3)$, the roots are 2 and 3. The answer is $\boxed{3}$."),
+]  # fmt: skip
+
+
+class Jsonl(Task):
+    """Problems from a JSON-lines file with the fields `problem`, `answer`, and optionally `id`, `solution`, `split`,
+    `domain` (a text or a list of texts), `difficulty` (a number) and `source`.
+
+    Splits: a line marked `test` is never in another split, and one marked `validation` is in `tune`. If some lines are
+    marked `sft` or `tune`, all marks count as they stand. Other lines, those marked `train` included, are spread by a
+    hash of the problem over `sft`, `train`, `tune` and, if no line is marked `test`, `test`.
+
+    Args:
+        path: the file.
+        num_examples: `sft` lines with a short solution that stand in every prompt.
+        domain, source: keep problems whose domain (source) holds this text, in any case.
+        min_difficulty, max_difficulty: keep problems between these, both included.
+        easiest: keep so many of the least difficult problems of every split.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        num_examples: int = 2,
+        domain: str | None = None,
+        source: str | None = None,
+        min_difficulty: float | None = None,
+        max_difficulty: float | None = None,
+        easiest: int | None = None,
+        name: str = "jsonl",
+    ):
+        self.name = name
+        self.domain, self.source, self.easiest = domain, source, easiest
+        self.min_difficulty, self.max_difficulty = min_difficulty, max_difficulty
+        self._check_settings()
+        if path is None and type(self) is Jsonl:
+            raise ConfigurationError("task=jsonl needs a file; give task.path=<file.jsonl>")
+        rows = [(*self._parse(row, where), where) for where, row in self._rows(path)]
+        self.by_split = self._spread([(problem, mark) for problem, mark, _ in rows])
+        self.examples = self._take_examples(num_examples)
+        self._filter()
+
+    def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
+        check_split(split)
+        found = list(self.by_split[split])
+        random.Random(seed).shuffle(found)
+        return found[:n]
+
+    # Reading
+
+    def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
+        assert path is not None
+        return read_lines(path)
+
+    def _parse(self, row: Any, where: str) -> tuple[Problem, str | None]:
+        """The problem and the split that the row is marked with."""
+        if not isinstance(row, dict):
+            raise DataError(f"{where} holds {type(row).__name__}, expected an object with 'problem' and 'answer'.")
+        for field in ("problem", "answer"):
+            value = row.get(field)
+            if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
+                hint = did_you_mean(field, [str(k) for k in row]) if field not in row else ""
+                raise DataError(f"{where} has no text in the field '{field}'; found fields {sorted(row)}.{hint}")
+        for field, kinds, expected in (
+            ("solution", str, "a text"),
+            ("split", str, "a text such as train or test"),
+            ("difficulty", int | float, "a number"),
+            ("source", str, "a text"),
+            ("domain", str | list, "a text or a list of texts"),
+        ):
+            value = row.get(field)
+            wrong = isinstance(value, bool) or not isinstance(value, kinds)
+            if value is not None and (wrong or (isinstance(value, list) and not all(isinstance(x, str) for x in value))):
+                raise DataError(f"{where} has {value!r:.60} in the field '{field}', expected {expected}.")
+        answer = str(row["answer"]).strip(" \t\r\n")
+        solution = row.get("solution") or None
+        if solution is not None and extract_answer(solution) is None:  # options must learn to state the answer
+            solution = f"{solution.rstrip()}\n{stating(answer)}"
+        extra = {k: v for k, v in row.items() if k not in KNOWN}
+        number = str(row.get("id", where.rsplit(" ", 1)[-1]))
+        return Problem(number, str(row["problem"]), answer, solution, extra), row.get("split")
+
+    def _spread(self, rows: list[tuple[Problem, str | None]]) -> dict[str, list[Problem]]:
+        marks = {mark for _, mark in rows}
+        ours = bool(marks & {"sft", "tune"})
+        found: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+        for problem, mark in rows:
+            if mark == "test" or (ours and mark in SPLITS):
+                split = str(mark)
+            elif mark in VALIDATION:
+                split = "tune"
+            else:
+                split = bucket(problem.problem)
+                split = "sft" if split == "examples" else split
+                split = "train" if split == "test" and "test" in marks else split
+            found[split].append(problem)
+        return found
+
+    def _take_examples(self, n: int) -> list[Problem]:
+        short = [p for p in self.by_split["sft"] if p.solution is not None and len(p.solution) < MAX_EXAMPLE][:n]
+        self.by_split["sft"] = [p for p in self.by_split["sft"] if p not in short]
+        return short
+
+    # Filters
+
+    def _check_settings(self) -> None:
+        for key in ("min_difficulty", "max_difficulty"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ConfigurationError(f"task.{key}={value}; expected a number")
+        if self.easiest is not None and (type(self.easiest) is not int or self.easiest < 1):
+            raise ConfigurationError(f"task.easiest={self.easiest}; expected a positive integer")
+        for key in ("domain", "source"):
+            if (value := getattr(self, key)) is not None and not isinstance(value, str):
+                raise ConfigurationError(f"task.{key}={value}; expected a text")
+
+    def _filter(self) -> None:
+        everything = [p for split in self.by_split.values() for p in split]
+        for key, field in (
+            ("domain", "domain"), ("source", "source"), ("min_difficulty", "difficulty"),
+            ("max_difficulty", "difficulty"), ("easiest", "difficulty"),
+        ):  # fmt: skip
+            if (value := getattr(self, key)) is None:
+                continue
+            if not any(p.extra.get(field) is not None for p in everything):
+                raise ConfigurationError(f"task.{key}={value}: no problem of task '{self.name}' has a '{field}'")
+            for split, problems in self.by_split.items():
+                self.by_split[split] = self._kept(problems, key, field, value)
+            if not any(self.by_split.values()):
+                there = sorted({str(x) for p in everything for x in values_of(p, field)})
+                shown = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+                raise ConfigurationError(f"task.{key}={value} leaves no problem; values of '{field}' are {shown}")
+
+    def _kept(self, problems: list[Problem], key: str, field: str, value: Any) -> list[Problem]:
+        having = [p for p in problems if p.extra.get(field) is not None]
+        if key == "easiest":
+            return sorted(having, key=lambda p: (p.extra[field], p.id))[:value]
+        if key == "min_difficulty":
+            return [p for p in having if p.extra[field] >= value]
+        if key == "max_difficulty":
+            return [p for p in having if p.extra[field] <= value]
+        return [p for p in having if any(value.casefold() in str(v).casefold() for v in values_of(p, field))]
+
+
+class GSM8K(Jsonl):
+    """Word problems of grade-school mathematics (Cobbe et al. 2021, arXiv 2110.14168), with worked solutions.
+
+    Read from the hub, or from `path`, in the original form (`question`, `answer` with its `####`) or as `Jsonl`.
+    """
+
+    def __init__(
+        self, path: str | None = None, hub_id: str = "openai/gsm8k", num_examples: int = 3, name: str = "gsm8k", **filters
+    ):
+        self.hub_id = hub_id
+        super().__init__(path, num_examples, name=name, **filters)
+
+    def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
+        return read_lines(path) if path is not None else read_hub(self.hub_id, "main")
+
+    def _parse(self, row: Any, where: str) -> tuple[Problem, str | None]:
+        if isinstance(row, dict) and "question" in row and "####" in str(row.get("answer")):
+            solution, _, answer = str(row["answer"]).rpartition("####")
+            solution = re.sub(r"<<[^<>]*>>", "", solution).strip()  # marks for a calculator
+            row = {**row, "problem": row["question"], "answer": answer.strip(), "solution": solution}
+            del row["question"]
+        return super()._parse(row, where)
+
+
+class OmniMath(Jsonl):
+    """Omni-MATH (arXiv 2410.07985): competition problems with `domain`, `difficulty` and `source`.
+
+    Read from `path`, a JSON-lines copy, or from the hub. It is a benchmark: all of its problems are in the split
+    `test`. Its solutions are too long to stand in a prompt; short ones of our own do.
+    """
+
+    def __init__(
+        self, path: str | None = None, hub_id: str = "KbsdJames/Omni-MATH", num_examples: int = 3,
+        name: str = "omni_math", **filters,
+    ):  # fmt: skip
+        self.hub_id = hub_id
+        super().__init__(path, num_examples, name=name, **filters)
+
+    def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
+        return read_lines(path) if path is not None else read_hub(self.hub_id)
+
+    def _spread(self, rows: list[tuple[Problem, str | None]]) -> dict[str, list[Problem]]:
+        return {split: [] for split in SPLITS} | {"test": [problem for problem, _ in rows]}
+
+    def _take_examples(self, n: int) -> list[Problem]:
+        return EXAMPLES[:n]
+
+
+def values_of(problem: Problem, field: str) -> list:
+    """The values of a column that may hold one or a list."""
+    value = problem.extra.get(field)
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def read_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """Where it stands, and the JSON value, of every line."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"no such file: {file}. Expected a JSON-lines file; check task.path.")
+    with file.open(encoding="utf-8", errors="strict") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                try:
+                    yield where, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(
+                        f"{where} is not JSON ({error.msg} at column {error.colno}). "
+                        'Expected one object a line: {"problem": ..., "answer": ..., "solution": ...}.'
+                    ) from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not a UTF-8 text ({error.reason} at byte {error.start}).") from None
+
+
+def read_hub(hub_id: str, config: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Where it stands, and the columns, of every row of all splits; `split` says which. A local directory will do."""
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(hub_id) if config is None or Path(hub_id).is_dir() else load_dataset(hub_id, config)
+    except Exception as error:  # datasets raises many kinds for one cause
+        raise DataError(
+            f"the data set {hub_id} cannot be had from the hub ({type(error).__name__}). "
+            "Give a local copy with task.path=<file.jsonl>."
+        ) from error
+    for split, rows in data.items():
+        for number, row in enumerate(rows, 1):
+            yield f"{hub_id}, split {split}, row {number}", {"split": str(split), **row}

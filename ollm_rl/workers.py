@@ -1,0 +1,271 @@
+"""Worker processes with a time and a memory limit, which hold in any thread and in Ray actors alike.
+
+One *nursery* per pool, a process of its own that has imported the symbolic comparison once, forks a worker for every
+request: a worker that a hostile answer has killed is replaced in milliseconds. (It is not `multiprocessing`'s fork
+server, which imports the caller's main module again.) A worker times itself: the kernel's alarm ends it wherever it
+is stuck, and its socket, closing, says so.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+MEMORY_LIMIT = 768 << 20  # bytes of address space of a worker
+START_LIMIT_S = 60.0  # for the nursery's imports, which are not the answer's fault
+GRACE_S = 0.3  # beyond the limit, before a worker that does not even die is given up
+SPARE = 4  # idle workers that are kept
+
+
+class WorkerPool:
+    """Comparisons in worker processes: as many at once as there are callers, so that none waits for another.
+
+    Raises (from `ask`):
+        RuntimeError: workers cannot be started at all, and why; or the pool was closed meanwhile.
+    """
+
+    def __init__(self, memory_limit: int = MEMORY_LIMIT):
+        self.memory_limit = memory_limit
+        self._lock = threading.Lock()
+        self._nursery: _Nursery | None = None
+        self._idle: list[_Worker] = []
+        self._generation = 0  # how often it was closed
+
+    def start(self) -> None:
+        """Begin to start the nursery, without waiting for it."""
+        with self._lock:
+            if self._nursery is None or not self._nursery.alive:
+                if self._nursery is not None:
+                    self._nursery.close()
+                self._nursery = _Nursery(self.memory_limit)
+
+    def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
+        """The reason of a verdict, or whether the gold is `understood` if there is no answer; `timeout` after `limit_s`, of which waiting for a start takes at most half.
+
+        A worker that was killed from outside is replaced and the question asked again; one that dies twice is the
+        answer's doing, `too_large`.
+        """
+        begin, generation = time.monotonic(), self._generation
+        for _ in range(2):
+            if generation != self._generation:
+                raise RuntimeError("the verifier was closed while it judged")
+            worker = self._take()
+            try:
+                worker.wait_until_ready()
+                waited = time.monotonic() - begin
+                reason = worker.ask(gold, answer, max(limit_s - waited, limit_s / 2))
+            except EOFError:
+                worker.close()
+                continue
+            except BaseException:
+                worker.close()
+                raise
+            if reason == "timeout":
+                worker.close()
+            else:
+                self._give_back(worker)
+            return reason
+        return "too_large"
+
+    def _take(self) -> "_Worker":
+        with self._lock:
+            while self._idle:
+                if (worker := self._idle.pop()).alive:
+                    return worker
+                worker.close()
+        self.start()
+        with self._lock:
+            assert self._nursery is not None
+            return _Worker(self._nursery)
+
+    def _give_back(self, worker: "_Worker") -> None:
+        with self._lock:
+            if worker.nursery is self._nursery and len(self._idle) < SPARE:
+                self._idle.append(worker)
+                return
+        worker.close()
+
+    def close(self) -> None:
+        """End all workers, those at work too. The pool can be used again."""
+        with self._lock:
+            self._generation += 1
+            for worker in self._idle:
+                worker.close()
+            self._idle = []
+            if self._nursery is not None:
+                self._nursery.close()
+                self._nursery = None
+
+
+class _Nursery:
+    """The process that forks workers; it and they end when this end of its socket closes, or on `close`."""
+
+    def __init__(self, memory_limit: int):
+        self.control, theirs = socket.socketpair()
+        self.errors = tempfile.TemporaryFile()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ollm_rl.workers import nurse; nurse({memory_limit})"
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
+                start_new_session=True,  # Ctrl-C is the parent's to handle; the group can be ended as one
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def fork(self) -> socket.socket:
+        """A socket to a new worker."""
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.suppress(OSError):  # a nursery that is gone shows when the worker is not there
+            socket.send_fds(self.control, [b"f"], [theirs.fileno()])
+        return ours
+
+    def failure(self) -> str:
+        """Its last words, if it ended by itself."""
+        if self.alive or self.process.returncode < 0:
+            return ""
+        self.errors.seek(0)
+        return self.errors.read()[-2000:].decode(errors="replace").strip() or f"exit code {self.process.returncode}"
+
+    def close(self) -> None:
+        self.control.close()
+        if self.process.returncode is None:  # not reaped: the number of its group is still its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+
+class _Worker:
+    """A process that compares answers, one at a time."""
+
+    def __init__(self, nursery: _Nursery):
+        self.nursery = nursery
+        self.socket = nursery.fork()
+        self.ready = False
+
+    @property
+    def alive(self) -> bool:
+        """While it is idle: it says nothing unasked, so what can be read is the end."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return not poll.poll(0)
+
+    def wait_until_ready(self) -> None:
+        if self.ready:
+            return
+        try:
+            line = self._line(START_LIMIT_S)
+        except EOFError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.nursery.process.wait(1.0)
+            if failure := self.nursery.failure():
+                raise RuntimeError(f"the verifier's workers do not start: {failure}") from None
+            raise
+        if line is None:
+            raise RuntimeError(f"the verifier's workers did not start in {START_LIMIT_S:.0f} s; the machine is too busy")
+        self.ready = True
+
+    def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
+        begin = time.monotonic()
+        try:
+            self.socket.sendall(json.dumps([gold, answer, limit_s]).encode() + b"\n")
+            return self._line(limit_s + GRACE_S) or "timeout"
+        except (EOFError, OSError) as error:
+            if time.monotonic() - begin >= limit_s * 0.95:
+                return "timeout"
+            raise EOFError from error
+
+    def _line(self, limit_s: float) -> str | None:
+        """Its next word, or None if it does not come in time. It says one at a time, so nothing stays in a buffer."""
+        poll = select.poll()  # not `select`, which cannot watch descriptors above 1024
+        poll.register(self.socket, select.POLLIN)
+        if not poll.poll(limit_s * 1000):
+            return None
+        try:
+            line = self.socket.recv(4096)
+        except ConnectionError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line.decode().strip()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+# In the nursery and in the workers -------------------------------------------------------------------------------
+
+_WARM_UP = (
+    r"\frac{3\sqrt{3}}{2}-1", r"(x+1)^{2}(2k)!", r"n(n-2)2^{-n+1}", r"\binom{n}{2}+x_{1}y", r"\frac{\pi}{4}+e^{2}",
+    r"\sqrt[3]{2}\cdot 3", r"\log_{2}(3)\sin(x)", r"\lfloor\frac{n}{2}\rfloor", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+)  # fmt: skip
+
+
+def nurse(memory_limit: int) -> None:
+    """Body of the nursery: forks a worker for every socket that comes in, until the parent is gone."""
+    import gc
+    import logging
+
+    from ollm_rl.symbolic import parse
+
+    logging.disable(logging.CRITICAL)
+    for formula in _WARM_UP:  # the parser learns as it goes; workers inherit what it knows
+        parse(formula)
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+    control = socket.socket(fileno=os.dup(0))
+    while True:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        except OSError:
+            message, descriptors = b"", []
+        if not message:
+            os.killpg(0, signal.SIGKILL)
+        if os.fork() == 0:
+            control.close()
+            try:
+                _serve(socket.socket(fileno=descriptors[0]), memory_limit)
+            finally:
+                os._exit(0)
+        os.close(descriptors[0])
+
+
+def _serve(connection: socket.socket, memory_limit: int) -> None:
+    """Body of a worker: a JSON line `[gold, answer, limit_s]` in, a line with the reason out, until the input ends."""
+    import resource
+
+    from ollm_rl.symbolic import compare, understood
+
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # whatever a library prints goes nowhere
+        os.dup2(nothing, descriptor)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is doing
+    connection.sendall(b"ready\n")
+    with connection.makefile("rb") as questions:
+        for line in questions:
+            gold, answer, limit_s = json.loads(line)
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            try:
+                reason = understood(gold) if answer is None else compare(gold, answer)
+            except MemoryError:
+                reason = "too_large"
+            except Exception:  # a mistake of the parser's or of ours, on an answer that nobody foresaw
+                reason = "unparsable"
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.sendall(reason.encode() + b"\n")
