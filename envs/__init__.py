@@ -10,7 +10,7 @@ import gymnasium
 
 def register_envs() -> None:
     """Register the environments; a second call does nothing. Also an entry point of the group `gymnasium.envs`."""
-    for name, settings in (("LatentReasoning", {}), ("OmniMath", {"task": "omni_math"})):
+    for name, settings in (("LatentReasoning", {}), ("OmniMath", {"task": "omni_math", "split": "test"})):
         if f"ollm_rl/{name}-v0" not in gymnasium.registry:
             gymnasium.register(
                 f"ollm_rl/{name}-v0",

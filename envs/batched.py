@@ -24,7 +24,7 @@ class LatentReasoningVectorEnv(VectorEnv):
     Args:
         backbone, task, plugin, dtype: see `ollm_rl.workspace.open_workspace`.
         split, num_problems, problem_seed: where problems come from.
-        max_new_tokens: the token budget; an episode that spends it is truncated.
+        max_new_tokens: the token budget, by default the task's; an episode that spends it is truncated.
         skip_forced: run on through positions where all options decode to one token.
         action_mask: observe `{"observation", "action_mask"}`; the mask hides duplicates of lower-numbered options.
         workspace: an open workspace to share instead of the first three.
@@ -42,7 +42,7 @@ class LatentReasoningVectorEnv(VectorEnv):
         split: str = "train",
         num_problems: int = 1000,
         problem_seed: int = 0,
-        max_new_tokens: int = 48,
+        max_new_tokens: int | None = None,
         skip_forced: bool = True,
         action_mask: bool = False,
         render_mode: str | None = None,
@@ -56,9 +56,8 @@ class LatentReasoningVectorEnv(VectorEnv):
             raise DataError(f"task '{self.workspace.task.name}' has no problems in split '{split}'")
         self.prompts = [self.workspace.prompter.encode(p) for p in self.problems]
         longest = max(map(len, self.prompts))
-        self.engine = self.workspace.new_engine(
-            num_slots=num_envs, max_new_tokens=max_new_tokens, max_prompt_tokens=longest
-        )
+        budget = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        self.engine = self.workspace.new_engine(num_slots=num_envs, max_prompt_tokens=longest, **budget)
         d, k = self.workspace.backbone.hidden_size, self.workspace.lm.num_options
         hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
         self.single_observation_space = hidden

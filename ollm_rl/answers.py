@@ -10,10 +10,12 @@ Policy. Only the last `TAIL` characters of a text are looked at, for a final ans
 """
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 TAIL = 50_000  # characters
 MAX_PHRASE = 300  # characters of an answer that stands in no box
+MAX_DEPTH = 40  # of arguments in arguments
 MAX_DIGITS = 2_000  # of a number that is compared here; longer ones go to a worker with its limits
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -48,10 +50,14 @@ def last_boxed(text: str) -> str | None:
     if not boxes:
         return None
     found = [boxes.pop()]
-    while boxes and _BETWEEN_BOXES.fullmatch(text, boxes[-1][2] + 1, found[-1][0]):
+    while boxes and _joined(text[boxes[-1][2] + 1 : found[-1][0]]):
         found.append(boxes.pop())
     contents = [text[start:end].strip(" \t\r\n") for _, start, end in reversed(found)]
     return ", ".join(dict.fromkeys(contents))
+
+
+def _joined(between: str) -> bool:
+    return len(between) < 40 and bool(_BETWEEN_BOXES.fullmatch(between))
 
 
 def _after_phrase(text: str) -> str | None:
@@ -89,7 +95,7 @@ FUNCTIONS = (
 )  # fmt: skip
 _NAMES = "|".join((*FUNCTIONS, "pi", "infty"))
 _STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox|operatorname\*?|rm|bf)"
-_RULES: list[tuple[re.Pattern[str], str]] = [
+_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", ""),
@@ -103,7 +109,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (rf"{_STYLES}\s*\{{\s*({_NAMES})\s*\}}", r"\\\1 "),
         (rf"{_STYLES}\s*\{{([-+0-9.,/ ]+|[ei])\}}", r"\1"),
         (r"\\(?:mathbf|mathit|boldsymbol|bm)\s*\{([a-zA-Z])\}", r"\1"),
-        (rf"{_STYLES}\s*\{{\s*([^{{}}]*?)\s*\}}", r"\\text{\1}"),
+        (rf"{_STYLES}\s*\{{([^{{}}]*)\}}", lambda match: rf"\text{{{match[1].strip()}}}"),
         (r"\\text\{\}", ""),
         (r"\*\*", "^"),
         (r"\\times(?![a-zA-Z])|\\ast(?![a-zA-Z])|\*", r"\\cdot "),
@@ -140,7 +146,7 @@ def normal_form(text: str) -> str:
     """
     text = re.sub(r"[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = re.sub(r"[₀-₉]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
-    text = strip_box(text.translate(_UNICODE))
+    text = _SPACE.sub(" ", strip_box(text.translate(_UNICODE)).replace("\x0b", ""))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _SPACE.sub(" ", text).strip()
@@ -187,8 +193,10 @@ _DIGITS, _ONE = re.compile(r"[0-9]+"), re.compile(r"\\[a-zA-Z]+|\\?.", re.DOTALL
 _POWER = re.compile(r"[-+]?(?:[0-9]+|\\[a-zA-Z]+|[a-zA-Z])")
 
 
-def _brace_arguments(text: str) -> str:
+def _brace_arguments(text: str, depth: int = 0) -> str:
     r"""`\frac12`, `\sqrt3`, `x^10`, `x^(n+1)` with their arguments in braces."""
+    if depth > MAX_DEPTH:
+        return text
     out: list[str] = []
     at = 0
     for match in _NEEDS_BRACES.finditer(text):
@@ -198,12 +206,12 @@ def _brace_arguments(text: str) -> str:
         command, at = match[0], match.end()
         out.append(command)
         if command == r"\sqrt" and (root := re.compile(r"\s*\[([^\[\]]*)\]").match(text, at)):
-            index = _brace_arguments(root[1].strip())
+            index = _brace_arguments(root[1].strip(), depth + 1)
             out.append("" if index == "2" else f"[{index}]")
             at = root.end()
         for _ in range(2 if command in (r"\frac", r"\binom") else 1):
             argument, at = _argument(text, at, command)
-            out.append("{" + _brace_arguments(argument) + "}" if argument else "")
+            out.append("{" + _brace_arguments(argument, depth + 1) + "}" if argument else "")
     out.append(text[at:])
     return "".join(out)
 

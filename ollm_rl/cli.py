@@ -111,11 +111,12 @@ def _conversion(run: Run) -> dict:
 
 
 def _present(settings: Settings, run: Run, results: dict) -> None:
-    from ollm_rl.report import terminal_table, write_report
+    from ollm_rl.report import terminal_tables, write_report
 
     run.write_json("results.json", results)
     page = write_report(run.path, results, settings.yaml())
-    out.print(terminal_table(results))
+    for table in terminal_tables(results):
+        out.print(table)
     out.print(f"results: {run.path / 'results.json'}\nreport:  {page}", soft_wrap=True)
     run.close()
 

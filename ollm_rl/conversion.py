@@ -40,7 +40,7 @@ from ollm_rl.plugin import PlugIn, PlugInConfig, canonical, mlp
 from ollm_rl.progress import track
 from ollm_rl.prompts import Prompter
 from ollm_rl.smollm2 import cache_dir
-from ollm_rl.tasks import Task
+from ollm_rl.tasks import SPLITS, Task
 
 log = logging.getLogger(__name__)
 UNCERTAIN_NATS = 0.5
@@ -92,6 +92,11 @@ def plugin_for(
     train = task.problems("sft", config.num_solutions, config.seed)
     heldout = task.problems("tune", config.num_heldout, config.seed)
     for name, problems in (("sft", train), ("tune", heldout)):
+        if not problems and not any(task.problems(s, 1) for s in SPLITS if s != "test"):
+            raise DataError(
+                f"all problems of task '{task.name}' are marked as test; conversion does not train on them. Convert on "
+                "another task and come here with what it made: plugin.path=<directory>."
+            )
         if not problems or any(p.solution is None for p in problems):
             raise DataError(
                 f"conversion needs solutions, but task '{task.name}' has {len(problems)} problems in split '{name}', "

@@ -9,14 +9,17 @@ import torch
 from rich.console import Console
 
 from ollm_rl.backbone import describe, load_backbone, prefer_bf16
-from ollm_rl.config import Settings, locate
+from ollm_rl.config import MATH_VERIFY, Settings, locate
 from ollm_rl.errors import OLLMError
 from ollm_rl.prompts import Prompter
 from ollm_rl.reward import Verifier
 from ollm_rl.session import task_of
 from ollm_rl.smollm2 import cache_dir
+from ollm_rl.tasks.base import SPLITS, stating
+from ollm_rl.tasks.records import Jsonl
 
 NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")
+MAX_GOLDS, GENERATED_GOLDS = 100_000, 200  # of a split: of a file, all
 OPTIONAL = ("ray", "trl", "peft", "stable-baselines3")
 
 
@@ -27,6 +30,7 @@ def examine(settings: Settings, out: Console) -> bool:
         ("processor", _processor, "use backbone.device=cpu, or repair the GPU driver"),
         ("cache", _cache, "set OLLM_RL_CACHE to a directory that you may write"),
         ("task", _task, "check task= and task.path="),
+        ("golds", _golds, "mend or remove these lines of the data"),
         ("agent", _agent, "check agent= or agent._target_="),
         ("verifier", _verifier, "pip install -c constraints.txt math-verify"),
         ("backbone", _backbone, "check backbone= and the network"),
@@ -72,7 +76,41 @@ def _cache(settings: Settings) -> str:
 def _task(settings: Settings) -> str:
     task = task_of(settings.config)
     problems = task.problems("test", 3)
-    return f"{task.name}: for example {problems[0].problem!r}, answer {problems[0].answer!r}" if problems else task.name
+    if not problems:
+        return f"{task.name}, without problems in split test"
+    return f"{task.name}: for example {problems[0].problem!r:.200}, answer {problems[0].answer!r}"
+
+
+def _golds(settings: Settings) -> str:
+    """Every gold answer given as an answer; those that are lost, and those that only the very same text would equal."""
+    if settings.config.reward._target_ != MATH_VERIFY:
+        return "not checked: that is for reward=math_verify"
+    task = task_of(settings.config)
+    most = MAX_GOLDS if isinstance(task, Jsonl) else GENERATED_GOLDS
+    problems = {(split, p.id): p for split in SPLITS for p in task.problems(split, most)}
+    ids, golds = [p.id for p in problems.values()], [p.answer for p in problems.values()]
+    with Verifier() as verifier:
+        verdicts = verifier.check_many([(gold, stating(gold)) for gold in golds])
+        reasons = verifier.understand_many(golds)
+    lost = [_gold_line(*x) for x in zip(ids, golds, [v.reason for v in verdicts], strict=True) if x[2] != "equal"]
+    kept = {i for i, v in zip(ids, verdicts, strict=True) if v.correct}
+    literal = [_gold_line(*x) for x in zip(ids, golds, reasons, strict=True) if x[2] != "equal" and x[0] in kept]
+    parts = [f"{len(kept)} of {len(golds)} gold answers are accepted when given as an answer"]
+    if lost:
+        parts.append(f"malformed, no answer equals them:\n{_lines(lost)}")
+    if literal:
+        parts.append(f"not understood, only the very same text equals them:\n{_lines(literal)}")
+    return f"\n{'':17}".join(parts)
+
+
+def _gold_line(id: str, gold: str, reason: str) -> str:
+    why = "its braces do not close" if gold.count("{") != gold.count("}") else reason
+    return f"{id}: {gold!r:.100} ({why})"
+
+
+def _lines(found: list[str], shown: int = 20) -> str:
+    more = [f"and {len(found) - shown} more"] if len(found) > shown else []
+    return "\n".join(f"{'':19}{line}" for line in [*found[:shown], *more])
 
 
 def _agent(settings: Settings) -> str:

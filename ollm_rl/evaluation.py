@@ -6,14 +6,18 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ollm_rl.engine import Request
 from ollm_rl.progress import track
 from ollm_rl.tasks import Problem
+from ollm_rl.tasks.records import values_of
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace, acting
+
+BREAKDOWN = ("domain", "difficulty", "source")
 
 
 @dataclass
@@ -37,6 +41,55 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate of solving a problem in k tries from c successes in n (Chen et al. 2021, eq. 1)."""
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def breakdown(judged: Sequence[tuple[Problem, bool]]) -> dict[str, dict[str, dict]]:
+    """`n`, `accuracy` and `accuracy_ci95` of every domain, difficulty and source, where problems differ in them.
+
+    Domains such as `Mathematics -> Algebra -> Equations` count under their second part, and a problem counts in each
+    of its domains. Many different difficulties are put in steps of 1.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for field in BREAKDOWN:
+        groups: dict[str, list[bool]] = {}
+        values = [(values_of(problem, field), solved) for problem, solved in judged]
+        steps = field == "difficulty" and len({v for vs, _ in values for v in vs}) > 8
+        for vs, solved in values:
+            for name in dict.fromkeys(_group(v, steps) for v in vs):
+                groups.setdefault(name, []).append(solved)
+        if len(groups) > 1:
+            found[field] = {name: _share(sum(s), len(s)) for name, s in sorted(groups.items(), key=_order)}
+    return found
+
+
+def _group(value: Any, steps: bool) -> str:
+    if steps:
+        return f"{math.floor(value)} to {math.floor(value) + 1}"
+    parts = [part.strip() for part in str(value).split("->")]
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def _order(group: tuple[str, Any]) -> tuple:
+    number = group[0].partition(" ")[0]
+    return (0, float(number), "") if number.replace(".", "", 1).isdigit() else (1, 0.0, group[0])
+
+
+def _share(solved: float, n: int) -> dict:
+    return {"n": n, "accuracy": solved / max(n, 1), "accuracy_ci95": list(wilson(solved, n))}
+
+
+def pool_breakdowns(parts: Sequence[dict[str, dict[str, dict]]]) -> dict[str, dict[str, dict]]:
+    """Breakdowns of several runs as one."""
+    found: dict[str, dict[str, dict]] = {}
+    for field in BREAKDOWN:
+        names = dict.fromkeys(name for part in parts for name in part.get(field, {}))
+        rows = {name: [part[field][name] for part in parts if name in part.get(field, {})] for name in names}
+        if rows:
+            found[field] = {
+                name: _share(sum(r["accuracy"] * r["n"] for r in some), sum(r["n"] for r in some))
+                for name, some in sorted(rows.items(), key=_order)
+            }
+    return found
 
 
 def misbehaviour(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -101,5 +154,7 @@ def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int
         f"pass_at_{k}": float(np.mean(passes)) if passes else None,
         "mean_length": float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
         "mean_decisions": float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
+        "mean_reward": float(np.mean([e.reward for e in greedy])) if greedy else 0.0,
         **misbehaviour(greedy),
+        "breakdown": breakdown([(e.problem, e.solved) for e in greedy]),
     }

@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import mpmath
 import sympy
@@ -27,7 +28,7 @@ INFINITE = (sympy.oo, -sympy.oo, sympy.zoo)
 
 MP = mpmath.MPContext()  # its precision is set by the evaluator in use: one at a time, in a process of one thread
 
-Value = Fraction | mpmath.mpf | mpmath.mpc
+Value = Any  # a Fraction where the value is rational, else a number of MP; mpmath has no types
 
 
 class Undefined(Exception):
@@ -121,7 +122,7 @@ class Evaluator:
             raise NotEvaluable(name)
         return self.point[name]
 
-    def real(self, value: Value) -> mpmath.mpf | mpmath.mpc:
+    def real(self, value: Value) -> Value:
         if isinstance(value, Fraction):
             return self.mp.mpf(value.numerator) / value.denominator
         return value
@@ -168,19 +169,23 @@ class Evaluator:
                 return base ** int(exponent)
             if (root := _exact_root(base, exponent.denominator)) is not None:
                 return root**exponent.numerator
-            if base < 0 and exponent.denominator % 2:  # the real root, as mathematics at school has it
-                positive = self.real(-base) ** self.real(exponent)
-                return -positive if exponent.numerator % 2 else positive
-        elif isinstance(exponent, Fraction) and exponent.denominator % 2 and not isinstance(base, self.mp.mpc):
-            if exponent.denominator > 1 and base < 0:
-                positive = (-base) ** self.real(exponent)
-                return -positive if exponent.numerator % 2 else positive
+        if (
+            isinstance(exponent, Fraction)
+            and exponent.denominator > 1
+            and exponent.denominator % 2
+            and self._negative(base)
+        ):
+            positive = self.real(-base) ** self.real(exponent)  # the real root, as mathematics at school has it
+            return -positive if exponent.numerator % 2 else positive
         x, y = self.real(base), self.real(exponent)
         if abs(self.mp.re(y)) * (abs(self.mp.mag(x)) + 1) > MAX_BITS:
             raise TooLarge
         if isinstance(exponent, Fraction) and exponent.denominator == 1:
             return x ** int(exponent)
         return self.mp.power(x, y)
+
+    def _negative(self, x: Value) -> bool:
+        return not isinstance(x, self.mp.mpc) and x < 0
 
 
 def _exact_root(base: Fraction, degree: int) -> Fraction | None:

@@ -10,7 +10,7 @@ import torch
 
 from ollm_rl.config import Settings, compose, locate, members
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
-from ollm_rl.evaluation import evaluate, wilson
+from ollm_rl.evaluation import evaluate, pool_breakdowns, wilson
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.replay import replay
 from ollm_rl.runs import Run
@@ -182,6 +182,7 @@ def pool(rows: list[dict]) -> list[dict]:
             if key not in out and key not in ("seed", "budget") and _number(value):
                 values = [r[key] for r in mine if _number(r.get(key))]
                 out[key] = sum(values) / len(values)
+        out["breakdown"] = pool_breakdowns([r.get("breakdown", {}) for r in mine])
         pooled.append(out)
     return pooled
 

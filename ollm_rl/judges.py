@@ -7,7 +7,7 @@ problem (`answer`, `solution`, `problem`, `id` and whatever its data set has), `
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,12 @@ class MathVerify:
         self.verifier, self.column = Verifier(timeout_s), column
 
     def __call__(
-        self, prompts: Sequence | None = None, completions: Sequence = (), *, log_extra: Callable | None = None, **columns
+        self,
+        prompts: Sequence | None = None,
+        completions: Sequence = (),
+        *,
+        log_extra: Callable | None = None,
+        **columns,
     ) -> list[float]:
         if self.column not in columns:
             found = ", ".join(sorted(columns)) or "none"
@@ -95,7 +100,7 @@ class Judge:
         if self.conversational:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
             completions = [[{"role": "assistant", "content": c}] for c in completions]
-        columns = _columns(episodes) | {"completion_ids": [e.tokens for e in episodes]}
+        columns: dict[str, Any] = _columns(episodes) | {"completion_ids": [e.tokens for e in episodes]}
         accepted = inspect.signature(self.reward).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             columns = {k: v for k, v in columns.items() if k in accepted}
@@ -116,10 +121,14 @@ class Judge:
         try:
             bad = [r for r in rewards if not (r is None or math.isfinite(r))]
         except TypeError:
-            raise ConfigurationError(f"reward '{name}' returned {rewards!r:.80}; expected a list of {n} numbers") from None
+            raise ConfigurationError(
+                f"reward '{name}' returned {rewards!r:.80}; expected a list of {n} numbers"
+            ) from None
         if len(rewards) != n or bad:
             what = f"{bad[0]!r} among them" if bad else f"{len(rewards)} values"
-            raise ConfigurationError(f"reward '{name}' returned {what}; expected {n} finite numbers, one per completion")
+            raise ConfigurationError(
+                f"reward '{name}' returned {what}; expected {n} finite numbers, one per completion"
+            )
 
     def close(self) -> None:
         if callable(close := getattr(self.reward, "close", None)):
@@ -151,13 +160,14 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
     conversational = bool(settings.pop("conversational", False))
     name = getattr(target, "__qualname__", str(target))
     try:
+        parameters: Mapping[str, Any] = {}
         parameters = inspect.signature(target).parameters
         itself = not inspect.isclass(target) and "completions" in parameters
         if itself:
             inspect.signature(target).bind_partial(**settings)
         else:
             inspect.signature(target).bind(**settings)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         hint = "".join(did_you_mean(k, parameters) for k in settings if k not in parameters)
         expected = f"It takes {', '.join(parameters) or 'no settings'}."
         raise ConfigurationError(f"reward._target_={name}: {error}. {expected}{hint}") from error

@@ -21,7 +21,7 @@ from torch import Tensor
 from ollm_rl.attention import KVCache
 from ollm_rl.engine import Request, RolloutEngine, choose
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.evaluation import misbehaviour, wilson
+from ollm_rl.evaluation import breakdown, misbehaviour, wilson
 from ollm_rl.progress import Bar, track
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode
@@ -316,6 +316,7 @@ def summarise(searches: Sequence[Search], search: str, budget: int) -> tuple[dic
         "train_episodes": 0,
         "train_tokens": 0,
         "train_seconds": 0.0,
+        "breakdown": breakdown([(s.problem, s.solution is not None) for s in searches]),
     }
     curve = []
     for limit in [b for b in CURVE if b < budget] + [budget]:

@@ -71,6 +71,39 @@ def _cells(row: dict) -> list[str]:
     return cells
 
 
+def breakdown_tables(results: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and rows of a table for every column that problems differ in: a row a value, a column an agent."""
+    rows = results.get("pooled") or results["rows"]
+    parts = {r["agent"]: r.get("breakdown") or {} for r in rows}
+    tables = []
+    for field in dict.fromkeys(f for part in parts.values() for f in part):
+        names = dict.fromkeys(name for part in parts.values() for name in part.get(field, {}))
+        body = []
+        for name in names:
+            cells = [part.get(field, {}).get(name) for part in parts.values()]
+            n = max(c["n"] for c in cells if c)
+            body.append([name, str(n), *[_share_cell(c) for c in cells]])
+        tables.append((field, [field, "n", *parts], body))
+    return tables
+
+
+def _share_cell(cell: dict | None) -> str:
+    return "-" if cell is None else "{:.3f} [{:.2f}, {:.2f}]".format(cell["accuracy"], *cell["accuracy_ci95"])
+
+
+def terminal_tables(results: dict) -> list[Table]:
+    """The results, and their breakdowns."""
+    tables = [terminal_table(results)]
+    for field, head, body in breakdown_tables(results):
+        table = Table(title=f"accuracy by {field}")
+        for i, title in enumerate(head):
+            table.add_column(title, justify="right" if i else "left")
+        for row in body:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
 def write_report(root: Path, results: dict, config: str = "") -> Path:
     """Write `plots/*.png` and `report.html` of an experiment or a run; the page needs no other file."""
     plots = draw(root, results)
@@ -82,6 +115,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
     parts += ["<h2>Results</h2>", _html_table(results)]
     parts += [_oracle_note(results)]
+    parts += [_breakdown_html(*table) for table in breakdown_tables(results)]
     for plot in plots:
         data = base64.b64encode(plot.read_bytes()).decode()
         parts.append(f'<p><img alt="{plot.stem.replace("_", " ")}" src="data:image/png;base64,{data}"></p>')
@@ -123,6 +157,14 @@ def _html_table(results: dict) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def _breakdown_html(field: str, head: list[str], body: list[list[str]]) -> str:
+    lines = [f"<tr>{''.join(f'<th>{html.escape(t)}</th>' for t in head)}</tr>"]
+    for row in body:
+        cells = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in row]
+        lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    return f"<h2>By {field}</h2><table>{''.join(lines)}</table>"
+
+
 def _oracle_note(results: dict) -> str:
     rows = [r for r in results["rows"] if r["agent"] == "oracle"]
     if not rows:
@@ -157,12 +199,21 @@ def _episode_html(episode: dict) -> str:
             tokens.append(f'<span class="t">{html.escape(text)}<small>–</small></span>')
         else:
             tokens.append(_decision_html(step, text))
-    solved = episode["reward"] > 0
-    verdict = "solved" if solved else f"failed (the answer is {html.escape(episode['gold'])})"
+    solved = episode["reward"] >= 1.0
+    verdict = "solved" if solved else _failure(episode)
     return (
         f'<div class="episode {"solved" if solved else "failed"}"><div class="problem">{html.escape(episode["problem"])}'
         f' <b>{verdict}</b></div><div class="trace">{"".join(tokens)}</div></div>'
     )
+
+
+def _failure(episode: dict) -> str:
+    """Why it failed: what was answered, and the verdict on it."""
+    given, why = episode.get("answer"), episode.get("verdict", "")
+    said = f"it answers {given}" if given else "it gives no answer"
+    cut = ", cut off by the token budget" if episode.get("stop") == "length" else ""
+    reason = f", {why.replace('_', ' ')}" if why not in ("", "different", "no_answer") else ""
+    return html.escape(f"failed ({said}{reason}{cut}; the answer is {episode['gold']})")
 
 
 def _decision_html(step: dict, text: str) -> str:

@@ -62,10 +62,13 @@ class Verifier:
             found = [verdicts[q] if v is None else v for q, v in zip(asked, found, strict=True)]
         return [v for v in found if v is not None]
 
-    def understands(self, gold: str) -> str:
-        """`equal` if the gold answer is understood as words or formulas, else the reason why only the very same text
-        would be accepted."""
-        return self._pool.ask(gold, None, self.timeout_s)
+    def understand_many(self, golds: Sequence[str]) -> list[str]:
+        """`equal` for every gold answer that is understood, as words or formulas; else the reason why only the very
+        same text would be accepted."""
+        plain = [_normal(gold)[1] is not None for gold in golds]
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            ask = lambda gold, known: "equal" if known else self._pool.ask(gold, None, self.timeout_s)  # noqa: E731
+            return list(threads.map(ask, golds, plain))
 
     def _at_once(self, gold: str, answer: str | None) -> Verdict | None:
         """The verdict, if no worker is needed for it."""

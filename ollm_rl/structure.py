@@ -78,8 +78,8 @@ def read(text: str, depth: int = 0) -> Node:
         return _items("list", [p for p in parts if p], depth)
     shape = _bracketed(text)
     if (r"\pm" in text or r"\mp" in text) and not (shape and shape[0] == "set"):
-        both = [re.sub(r"\\[pm]+(?![a-zA-Z]) ?", lambda m: "+-"[m[0][1] != s], text) for s in "pm"]
-        return _items("list", [b.removeprefix("+") for b in both], depth)
+        both = [_PLUS_MINUS.sub(lambda m: signs[m[1]], text).removeprefix("+") for signs in (_UPPER, _LOWER)]  # noqa: B023
+        return _items("list", both, depth)
     parts, operators = _split(_without_approximation(text), OPERATORS.__contains__)
     if len(parts) > 1:
         if not all(parts):
@@ -103,7 +103,9 @@ def _items(kind: str, parts: list[str], depth: int) -> Items:
         raise NotUnderstood(f"{len(parts)} parts")
     nodes = [read(p.strip(), depth + 1) for p in parts]
     if kind in ("list", "set"):  # a list inside, such as \pm 1, adds its members
-        nodes = [n for node in nodes for n in (node.parts if isinstance(node, Items) and node.kind == "list" else (node,))]
+        nodes = [
+            n for node in nodes for n in (node.parts if isinstance(node, Items) and node.kind == "list" else (node,))
+        ]
     return Items(kind, tuple(nodes))
 
 
@@ -123,6 +125,8 @@ def _split(text: str, separates: Callable[[str], bool]) -> tuple[list[str], list
     return [*parts, text[start:].strip()], separators
 
 
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z]) ?")
+_UPPER, _LOWER = {"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _BUILDER = re.compile(r"[a-zA-Z](?:\\in ?\\mathbb\{R\})?[:|](.+)")
 _AND = re.compile(r"\\text\{[\s,;]*(?:and|or|and/or)?[\s,;]*\}", re.IGNORECASE)
@@ -173,14 +177,21 @@ def is_name(text: str) -> bool:
 # Words and units -------------------------------------------------------------------------------------------------
 
 _WORDS = re.compile(r"(?<![\\a-zA-Z])(?!pmatrix|vmatrix|cases)[a-zA-Z]{4,}(?![a-zA-Z])")
-_SENTENCE_WORDS = re.compile(r"(?<![\\a-zA-Z])(?!(?:and|or|if|per|square|cubic|pmatrix|vmatrix|cases)\b)[a-zA-Z]{3,}(?![a-zA-Z{])", re.IGNORECASE)
+_SENTENCE_WORDS = re.compile(
+    r"(?<![\\a-zA-Z])(?!(?:and|or|if|per|square|cubic|pmatrix|vmatrix|cases)\b)[a-zA-Z]{3,}(?![a-zA-Z{])", re.IGNORECASE
+)
 _SHORT_WORDS = re.compile(r"(?i)(?:yes|no|odd|all|any|red|mon|tue|wed|thu|fri|sat|sun|one|two|six|ten)")
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _BASE = re.compile(r"(\(?-?[0-9A-Fa-f]+\)?)_\{(?:\\text\{)?(-?[0-9]+|[a-z]+)\}?\}")
 _TEXT_UNIT = re.compile(r"(.*?[^\s\\])\s*?((?:\\text\{[^{}]*\})(?:\\text\{[^{}]*\}|[/ ]|\^\{-?[0-9]\}|\\cdot ?|per)*)")
-_WORD_UNIT = re.compile(r"(.*[0-9}°]) ?((?:[a-zA-Z]{2,}|(?<=/)[a-z])(?:[ /.]|\^\{[23]\}|(?:[a-zA-Z]{2,}|(?<=/)[a-z]))*)")
-_SHORT_UNITS = set("cm mm km kg mg ml ft lb lbs oz hr hrs min sec mph kmh kph km/h m/s ft/s sq cu".split())
+_WORD_UNIT = re.compile(
+    r"(.*[0-9}°]) ?((?:[a-zA-Z]{2,}|(?<=/)[a-z])(?:[ /.]|\^\{[23]\}|(?:[a-zA-Z]{2,}|(?<=/)[a-z]))*)"
+)
+_SHORT_UNITS = {
+    "cm", "mm", "km", "kg", "mg", "ml", "ft", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "mph", "kmh", "kph", "km/h",
+    "m/s", "ft/s", "sq", "cu",
+}  # fmt: skip
 _SYNONYMS = {
     "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km", "kilometre": "km", "meter": "m",
     "metre": "m", "kilogram": "kg", "gram": "g", "foot": "ft", "feet": "ft", "inch": "in", "inche": "in", "hour": "h",

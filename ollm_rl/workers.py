@@ -109,12 +109,12 @@ class _Nursery:
 
     def __init__(self, memory_limit: int):
         self.control, theirs = socket.socketpair()
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         code = f"import sys; sys.path[:] = {sys.path!r}; from ollm_rl.workers import nurse; nurse({memory_limit})"
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
                 start_new_session=True,  # Ctrl-C is the parent's to handle; the group can be ended as one
@@ -175,7 +175,9 @@ class _Worker:
                 raise RuntimeError(f"the verifier's workers do not start: {failure}") from None
             raise
         if line is None:
-            raise RuntimeError(f"the verifier's workers did not start in {START_LIMIT_S:.0f} s; the machine is too busy")
+            raise RuntimeError(
+                f"the verifier's workers did not start in {START_LIMIT_S:.0f} s; the machine is too busy"
+            )
         self.ready = True
 
     def ask(self, gold: str, answer: str | None, limit_s: float) -> str:

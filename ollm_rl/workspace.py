@@ -39,7 +39,7 @@ class Workspace:
         self.backbone, self.plugin, self.task, self.seed = backbone, plugin, task, seed
         self.prompter = Prompter.for_task(backbone, task)
         self.lm = OptionLM(backbone, plugin)
-        self.engine_settings = dict(engine or {})
+        self.engine_settings = {"max_new_tokens": task.max_new_tokens, **(engine or {})}
         self.judge = judge or Judge(MathVerify())
 
     @cached_property

@@ -32,10 +32,12 @@ class Task(ABC):
     Attributes:
         name: for tables and files.
         examples: solved problems that stand in front of every prompt.
+        max_new_tokens: token budget that an episode gets where nothing else is said.
     """
 
     name: str
     examples: list[Problem]
+    max_new_tokens: int
 
     @abstractmethod
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:

@@ -22,10 +22,16 @@ class ReasoningGym(Task):
         dataset: its name in reasoning_gym.
         params: its settings.
         num_examples: solved problems in every prompt.
+        max_new_tokens: token budget of an episode.
     """
 
     def __init__(
-        self, dataset: str, params: dict[str, Any] | None = None, num_examples: int = 3, name: str = "reasoning_gym"
+        self,
+        dataset: str,
+        params: dict[str, Any] | None = None,
+        num_examples: int = 3,
+        max_new_tokens: int = 128,
+        name: str = "reasoning_gym",
     ):
         from reasoning_gym.factory import DATASETS
 
@@ -35,6 +41,7 @@ class ReasoningGym(Task):
                 f"It has {', '.join(sorted(DATASETS))}."
             )
         self.name, self.dataset, self.params = name, dataset, dict(params or {})
+        self.max_new_tokens = max_new_tokens
         self._generate(0, 1)  # wrong settings show here
         self.examples = self._draw("examples", num_examples, 0)
 
@@ -69,7 +76,9 @@ class ReasoningGym(Task):
         try:
             return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **self.params)
         except (TypeError, AssertionError, ValueError) as error:
-            raise ConfigurationError(f"task.params={self.params}: {self.dataset} does not take them ({error})") from error
+            raise ConfigurationError(
+                f"task.params={self.params}: {self.dataset} does not take them ({error})"
+            ) from error
 
     def _key(self) -> str:
         return f"{self.dataset}/{self.params}"
@@ -104,6 +113,7 @@ class ChainSum(ReasoningGym):
         max_digits: int = 1,
         direct_share: float = 0.6,
         num_examples: int = 3,
+        max_new_tokens: int = 48,
         name: str = "chain_sum",
     ):
         if not 2 <= min_terms <= max_terms:
@@ -112,7 +122,7 @@ class ChainSum(ReasoningGym):
             raise ConfigurationError(f"task.direct_share={direct_share}; expected a number from 0 to 1")
         self.direct_share = direct_share
         params = dict(min_terms=min_terms, max_terms=max_terms, min_digits=min_digits, max_digits=max_digits)
-        super().__init__("chain_sum", params, num_examples, name)
+        super().__init__("chain_sum", params, num_examples, max_new_tokens, name)
 
     def _key(self) -> str:
         return str(self.params)

@@ -40,6 +40,7 @@ class Jsonl(Task):
         domain, source: keep problems whose domain (source) holds this text, in any case.
         min_difficulty, max_difficulty: keep problems between these, both included.
         easiest: keep so many of the least difficult problems of every split.
+        max_new_tokens: token budget of an episode.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Jsonl(Task):
         min_difficulty: float | None = None,
         max_difficulty: float | None = None,
         easiest: int | None = None,
+        max_new_tokens: int = 256,
         name: str = "jsonl",
     ):
-        self.name = name
+        self.name, self.max_new_tokens = name, max_new_tokens
         self.domain, self.source, self.easiest = domain, source, easiest
         self.min_difficulty, self.max_difficulty = min_difficulty, max_difficulty
         self._check_settings()
@@ -94,7 +96,9 @@ class Jsonl(Task):
         ):
             value = row.get(field)
             wrong = isinstance(value, bool) or not isinstance(value, kinds)
-            if value is not None and (wrong or (isinstance(value, list) and not all(isinstance(x, str) for x in value))):
+            if value is not None and (
+                wrong or (isinstance(value, list) and not all(isinstance(x, str) for x in value))
+            ):
                 raise DataError(f"{where} has {value!r:.60} in the field '{field}', expected {expected}.")
         answer = str(row["answer"]).strip(" \t\r\n")
         solution = row.get("solution") or None
@@ -173,7 +177,12 @@ class GSM8K(Jsonl):
     """
 
     def __init__(
-        self, path: str | None = None, hub_id: str = "openai/gsm8k", num_examples: int = 3, name: str = "gsm8k", **filters
+        self,
+        path: str | None = None,
+        hub_id: str = "openai/gsm8k",
+        num_examples: int = 3,
+        name: str = "gsm8k",
+        **filters,
     ):
         self.hub_id = hub_id
         super().__init__(path, num_examples, name=name, **filters)
@@ -199,10 +208,11 @@ class OmniMath(Jsonl):
 
     def __init__(
         self, path: str | None = None, hub_id: str = "KbsdJames/Omni-MATH", num_examples: int = 3,
+        max_new_tokens: int = 512,
         name: str = "omni_math", **filters,
     ):  # fmt: skip
         self.hub_id = hub_id
-        super().__init__(path, num_examples, name=name, **filters)
+        super().__init__(path, num_examples, max_new_tokens=max_new_tokens, name=name, **filters)
 
     def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
         return read_lines(path) if path is not None else read_hub(self.hub_id)
