@@ -108,7 +108,7 @@ class GRPO(PolicyAgent):
         counters = self.counters
         with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
             while counters["train_episodes"] < self.total_episodes:
-                start = time.monotonic()
+                start, judged = time.monotonic(), self.workspace.judge.seconds
                 counters["iteration"] += 1
                 episodes = self._sample(problems, counters["iteration"])
                 sampled = time.monotonic()
@@ -117,6 +117,7 @@ class GRPO(PolicyAgent):
                 counters["train_tokens"] += sum(len(e.tokens) for e in episodes)
                 counters["train_seconds"] += time.monotonic() - start
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
+                figures["time/judge_s"] = self.workspace.judge.seconds - judged
                 step = counters["iteration"]
                 run.log_metrics(step, {**counters, **_describe(episodes, self.num_generations), **figures})
                 run.save_rollouts(f"train_{step}", episodes)

@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ollm_rl.errors import ConfigurationError, DataError
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace, open_workspace
@@ -52,8 +52,6 @@ class LatentReasoningVectorEnv(VectorEnv):
         self.workspace = workspace or open_workspace(backbone, task, plugin, dtype)
         self.skip_forced, self.action_mask = skip_forced, action_mask
         self.problems = self.workspace.problems(split, num_problems, problem_seed)
-        if not self.problems:
-            raise DataError(f"task '{self.workspace.task.name}' has no problems in split '{split}'")
         self.prompts = [self.workspace.prompter.encode(p) for p in self.problems]
         longest = max(map(len, self.prompts))
         budget = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}

@@ -16,7 +16,7 @@ from ollm_rl.reward import Verifier
 from ollm_rl.session import task_of
 from ollm_rl.smollm2 import cache_dir
 from ollm_rl.tasks.base import SPLITS, stating
-from ollm_rl.tasks.records import Jsonl
+from ollm_rl.tasks.records import EXAMPLES, Jsonl
 
 NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")
 MAX_GOLDS, GENERATED_GOLDS = 100_000, 200  # of a split: of a file, all
@@ -87,8 +87,9 @@ def _golds(settings: Settings) -> str:
         return "not checked: that is for reward=math_verify"
     task = task_of(settings.config)
     most = MAX_GOLDS if isinstance(task, Jsonl) else GENERATED_GOLDS
-    problems = {(split, p.id): p for split in SPLITS for p in task.problems(split, most)}
-    ids, golds = [p.id for p in problems.values()], [p.answer for p in problems.values()]
+    problems = [p for split in SPLITS for p in task.problems(split, most)]
+    problems += [e for e in task.examples if e not in EXAMPLES]
+    ids, golds = [p.id for p in problems], [p.answer for p in problems]
     with Verifier() as verifier:
         verdicts = verifier.check_many([(gold, stating(gold)) for gold in golds])
         reasons = verifier.understand_many(golds)

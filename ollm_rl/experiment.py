@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ollm_rl.config import Settings, compose, locate, members
-from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
+from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, pool_breakdowns, wilson
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.replay import replay
@@ -48,8 +48,6 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     space, report = lab.workspace(settings, seed)
     agent = make_agent(space, config.agent, config.policy)
     problems = space.problems(config.evaluate.split, config.evaluate.num_problems, seed)
-    if not problems:
-        raise DataError(f"task '{space.task.name}' has no problems in split '{config.evaluate.split}'")
     run.write_json("conversion.json", report)
     cost = {"train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
     if learn:

@@ -7,6 +7,7 @@ problem (`answer`, `solution`, `problem`, `id` and whatever its data set has), `
 import asyncio
 import inspect
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -81,10 +82,14 @@ class Judge:
         reward: the function.
         conversational: whether it expects messages (`completion[0]["content"]`) and not texts, as TRL hands over for
             conversational data sets.
+
+    Attributes:
+        seconds: time spent in judging so far.
     """
 
     def __init__(self, reward: Callable[..., Any], conversational: bool = False):
         self.reward, self.conversational = reward, conversational
+        self.seconds = 0.0
 
     def __call__(self, episodes: Sequence[Episode]) -> None:
         """Set `answer`, `reward` and, where the reward function says it, `verdict`.
@@ -94,6 +99,7 @@ class Judge:
         """
         if not episodes:
             return
+        start = time.perf_counter()
         extra: dict[str, Sequence] = {}
         prompts: list = [e.problem.problem for e in episodes]
         completions: list = [e.text for e in episodes]
@@ -115,6 +121,7 @@ class Judge:
             # None is TRL's "does not apply to this example"
             episode.reward = 0.0 if reward is None else float(reward)
             episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
+        self.seconds += time.perf_counter() - start
 
     def _check(self, rewards: Any, n: int) -> None:
         name = getattr(self.reward, "__name__", type(self.reward).__name__)

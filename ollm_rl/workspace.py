@@ -11,11 +11,12 @@ from torch import Tensor
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.conversion import ConversionConfig, plugin_for
 from ollm_rl.engine import Act, Request, RolloutEngine
+from ollm_rl.errors import DataError
 from ollm_rl.judges import Judge, MathVerify
 from ollm_rl.plugin import OptionLM, PlugIn
 from ollm_rl.progress import Bar
 from ollm_rl.prompts import Prompter
-from ollm_rl.tasks import Problem, Task, make_task
+from ollm_rl.tasks import SPLITS, Problem, Task, make_task
 from ollm_rl.trajectory import Episode
 
 
@@ -52,7 +53,16 @@ class Workspace:
         return RolloutEngine(self.lm, self.prompter, **(self.engine_settings | settings))
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
-        return self.task.problems(split, n, seed)
+        """At most `n` problems of a split.
+
+        Raises:
+            DataError: there are none.
+        """
+        found = self.task.problems(split, n, seed)
+        if not found:
+            having = [s for s in SPLITS if self.task.problems(s, 1)]
+            raise DataError(f"task '{self.task.name}' has no problems in split '{split}', only in {', '.join(having)}")
+        return found
 
     def rollout(
         self,

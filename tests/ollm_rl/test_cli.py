@@ -40,7 +40,7 @@ def in_scratch(tmp_path, monkeypatch):
 
 
 def test_every_shipped_configuration_composes():
-    for group in ("backbone", "agent", "oracle", "task", "experiment"):
+    for group in ("backbone", "agent", "oracle", "task", "reward", "experiment"):
         for name in members(group):
             if name != "custom":
                 compose([f"{group}={name}"])
@@ -71,6 +71,46 @@ def test_an_agent_from_outside_trains_and_is_compared(tmp_path):
     assert {p["agent"]: p["n_problems"] for p in results["pooled"]} == {"prior": 12, "Stubborn": 12}
 
 
+REWARD = """
+    def whole(prompts, completions, answer, domain, bonus=0.0, **columns):
+        assert len(prompts) == len(completions) == len(answer) == len(domain)
+        return [1.0 + bonus for _ in completions]
+"""
+
+
+def test_a_reward_from_outside_and_a_breakdown(tmp_path, capsys):
+    """On a file with domains: the reward function gets the columns, and results come by domain and difficulty."""
+    (tmp_path / "my_rewards.py").write_text(textwrap.dedent(REWARD))
+    rows = [
+        {"problem": f"{i}+1?", "answer": i + 1, "solution": f"{i + 1}", "domain": f"d{i % 2}", "difficulty": i % 3}
+        for i in range(150)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = ["task=jsonl", "task.path=data.jsonl"]
+    main(["evaluate", "agent=prior", "reward=my_rewards.whole", "reward.bonus=0.5", *task, *QUICK_KEYS])
+    results = json.loads((tmp_path / "runs/evaluate/results.json").read_text())
+    row = results["rows"][0]
+    assert row["accuracy"] == 1.0 and row["mean_reward"] == 1.5
+    assert sum(x["n"] for x in row["breakdown"]["domain"].values()) == 6
+    assert set(row["breakdown"]["difficulty"]) <= {"0", "1", "2"}
+    assert "By domain" in (tmp_path / "runs/evaluate/report.html").read_text()
+    assert "accuracy by difficulty" in capsys.readouterr().out
+    capsys.readouterr()
+    main(["doctor", *task, "backbone=tiny"])
+    assert "150 of 150 gold answers are accepted" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_doctor_lists_malformed_golds(tmp_path, capsys):
+    golds = ["5", r"\frac{1}{2", r"\frac{1}{2} \max A + 3"]
+    rows = [{"problem": f"{i}?", "answer": g, "split": "test"} for i, g in enumerate(golds)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main(["doctor", "task=jsonl", "task.path=data.jsonl", "backbone=tiny"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 gold answers are accepted" in printed
+    assert "2: '\\\\frac{1}{2' (its braces do not close)" in printed
+    assert "max A + 3' (unparsable)" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -85,6 +125,12 @@ def test_an_agent_from_outside_trains_and_is_compared(tmp_path):
         (["train", "plugin.path=nowhere"], "plugin.json"),
         (["compare", "agents=[prior,gropo]"], "Did you mean 'grpo'?"),
         (["train", "--fast"], "unknown option"),
+        (["train", "reward=math_verfy"], "Did you mean 'math_verify'?"),
+        (["train", "reward=nowhere.reward"], "reward._target_=nowhere.reward: No module named"),
+        (["train", "reward._target_=math.nothing"], "no 'nothing' in 'math'"),
+        (["train", "reward.timeout_s=-1"], "expected a positive number of seconds"),
+        (["train", "task.max_new_tokens=many"], "expected an integer"),
+        (["evaluate", "task=reasoning_gym", "task.dataset=gsm_symbol"], "Did you mean 'gsm_symbolic'?"),
         (["train", "agent.num_generations=1", *QUICK_KEYS], "at least 2"),
     ],
 )

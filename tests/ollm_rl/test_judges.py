@@ -6,7 +6,8 @@ import pytest
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.judges import Judge, MathVerify, ReasoningGym, make_judge
-from ollm_rl.tasks import ChainSum, Problem, ReasoningGym as GymTask
+from ollm_rl.tasks import ChainSum, Problem
+from ollm_rl.tasks import ReasoningGym as GymTask
 from ollm_rl.trajectory import Episode
 
 
