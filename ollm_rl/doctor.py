@@ -93,10 +93,10 @@ def _golds(settings: Settings) -> str:
     with Verifier() as verifier:
         verdicts = verifier.check_many([(gold, stating(gold)) for gold in golds])
         reasons = verifier.understand_many(golds)
-    lost = [_gold_line(*x) for x in zip(ids, golds, [v.reason for v in verdicts], strict=True) if x[2] != "equal"]
-    kept = {i for i, v in zip(ids, verdicts, strict=True) if v.correct}
-    literal = [_gold_line(*x) for x in zip(ids, golds, reasons, strict=True) if x[2] != "equal" and x[0] in kept]
-    parts = [f"{len(kept)} of {len(golds)} gold answers are accepted when given as an answer"]
+    rows = list(zip(ids, golds, verdicts, reasons, strict=True))
+    lost = [_gold_line(i, gold, verdict.reason) for i, gold, verdict, _ in rows if not verdict.correct]
+    literal = [_gold_line(i, gold, why) for i, gold, verdict, why in rows if verdict.correct and why != "equal"]
+    parts = [f"{len(rows) - len(lost)} of {len(rows)} gold answers are accepted when given as an answer"]
     if lost:
         parts.append(f"malformed, no answer equals them:\n{_lines(lost)}")
     if literal:
