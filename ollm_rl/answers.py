@@ -101,11 +101,19 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", ""),
         (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " "),  # delimiters of mathematics
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
+        (r"(?<=[0-9])(?:\{,\}|,\\!)(?=[0-9]{3})", ""),
         (r"\{,\}|,\\!", ","),
+        (r"\.{2,}|\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|…", r"\\ldots "),
+        (r"\\not\s*(?:=|\\?eq(?![a-zA-Z]))", r"\\ne "),
+        (r"\\(?:boxed|fbox|underline)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+        (r"\{\s*\\(?:bf|rm|it|sf)(?![a-zA-Z])([^{}]*)\}", r"\1"),
+        (r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])|&nbsp;", " "),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+        (rf"({_STYLES}\s*\{{[^{{}}]*)\^\s*\{{?([23])\}}?(?=[^{{}}]*\}})", lambda m: m[1] + ("²" if m[2] == "2" else "³")),
         (rf"{_STYLES}\s*\{{\s*({_NAMES})\s*\}}", r"\\\1 "),
         (rf"{_STYLES}\s*\{{([-+0-9.,/ ]+|[ei])\}}", r"\1"),
         (r"\\(?:mathbf|mathit|boldsymbol|bm)\s*\{([a-zA-Z])\}", r"\1"),
@@ -116,7 +124,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"\\div(?![a-zA-Z])", "/"),
         (r"\\leq?(?:slant)?(?![a-zA-Z])|<=|\\leqq(?![a-zA-Z])", r"\\le "),
         (r"\\geq?(?:slant)?(?![a-zA-Z])|>=|\\geqq(?![a-zA-Z])", r"\\ge "),
-        (r"\\neq?(?![a-zA-Z])|!=", r"\\ne "),
+        (r"\\neq?(?![a-zA-Z])|(?<![0-9a-zA-Z)}])\s*!=", r"\\ne "),
         (r"\\lt(?![a-zA-Z])|&lt;", "<"),
         (r"\\gt(?![a-zA-Z])|&gt;", ">"),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
@@ -128,6 +136,12 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"\\\\\s*\[[^\[\]]*\]", r"\\\\"),
         (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}|(?<![\\a-zA-Z])C\(([^(),]*),([^(),]*)\)", r"\\binom{\1\3}{\2\4}"),
         (r"\\colon(?![a-zA-Z])", ":"),
+        (r"(?<=[0-9])\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=[0-9])", ":"),
+        (r"\\p?mod(?![a-zA-Z])\s*\{?\(?\s*([0-9a-zA-Z]+)\s*\)?\}?|\(\s*mod\s*([0-9a-zA-Z]+)\s*\)", r"\\pmod{\1\2}"),
+        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
+        (r"\\dot\s*\{?([0-9])\}?", r"\\overline{\1}"),
+        (r"\\(max|min|gcd|lcm)\s*\\\{([^{}]*)\\\}", r"\\\1(\2)"),
+        (r"\\mathbb\{R\}\s*(?:\^\s*\{?\+\}?|_\s*\{\s*>\s*0\s*\})", r"(0,\\infty)"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|\s*\\text\{degrees?\}|(?<=[0-9}])\s*degrees?(?![a-zA-Z])", "°"),
         (r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty "),
         (rf"(?<![\\a-zA-Z])({_NAMES})(?![a-zA-Z])", r"\\\1 "),
@@ -151,8 +165,16 @@ def normal_form(text: str) -> str:
         text = pattern.sub(replacement, text)
     text = _SPACE.sub(" ", text).strip()
     text = _brace_arguments(text)
+    text = re.sub(r"(\\[a-zA-Z]+) (?=[^a-zA-Z])", r"\1", text)
     text = _LOOSE_SPACE.sub("", _SPACE.sub(" ", text))
-    text = text.rstrip(".,;: ").lstrip()
+    text = text.strip().rstrip(".,;:").strip()
+    if re.search(r"(?<!\\)(?:\\\\)*\\$", text):  # half of a control space
+        text = text[:-1].strip()
+    return unbraced(text)
+
+
+def unbraced(text: str) -> str:
+    """Without braces around the whole."""
     while text.startswith("{") and _closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
@@ -162,7 +184,7 @@ def strip_box(text: str) -> str:
     r"""Remove `\boxed` and the delimiters of mathematics around a whole answer."""
     while True:
         before = text
-        text = text.strip().rstrip(".").strip()
+        text = re.sub(r"(?<!\.)\.$", "", text.strip()).strip()
         for left, right in (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)")):
             inner = text[len(left) : len(text) - len(right)]
             if text.startswith(left) and text.endswith(right) and len(inner) <= len(text) - 2 and left not in inner:

@@ -24,6 +24,7 @@ MAX_BITS = 1 << 18  # of an exact number
 MAX_PRECISION = 1 << 18  # bits
 EXTRA = 200  # bits of precision beyond the size of the formula
 MIN_POINTS = 4
+INTEGERS = set("abcdijklmnpqrstNMKLRS")  # letters that stand for integers in floors and factorials
 INFINITE = (sympy.oo, -sympy.oo, sympy.zoo)
 
 MP = mpmath.MPContext()  # its precision is set by the evaluator in use: one at a time, in a process of one thread
@@ -280,6 +281,8 @@ def _elementary(name: str):
     def function(e: Evaluator, x: Value) -> Value:
         if abs(e.real(x)) > MAX_BITS:
             raise TooLarge
+        if x != 0:  # cosh and tanh come as close to 1, and cos near 0, as this
+            e.size += (3 * int(abs(e.real(x))) if "h" in name else 0) + 2 * abs(int(e.mp.mag(e.real(x))))
         try:
             return getattr(e.mp, name)(e.real(x))
         except (ValueError, ZeroDivisionError) as error:
@@ -329,6 +332,8 @@ def same(a: sympy.Expr, b: sympy.Expr) -> bool:
 
 def proportional(a: sympy.Expr, b: sympy.Expr, positive: bool = False) -> bool:
     """One formula is a constant (positive) multiple of the other, as of two equations (or inequalities)."""
+    if not _unknowns(a) | _unknowns(b):
+        return False  # 1 < 2 says nothing that 3 < 4 does not
     ratio: Value | None = None
     tried = 0
     for point in _points(a, b, _unknowns(a) | _unknowns(b)):
@@ -384,27 +389,41 @@ def _points(a: sympy.Expr, b: sympy.Expr, names: set[str]) -> Iterator[dict[str,
     seed = hashlib.sha256(f"{a} {b}".encode()).digest()
     draw = random.Random(seed)
     if _counts(a) or _counts(b):  # formulas about integers need to agree at integers only
+        large = [] if _grows(a) or _grows(b) else [10**4, 10**5, 10**6]
         for n in range(1, 13) if len(names) == 1 else ():
             yield dict.fromkeys(names, Fraction(n))
-        for high in (6, 6, 6, 12, 12, 12, 12, 20, 20, 20, 40, 40, 60, 60, 100):
+        for high in (6, 6, 6, 12, 12, 12, 12, 20, 20, 20, 40, 40, 60, 60, 100, 400, *large):
             yield {name: Fraction(draw.randint(1, high)) for name in sorted(names)}
         return
-    for sign in (1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, -1, -1):
+    far = [] if _grows(a) or _grows(b) else [(0, 10**4), (0, 10**6), (0, 10**6)]
+    for sign, high in [(1, 50)] * 6 + [(0, 50)] * 5 + [(-1, 50)] * 2 + far:
         yield {
-            name: Fraction(draw.randint(1, 50), draw.randint(1, 12)) * (sign or draw.choice((-1, 1)))
+            name: Fraction(draw.randint(1, high), draw.randint(1, 12)) * (sign or draw.choice((-1, 1)))
             for name in sorted(names)
         }
 
 
 def _counts(node: sympy.Basic) -> bool:
-    """It is about integers: floors, factorials, or a negative number to a variable power."""
+    """It is about integers: floors or factorials of n, or a negative number to such a power. A floor of x is not."""
     for part in sympy.preorder_traversal(node):
-        if type(part).__name__ in _OF_INTEGERS:
+        names = {str(s)[:1] for s in part.free_symbols}
+        if type(part).__name__ in _OF_INTEGERS and names and names <= INTEGERS:
             return True
         if isinstance(part, sympy.Pow) and part.args[0].is_number and part.args[1].free_symbols:
             base = part.args[0]
             if base.is_negative or base.could_extract_minus_sign():
                 return True
+    return False
+
+
+def _grows(node: sympy.Basic) -> bool:
+    """Values far from zero would be too large: a variable stands in an exponent or a factorial."""
+    for part in sympy.preorder_traversal(node):
+        exponent = part.args[1] if isinstance(part, sympy.Pow) else part
+        if (isinstance(part, sympy.Pow | sympy.exp) or type(part).__name__ in _OF_INTEGERS | {"gamma"}) and (
+            exponent.free_symbols and not type(part).__name__.startswith(("floor", "ceil"))
+        ):
+            return True
     return False
 
 

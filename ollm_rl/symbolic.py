@@ -9,15 +9,20 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended import NormalizationConfig, latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from antlr4.atn.PredictionMode import PredictionMode
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 
 from ollm_rl.answers import normal_form, plain_number
 from ollm_rl.exact import NotEvaluable, TooLarge, proportional, same
-from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Relation, Words, is_name, read, words_key
+from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Relation, Words, is_name, letter_unit, read, words_key
 
-PARSER = ConversionConfig(interpret_as_mixed_fractions=True, lowercase_symbols=False)
-AS_IT_IS = NormalizationConfig(basic_latex=False, boxed="none")
+PARSER = ConversionConfig(lowercase_symbols=False)
+# What the parser drops or misreads: n!! is (n!)! to it, x' is x, A^T is A, "5 6" is 11.
+_MISREAD = re.compile(
+    r"!!|\\text|'|\^\{ ?(?:T|\\top|\\prime|\*) ?\}|[0-9] [0-9]|[0-9)]_\{|\\ldots|\\not(?![a-z])|\\pmod|\\equiv|\\hat|\\tilde"
+)
+_MIXED = re.compile(r"(?<![\w.})\]])([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}")
+_GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 FACTORS = {"%": r"\frac{1}{100}", "°": r"\frac{\pi}{180}"}
 FLIPPED = {">": "<", ">=": "<="}
 
@@ -32,11 +37,18 @@ def compare(gold: str, answer: str) -> str:
         left, right = normal_form(gold), normal_form(answer)
         if r"\ln" in left + right:  # one of them means the natural logarithm, so does the other
             left, right = _natural(left), _natural(right)
-        return "equal" if _equal(read(left), read(right)) else "different"
+        return "equal" if _equal(_read(left, right), _read(right, left)) else "different"
     except (NotUnderstood, NotEvaluable):
         return "unparsable"
     except (TooLarge, MemoryError, RecursionError, OverflowError):
         return "too_large"
+
+
+def _read(text: str, other: str) -> Node:
+    """`120,150` is a number, but a list if the other answer is one, as `150, 120`."""
+    if _GROUPS.fullmatch(text) and not _GROUPS.fullmatch(other) and isinstance(read(other), Items):
+        return read(text.replace(",", ", "))
+    return read(text)
 
 
 def understood(text: str) -> str:
@@ -70,6 +82,7 @@ def _natural(text: str) -> str:
 
 
 def _equal(gold: Node, answer: Node) -> bool:
+    """Two answers; where one of them has names or units and the other has not, they are left out."""
     gold, answer = _without_wrapping(gold), _without_wrapping(answer)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _key(gold) == _key(answer)
@@ -90,6 +103,8 @@ def _without_wrapping(node: Node) -> Node:
     """A list or set of one is that one; a list whose members are the same is one as well ("1/2 or 0.5")."""
     while isinstance(node, Items) and node.kind in ("list", "set") and node.parts:
         first, *others = node.parts
+        if isinstance(first, Leaf) and first.text == r"\emptyset":
+            break
         if others and not (node.kind == "list" and len(others) == 1 and _equal(first, others[0])):
             break
         node = first
@@ -104,13 +119,30 @@ def _equal_items(gold: Items, answer: Items) -> bool:
     if "union" in (gold.kind, answer.kind):
         return _same_sets(gold, answer)
     kinds = {gold.kind, answer.kind}
+    conditions = [x for x in (gold, answer) if all(isinstance(p, Relation) for p in x.parts)]
+    if len(conditions) == 1 and _same_sets(gold, answer):  # x > 1 and x < 5 for (1, 5)
+        return True
     if len(gold.parts) != len(answer.parts):
         return False
+    named, others = _by_name(gold), _by_name(answer)
+    if named and others:
+        return _matched(gold.parts, answer.parts, _equal)
+    if named or others:  # x = 2, y = 3 for (2, 3): in the order of the names
+        left, right = named or gold.parts, others or answer.parts
+        return kinds <= {"list", "()"} and all(map(_equal, left, right))
     if kinds <= {"list", "set"}:
         return _matched(gold.parts, answer.parts, _equal)
     if len(kinds) == 1 or kinds in ({"list", "()"}, {"list", "[]"}):
         return all(map(_equal, gold.parts, answer.parts))
     return False
+
+
+def _by_name(items: Items) -> list[Node] | None:
+    """The equations of a list that gives values to several names, in the order of the names."""
+    if not all(isinstance(p, Relation) and _assigned(p) is not None for p in items.parts):
+        return None
+    subjects = {_subject(p): p for p in items.parts if isinstance(p, Relation)}
+    return [subjects[name] for name in sorted(subjects)] if len(subjects) == len(items.parts) > 1 else None
 
 
 def _matched(left: Sequence, right: Sequence, equal: Callable) -> bool:
@@ -148,15 +180,23 @@ def _as_set(node: Node) -> sympy.Set:
             return sympy.S.Reals - sympy.FiniteSet(parse(node.parts[1]).doit())
         if (interval := _as_interval(node)) is not None:
             return _as_set(interval)
-    if isinstance(node, Items) and (
-        node.kind == "union" or (node.kind == "list" and all(isinstance(p, Relation) for p in node.parts))
-    ):
+    if isinstance(node, Items) and node.kind == "list" and all(isinstance(p, Relation) for p in node.parts):
+        parts = [_as_set(p) for p in node.parts]
+        if node.joined != "or" and len({_subject(p) for p in node.parts if isinstance(p, Relation)}) == 1:
+            return sympy.Intersection(*parts)
+        return sympy.Union(*parts)
+    if isinstance(node, Items) and node.kind == "union":
         return sympy.Union(*map(_as_set, node.parts))
     if isinstance(node, Items) and node.kind == "set":
+        if not all(isinstance(p, Leaf) for p in node.parts):
+            raise NotUnderstood("a set of more than numbers")
         return sympy.FiniteSet(*[parse(p.text).doit() for p in node.parts if isinstance(p, Leaf)])
     if isinstance(node, Items) and len(node.kind) == 2 and len(node.parts) == 2:
         low, high = (parse(p.text) if isinstance(p, Leaf) else sympy.nan for p in node.parts)
-        return sympy.Interval(low.doit(), high.doit(), node.kind[0] == "(", node.kind[1] == ")")
+        low, high = low.doit(), high.doit()
+        if not (low < high) == True:  # noqa: E712 - sympy's truth may be neither
+            raise NotUnderstood("an empty interval")
+        return sympy.Interval(low, high, node.kind[0] == "(", node.kind[1] == ")")
     if isinstance(node, Leaf) and isinstance(value := parse(node.text), sympy.Set):
         return value.doit()
     raise NotUnderstood("not a set")
@@ -181,16 +221,22 @@ def _stated(relation: Relation) -> Node | None:
         value = read(relation.parts[-1])
     if value is not None and set(relation.operators) == {"="}:
         for part in relation.parts[:-1]:
-            if not is_name(part) and _is_constant(other := read(part)) and not _equal(other, value):
+            if not is_name(part) and not _may_equal(part, value):
                 return None
     return value
 
 
-def _is_constant(node: Node) -> bool:
-    if not isinstance(node, Leaf):
-        return False
-    value = parse(node.text)
-    return isinstance(value, sympy.Expr) and not value.free_symbols
+def _may_equal(part: str, value: Node) -> bool:
+    """A part of a chain that ends in `value`: a number equal to it, or what the problem asked for, such as `x+y`. An
+    equation that is not solved, such as `2x=6` or `x^2=6`, states no value."""
+    try:
+        node = read(part)
+        formula = parse(node.text) if isinstance(node, Leaf) else None
+    except NotUnderstood:
+        return True
+    if not isinstance(formula, sympy.Expr) or _equal(node, value):
+        return True
+    return len(formula.free_symbols) > 1
 
 
 def _relation_and_value(relation: Relation, other: Node, value: Node | None) -> bool:
@@ -202,16 +248,25 @@ def _relation_and_value(relation: Relation, other: Node, value: Node | None) -> 
 
 
 def _equal_relations(gold: Relation, answer: Relation) -> bool:
-    left, right = _assigned(gold), _assigned(answer)
+    if _all_names(gold) and _all_names(answer) and max(len(gold.parts), len(answer.parts)) > 2:
+        return set(gold.parts) == set(answer.parts)
+    left, right = _assigned(gold), _stated(answer)
     if left is not None and right is not None and _subject(gold) == _subject(answer):
         return _equal(left, right)
     if (a := _as_interval(gold)) is not None and (b := _as_interval(answer)) is not None:
         return _subject(gold) == _subject(answer) and _equal(a, b)
+    alike = gold.operators == answer.operators and len(gold.parts) == len(answer.parts)
+    if alike and all(_equal(read(a), read(b)) for a, b in zip(gold.parts, answer.parts, strict=True)):
+        return True
     return _matched(_sides(gold), _sides(answer), _same_side)
 
 
 def _subject(relation: Relation) -> str:
     return next((p for p in relation.parts if is_name(p)), "")
+
+
+def _all_names(relation: Relation) -> bool:
+    return set(relation.operators) == {"="} and all(map(is_name, relation.parts))
 
 
 def _as_interval(relation: Relation) -> Items | None:
@@ -254,6 +309,33 @@ def _same_side(a: tuple[str, sympy.Expr], b: tuple[str, sympy.Expr]) -> bool:
     return a[0] == b[0] and proportional(a[1], b[1], positive=a[0] in ("<", "<="))
 
 
+class _Parser(_Latex2Sympy):
+    """math-verify's parser with two of its decisions changed.
+
+    A number before a number in brackets, or before a binomial, is a product; to the original it is a mixed number.
+    And it looks ahead without the context of what it is inside of, which is quicker and either right or an error.
+    """
+
+    prediction = PredictionMode.SLL
+
+    def create_parser(self, latex_str):
+        parser = super().create_parser(latex_str)
+        parser._interp.predictionMode = self.prediction
+        return parser
+
+    def convert_postfix_list(self, arr, i=0):
+        first = self.convert_postfix(arr[i])
+        if i + 1 == len(arr) or not isinstance(first, sympy.Integer):
+            return super().convert_postfix_list(arr, i)
+        others = self.convert_postfix_list(arr, i + 1)
+        product = self.mat_mul_flat if getattr(others, "is_Matrix", False) else self.mul_flat
+        return product(first, others)
+
+
+class _ContextParser(_Parser):
+    prediction = PredictionMode.LL
+
+
 # Formulas --------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +345,12 @@ def _equal_quantities(gold: Leaf, answer: Leaf) -> bool:
     if _equal_formulas(gold.text, answer.text):
         return True
     if bool(gold.unit) == bool(answer.unit):
-        return False
+        number = letter_unit(answer.text)  # 10 m for 10
+        return (
+            number is not None
+            and plain_number(gold.text) is not None
+            and plain_number(number) == plain_number(gold.text)
+        )
     for text, unit, other in ((gold.text, gold.unit, answer.text), (answer.text, answer.unit, gold.text)):
         if unit in FACTORS and _equal_formulas(rf"{FACTORS[unit]}\cdot({text})", other):
             return True
@@ -289,6 +376,15 @@ def _same(a: sympy.Basic, b: sympy.Basic | None) -> bool:
     return a == b
 
 
+def _tree(text: str):
+    try:
+        return _Parser(is_real=False, config=PARSER).parse(text)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        return _ContextParser(is_real=False, config=PARSER).parse(text)
+
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> sympy.Basic:
     """The sympy tree, unevaluated, of a formula in normal form.
@@ -299,13 +395,15 @@ def parse(text: str) -> sympy.Basic:
     number = plain_number(text)
     if number is not None:
         return sympy.Rational(number.numerator, number.denominator)
-    if "!!" in text or r"\text" in text:  # the parser takes n!! for (n!)!
+    if _MISREAD.search(text):
         raise NotUnderstood(text)
+    text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
+    text = re.sub(r"\\pi ?\(", r"\\pi\\cdot(", text)
     text = re.sub(r"([0-9]+|[a-zA-Z])!(?=\^)", r"(\1!)", text)
     # Square brackets group; to the parser they would be intervals.
     grouped = text if r"\sqrt[" in text else text.replace("[", "(").replace("]", ")")
     try:
-        found = latex2sympy(grouped, is_real=False, normalization_config=AS_IT_IS, conversion_config=PARSER)
+        found = _tree(grouped)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the parser raises plain Exceptions and its own mistakes alike

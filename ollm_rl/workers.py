@@ -17,10 +17,13 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 
 MEMORY_LIMIT = 768 << 20  # bytes of address space of a worker
 START_LIMIT_S = 60.0  # for the nursery's imports, which are not the answer's fault
 GRACE_S = 0.3  # beyond the limit, before a worker that does not even die is given up
+SLOW_S = 0.25  # after which a comparison gives way to others
+ATTEMPTS = 5
 SPARE = 4  # idle workers that are kept
 
 
@@ -33,10 +36,11 @@ class WorkerPool:
 
     def __init__(self, memory_limit: int = MEMORY_LIMIT):
         self.memory_limit = memory_limit
-        self._lock = threading.Lock()
         self._nursery: _Nursery | None = None
         self._idle: list[_Worker] = []
         self._generation = 0  # how often it was closed
+        self._lock = threading.Lock()
+        _POOLS.add(self)
 
     def start(self) -> None:
         """Begin to start the nursery, without waiting for it."""
@@ -49,25 +53,28 @@ class WorkerPool:
     def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
         """The reason of a verdict, or whether the gold is `understood` if there is no answer; `timeout` after `limit_s`, of which waiting for a start takes at most half.
 
-        A worker that was killed from outside is replaced and the question asked again; one that dies twice is the
-        answer's doing, `too_large`.
+        A worker that was killed from outside is replaced and the question asked again; if they die `ATTEMPTS` times, it
+        is the answer's doing, `too_large`.
         """
-        begin, generation = time.monotonic(), self._generation
-        for _ in range(2):
+        begin, generation, first = time.monotonic(), self._generation, True
+        for _ in range(ATTEMPTS):
             if generation != self._generation:
                 raise RuntimeError("the verifier was closed while it judged")
             worker = self._take()
             try:
                 worker.wait_until_ready()
-                waited = time.monotonic() - begin
-                reason = worker.ask(gold, answer, max(limit_s - waited, limit_s / 2))
+                left = limit_s - (time.monotonic() - begin)
+                reason = worker.ask(gold, answer, max(left, limit_s / 2) if first else left)
             except EOFError:
                 worker.close()
+                first = False
+                if time.monotonic() - begin >= limit_s:
+                    return "timeout"
                 continue
             except BaseException:
                 worker.close()
                 raise
-            if reason == "timeout":
+            if reason == "timeout" or worker.slowed:
                 worker.close()
             else:
                 self._give_back(worker)
@@ -103,6 +110,27 @@ class WorkerPool:
                 self._nursery.close()
                 self._nursery = None
 
+    def _forget(self) -> None:
+        """In a process that was forked off: the workers are the parent's, and the lock may be held by nobody who is
+        here."""
+        self._lock = threading.Lock()
+        for worker in self._idle:
+            worker.close()
+        if self._nursery is not None:
+            self._nursery.control.close()
+        self._idle, self._nursery = [], None
+
+
+_POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
+
+
+def _forget_workers() -> None:
+    for pool in list(_POOLS):
+        pool._forget()
+
+
+os.register_at_fork(after_in_child=_forget_workers)
+
 
 class _Nursery:
     """The process that forks workers; it and they end when this end of its socket closes, or on `close`."""
@@ -110,7 +138,7 @@ class _Nursery:
     def __init__(self, memory_limit: int):
         self.control, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        code = f"import sys; sys.path[:] = {sys.path!r}; from ollm_rl.workers import nurse; nurse({memory_limit})"
+        code = f"import sys; sys.path[:] = {[str(p) for p in sys.path]!r}; from ollm_rl.workers import nurse; nurse({memory_limit})"
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -154,7 +182,8 @@ class _Worker:
     def __init__(self, nursery: _Nursery):
         self.nursery = nursery
         self.socket = nursery.fork()
-        self.ready = False
+        self.ready = self.slowed = False
+        self.pid = 0
 
     @property
     def alive(self) -> bool:
@@ -178,13 +207,19 @@ class _Worker:
             raise RuntimeError(
                 f"the verifier's workers did not start in {START_LIMIT_S:.0f} s; the machine is too busy"
             )
-        self.ready = True
+        self.ready, self.pid = True, int(line)
 
     def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
         begin = time.monotonic()
         try:
             self.socket.sendall(json.dumps([gold, answer, limit_s]).encode() + b"\n")
-            return self._line(limit_s + GRACE_S) or "timeout"
+            reason = self._line(min(SLOW_S, limit_s))
+            if reason is None:  # let ordinary verdicts, which take milliseconds, go first
+                self.slowed = True
+                with contextlib.suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, self.pid, 15)
+                reason = self._line(max(limit_s - SLOW_S, 0) + GRACE_S)
+            return reason or "timeout"
         except (EOFError, OSError) as error:
             if time.monotonic() - begin >= limit_s * 0.95:
                 return "timeout"
@@ -212,7 +247,11 @@ class _Worker:
 
 _WARM_UP = (
     r"\frac{3\sqrt{3}}{2}-1", r"(x+1)^{2}(2k)!", r"n(n-2)2^{-n+1}", r"\binom{n}{2}+x_{1}y", r"\frac{\pi}{4}+e^{2}",
-    r"\sqrt[3]{2}\cdot 3", r"\log_{2}(3)\sin(x)", r"\lfloor\frac{n}{2}\rfloor", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+    r"x^{2}+4x+4", r"(x+2)^{2}", r"\sqrt[3]{2}\cdot 3", r"\log_{2}(3)\sin(x)", r"\lfloor\frac{n}{2}\rfloor",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\frac{x^{2}-1}{2(x+1)}", r"\frac{k!}{3k(k^{2}+4)}", r"(a+b)(a-b)-4xy",
+    r"2^{n+1}-\frac{1}{2}n", r"\binom{40}{10}\binom{40}{20}^{3}", r"-\frac{1+\sqrt{5}}{2}", r"(2+\sqrt{3})\pi",
+    r"\frac{\pi\sqrt{3}}{12}", r"3/4+2i", r"\arctan(2)+\ln(3)", r"|x-1|", r"\frac{2^{100}}{\binom{100}{50}}-1",
+    r"\sum_{k=1}^{n}k", r"f(x)+1", r"-x_{1}", r"2x/3",
 )  # fmt: skip
 
 
@@ -224,13 +263,15 @@ def nurse(memory_limit: int) -> None:
     from ollm_rl.symbolic import parse
 
     logging.disable(logging.CRITICAL)
-    for formula in _WARM_UP:  # the parser learns as it goes; workers inherit what it knows
-        parse(formula)
-    gc.collect()
+    lessons = list(_WARM_UP)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
     control = socket.socket(fileno=os.dup(0))
+    asked = select.poll()
+    asked.register(control, select.POLLIN)
     while True:
+        while lessons and not asked.poll(0):  # the parser learns as it goes; workers inherit what it knows
+            parse(lessons.pop(0))
         try:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         except OSError:
@@ -258,7 +299,7 @@ def _serve(connection: socket.socket, memory_limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is doing
-    connection.sendall(b"ready\n")
+    connection.sendall(f"{os.getpid()}\n".encode())
     with connection.makefile("rb") as questions:
         for line in questions:
             gold, answer, limit_s = json.loads(line)

@@ -43,6 +43,7 @@ HOSTILE = {
 def verifier():
     with Verifier(timeout_s=LIMIT) as v:
         assert v.check("x+1", r"\boxed{1+x}").correct  # the start is not the answers' fault
+        time.sleep(3)  # nor is what the parser learns at first
         yield v
 
 
@@ -122,7 +123,7 @@ def test_hostile_answers_from_eight_threads_leave_ordinary_ones_alone(verifier):
         while not done.wait(0.05):
             peak = max(peak, _memory_of_the_group(group))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     with ThreadPoolExecutor(8) as hostile, ThreadPoolExecutor(1) as ordinary:
         attacks = [hostile.submit(_attack, verifier, rf"{h}+0x") for h in HOSTILE.values()]
@@ -159,7 +160,7 @@ def test_killed_workers_are_replaced_and_no_verdict_suffers():
                     os.kill(pid, signal.SIGKILL)
                     time.sleep(0.1)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         pairs = [(f"x^2+{2 * i}x+{i * i}", rf"\boxed{{(x+{i})^2}}") for i in range(60)]
         verdicts = v.check_many(pairs)
@@ -173,6 +174,20 @@ def test_killed_workers_are_replaced_and_no_verdict_suffers():
         assert v.check("y+1", r"\boxed{1+y}").correct
 
 
+def test_a_forked_child_has_workers_of_its_own():
+    """Parent and child would read one another's verdicts from a socket that they share."""
+    with Verifier(timeout_s=5.0) as v:
+        assert v.check("x+1", r"\boxed{1+x}").correct
+        child = os.fork()
+        wrong = child == 0
+        answers = [v.check(f"x+{i}", rf"\boxed{{{i + wrong}+x}}").correct for i in range(1, 60)]
+        if child == 0:
+            os._exit(1 if any(answers) else 0)
+        assert all(answers)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert v.check("y+1", r"\boxed{1+y}").correct  # the child, ending, has not taken the workers along
+
+
 def test_closing_ends_all_workers():
     verifier = Verifier(timeout_s=30.0)
     verifier.check("x+1", r"\boxed{1+x}")
@@ -181,7 +196,7 @@ def test_closing_ends_all_workers():
         with pytest.raises(RuntimeError, match="closed"):
             verifier.check("x", rf"\boxed{{{HOSTILE['endless product']}}}")
 
-    slow = threading.Thread(target=ask)
+    slow = threading.Thread(target=ask, daemon=True)
     slow.start()
     time.sleep(0.3)
     pids = _workers_of(verifier)

@@ -17,7 +17,8 @@ OMNI_MATH = Path(__file__).parents[3] / "shared" / "data" / "omni_math_rule_a.js
 @pytest.mark.parametrize("form", PAIRS["equal"])
 def test_equal_pairs(form):
     assert [p for p in PAIRS["equal"][form] if compare(*p) != "equal"] == []
-    assert [p for p in PAIRS["equal"][form] if compare(*p[::-1]) != "equal"] == []  # whichever of them is the gold
+    if form != "found_by_attack":  # whichever of them is the gold; a chain that states an answer is none
+        assert [p for p in PAIRS["equal"][form] if compare(*p[::-1]) != "equal"] == []
 
 
 @pytest.mark.parametrize("form", PAIRS["different"])
