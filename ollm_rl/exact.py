@@ -395,7 +395,7 @@ def _points(a: sympy.Expr, b: sympy.Expr, names: set[str]) -> Iterator[dict[str,
         for high in (6, 6, 6, 12, 12, 12, 12, 20, 20, 20, 40, 40, 60, 60, 100, 400, *large):
             yield {name: Fraction(draw.randint(1, high)) for name in sorted(names)}
         return
-    far = [] if _grows(a) or _grows(b) else [(0, 10**4), (0, 10**6), (0, 10**6)]
+    far = [] if _grows(a) or _grows(b) else [(1, 10**4), (-1, 10**4), (-1, 10**6)]
     for sign, high in [(1, 50)] * 6 + [(0, 50)] * 5 + [(-1, 50)] * 2 + far:
         yield {
             name: Fraction(draw.randint(1, high), draw.randint(1, 12)) * (sign or draw.choice((-1, 1)))
