@@ -156,5 +156,6 @@ def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int
         "mean_decisions": float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
         "mean_reward": float(np.mean([e.reward for e in greedy])) if greedy else 0.0,
         **misbehaviour(greedy),
+        "verdicts": dict(Counter(e.verdict for e in greedy if e.verdict).most_common()),
         "breakdown": breakdown([(e.problem, e.solved) for e in greedy]),
     }

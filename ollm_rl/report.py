@@ -114,7 +114,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     ]
     parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
     parts += ["<h2>Results</h2>", _html_table(results)]
-    parts += [_oracle_note(results)]
+    parts += [_verdicts_note(results), _oracle_note(results)]
     parts += [_breakdown_html(*table) for table in breakdown_tables(results)]
     for plot in plots:
         data = base64.b64encode(plot.read_bytes()).decode()
@@ -163,6 +163,16 @@ def _breakdown_html(field: str, head: list[str], body: list[list[str]]) -> str:
         cells = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in row]
         lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f"<h2>By {field}</h2><table>{''.join(lines)}</table>"
+
+
+def _verdicts_note(results: dict) -> str:
+    """How many greedy answers got which verdict."""
+    lines = []
+    for row in results["rows"]:
+        if counts := row.get("verdicts"):
+            said = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in counts.items())
+            lines.append(html.escape(f"{row['agent']}, seed {row['seed']}: {said}."))
+    return f'<p class="note">Verdicts on the greedy answers. {" ".join(lines)}</p>' if lines else ""
 
 
 def _oracle_note(results: dict) -> str:
