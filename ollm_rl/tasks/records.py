@@ -100,13 +100,13 @@ class Jsonl(Task):
                 wrong or (isinstance(value, list) and not all(isinstance(x, str) for x in value))
             ):
                 raise DataError(f"{where} has {value!r:.60} in the field '{field}', expected {expected}.")
-        answer = str(row["answer"]).strip(" \t\r\n")
-        solution = row.get("solution") or None
+        problem, answer = mended(str(row["problem"])), mended(str(row["answer"])).strip(" \t\r\n")
+        solution = mended(row["solution"]) if row.get("solution") else None
         if solution is not None and extract_answer(solution) is None:  # options must learn to state the answer
             solution = f"{solution.rstrip()}\n{stating(answer)}"
         extra = {k: v for k, v in row.items() if k not in KNOWN}
         number = str(row.get("id", where.rsplit(" ", 1)[-1]))
-        return Problem(number, str(row["problem"]), answer, solution, extra), row.get("split")
+        return Problem(number, problem, answer, solution, extra), row.get("split")
 
     def _spread(self, rows: list[tuple[Problem, str | None]]) -> dict[str, list[Problem]]:
         marks = {mark for _, mark in rows}
@@ -222,6 +222,11 @@ class OmniMath(Jsonl):
 
     def _take_examples(self, n: int) -> list[Problem]:
         return EXAMPLES[:n]
+
+
+def mended(text: str) -> str:
+    r"""`\frac` and `\binom` where JSON that was not escaped twice left a form feed and `rac`, as in Omni-MATH."""
+    return text.replace("\x0c", r"\f").replace("\x08", r"\b")
 
 
 def values_of(problem: Problem, field: str) -> list:

@@ -11,6 +11,7 @@ import torch
 from agents.grpo import GRPO, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from agents.prior import Prior
 from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.judges import Judge
 from ollm_rl.runs import Run
 
 QUICK = dict(total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-3)
@@ -59,12 +60,13 @@ def test_weights_are_trls_reductions():
 def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch):
     """The reward is the share of decisions with a high latent: a bandit that any policy gradient must solve."""
 
-    def judge(episodes):
-        for e in episodes:
-            chosen = [z for z in e.latents if z >= 0]
-            e.reward = sum(z > 4 for z in chosen) / max(len(chosen), 1)
+    class Latents(Judge):
+        def __call__(self, episodes):
+            for e in episodes:
+                chosen = [z for z in e.latents if z >= 0]
+                e.reward = sum(z > 4 for z in chosen) / max(len(chosen), 1)
 
-    monkeypatch.setattr(tiny, "judge", judge)
+    monkeypatch.setattr(tiny, "judge", Latents(len))
     settings = {**QUICK, "total_episodes": 960, "num_generations": 8, "learning_rate": 3e-3, "beta": 0.0}
     agent, run = GRPO(tiny, **settings, target_kl=0.0), Run(tmp_path, "easy", "")
     agent.learn(run)

@@ -24,7 +24,11 @@ def train(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "ollm_rl", "train", "agent=grpo", *keys, *QUICK_KEYS]
     # One thread: sums over two may come out in another order, and the weights are compared bit by bit.
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=surroundings, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=surroundings, stderr=subprocess.PIPE, text=True,
+        # A suite that runs in the background of a shell ignores SIGINT, and its children would as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def steps_of(folder: Path) -> list[int]:

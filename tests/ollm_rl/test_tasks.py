@@ -176,3 +176,11 @@ def test_any_reasoning_gym_data_set():
         make_task("reasoning_gym", dataset="gsm_symbol")
     with pytest.raises(ConfigurationError, match="does not take them"):
         make_task("reasoning_gym", dataset="chain_sum", params={"terms": 3})
+
+
+def test_damaged_latex_is_mended(tmp_path):
+    row = {"problem": "8-\x0crac{6}{2}?", "answer": "\x0crac{10}{2}", "solution": "\x08inom{5}{1}"}
+    task = make_task("omni_math", path=write(tmp_path / "d.jsonl", [row]))
+    problem = task.problems("test", 1)[0]
+    assert (problem.problem, problem.answer) == (r"8-\frac{6}{2}?", r"\frac{10}{2}")
+    assert problem.solution.startswith(r"\binom{5}{1}")
