@@ -6,7 +6,7 @@ rows attend to them in one dense product instead of one small product per row. E
 
 transformers hands the keyword arguments of a forward call through to the attention function. The
 model is called with ``kv=KVCache`` and without its own cache, which keeps this independent of the
-architecture; without ``kv`` the call falls back to ordinary SDPA, so ``model.generate`` still works.
+architecture; without ``kv`` the call falls back to ordinary attention, so ``model.generate`` still works.
 """
 
 from typing import Any
@@ -96,6 +96,8 @@ def attend(
     query: (n, heads, t, head_dim); key, value: (n, kv_heads, t, head_dim), the new tokens only.
     Returns (n, t, heads, head_dim).
     """
+    if kv is None and softcap is not None:
+        return _capped(query, key, value, attention_mask, scaling, softcap), None
     if kv is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("s_aux") is not None:
@@ -133,6 +135,23 @@ def attend(
         by_head = weights[..., :prefix].transpose(0, 1).reshape(kv_heads, n * group * t, prefix)
         out = out + torch.matmul(by_head, prefix_values).view(kv_heads, n, group * t, -1).transpose(0, 1)
     return out.reshape(n, heads, t, -1).transpose(1, 2), None
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Ordinary attention with soft-capped scores (Gemma 2), which SDPA does not have; shapes as for `attend`."""
+    group = query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = torch.matmul(query, keys.transpose(-1, -2)).float() * (
+        query.shape[-1] ** -0.5 if scaling is None else scaling
+    )
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        t, span = scores.shape[-2:]
+        mask = torch.ones(t, span, dtype=torch.bool, device=query.device).tril(span - t)
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    return torch.matmul(scores.softmax(-1).to(values.dtype), values).transpose(1, 2)
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)

@@ -91,6 +91,10 @@ class Backbone:
         """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them."""
         return self.cap(self.head(hidden))
 
+    @property
+    def is_capped(self) -> bool:
+        return bool(getattr(self.model.config, "final_logit_softcapping", None))
+
     def cap(self, logits: Tensor) -> Tensor:
         """What the architecture does to logits after the head (Gemma's soft cap)."""
         limit = getattr(self.model.config, "final_logit_softcapping", None)

@@ -140,7 +140,8 @@ def option_logits(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> T
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
         bias = plugin.biases(states.hidden)
     rows = weight[states.ids.long()]
-    return torch.bmm(bias.to(weight.dtype), rows.transpose(1, 2)).float() + states.logits[:, None]
+    logits = torch.bmm(bias.to(weight.dtype), rows.transpose(1, 2)).float() + states.logits[:, None]
+    return backbone.cap(logits).masked_fill(states.logits[:, None].isneginf(), float("-inf"))
 
 
 def _train_decoder(

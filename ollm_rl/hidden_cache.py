@@ -32,7 +32,7 @@ class HiddenStates:
         hidden: (N, d) in the backbone's dtype, what the head reads.
         gold: (N,) int64, the next token of the solution.
         ids: (N, S + 1) int32, the shortlist; the last one is the gold token where the shortlist lacks it.
-        logits: (N, S + 1) float32, the backbone's logits of `ids`; -inf marks an unused last place.
+        logits: (N, S + 1) float32, what the head gives for `ids`, before any soft cap; -inf marks an unused last place.
         target: (N,) int64, the place of the gold token in `ids`.
         entropy: (N,) float32, the backbone's entropy in nats.
         owner: (N,) int64, the index of the pair.
@@ -142,8 +142,10 @@ def _batch_states(backbone: Backbone, prefix: KVCache | None, batch: list, short
     target_ids = torch.tensor(gold, device=device)
     parts = []
     for h, x in zip(hidden.split(512), target_ids.split(512), strict=True):
-        logits = backbone.logits(h)
-        entropy = torch.cat([_entropy(few) for few in logits.split(16)])  # whole rows in cache: 10 times faster
+        logits = backbone.head(h)
+        entropy = torch.cat(
+            [_entropy(backbone.cap(few)) for few in logits.split(16)]
+        )  # whole rows in cache: 10 times faster
         top, ids = logits.topk(min(shortlist, logits.shape[-1]), dim=-1)
         found = ids == x[:, None]
         missing = ~found.any(-1)

@@ -194,19 +194,22 @@ class OptionLM:
     def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:
         """Enumerate the options of hidden states (n, d), on the shortlist.
 
-        An option's logit is the backbone's own logit plus the head row times the bias, so a zero
-        decoder gives exactly the backbone's choice.
+        An option's logit is what the head gives for the hidden state plus the head row times the bias, then capped as
+        the architecture has it; so a zero decoder gives exactly the backbone's choice. `logits` (n, vocab) are the
+        backbone's, if they are known.
         """
         if logits is None:
             logits = self.backbone.logits(hidden)
         top, ids = logits.topk(min(self.plugin.config.shortlist, logits.shape[-1]), dim=-1)
+        if self.backbone.is_capped:  # the bias comes before the cap
+            top = torch.bmm(self._head[ids], hidden[:, :, None])[..., 0]
         tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
         return Options(tokens, canonical(tokens))
 
     def option_logits(self, hidden: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
-        """Logits of the K options on the tokens `ids` (n, S), whose backbone logits are `logits`: (n, K, S) float32."""
+        """Logits (n, K, S) float32 of the K options on the tokens `ids` (n, S), for which the head gives `logits`."""
         bias = self.plugin.biases(hidden).to(self._head.dtype)
-        return torch.bmm(bias, self._head[ids].transpose(1, 2)).float() + logits[:, None].float()
+        return self.backbone.cap(torch.bmm(bias, self._head[ids].transpose(1, 2)).float() + logits[:, None].float())
 
 
 def canonical(tokens: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""An option language model as an ordinary model of transformers, for other tools to score and to sample from.
+
+`forward` gives the mixture over the latents, log sum_z pi0(z | h) p(x | h, z) (arXiv 2604.19087, section 3): what the model
+says if the prior picks the latent. Importing this module registers the classes with transformers, so that
+`AutoModelForCausalLM.from_pretrained(directory)` gives such a model. The directory holds the plug-in and the name of its
+backbone, not the backbone's weights.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ollm_rl.backbone import Backbone, load_backbone
+from ollm_rl.errors import CheckpointError
+from ollm_rl.plugin import PlugIn
+
+CHUNK = 64  # positions whose K x vocabulary logits are held at a time
+
+
+class OptionLMConfig(PretrainedConfig):
+    """Names the backbone; the plug-in's own sizes are in `plugin.json` beside it. `text_config` is the backbone's."""
+
+    model_type = "option_lm"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(self, text_config: Any = None, backbone_name: str = "", fingerprint: str = "", **kwargs: Any):
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config = text_config
+        self.backbone_name, self.fingerprint = backbone_name, fingerprint
+        super().__init__(**kwargs)
+
+
+class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
+    """The mixture over the latents of a frozen backbone with its plug-in."""
+
+    config_class = OptionLMConfig
+    base_model_prefix = "body"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _tied_weights_keys: dict[str, str] = {}
+
+    def __init__(self, config: OptionLMConfig, backbone: Backbone | None = None, plugin: PlugIn | None = None):
+        if backbone is None or plugin is None:
+            raise CheckpointError(
+                "an option LM is a backbone and its plug-in; make it with from_pretrained(<directory>) or "
+                "OptionLMForCausalLM.of(backbone, plugin)"
+            )
+        super().__init__(config)
+        self.lm, self.plugin = backbone.model, plugin
+        self._backbone = [backbone]  # in a list: not a module of this one
+
+    @classmethod
+    def of(cls, backbone: Backbone, plugin: PlugIn) -> "OptionLMForCausalLM":
+        """From parts in memory."""
+        own = copy.deepcopy(backbone.model.config)  # transformers sets the attention of what it is given
+        config = OptionLMConfig(
+            own, backbone.name, backbone.fingerprint, vocab_size=backbone.vocab_size, hidden_size=backbone.hidden_size,
+            eos_token_id=backbone.eos_ids, bos_token_id=own.bos_token_id, pad_token_id=backbone.tokenizer.pad_token_id,
+            architectures=[cls.__name__], is_encoder_decoder=False,
+        )  # fmt: skip
+        model = cls(config, backbone, plugin).eval()
+        model.generation_config = backbone.model.generation_config
+        return model
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> "OptionLMForCausalLM":  # type: ignore[override]
+        """Load from a directory that `save_pretrained` or a conversion wrote.
+
+        Args:
+            backbone: one that is loaded already, in place of the one that the directory names.
+            dtype, device_map: of the backbone, as for other models; a device_map must be one device.
+
+        Raises:
+            CheckpointError: nothing there, or it was made for another backbone.
+        """
+        plugin = PlugIn.from_pretrained(path)
+        backbone = kwargs.get("backbone")
+        if backbone is None:
+            dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
+            device = kwargs.get("device_map") or "auto"
+            backbone = load_backbone(plugin.backbone, dtype, str(device))
+        return cls.of(backbone, PlugIn.from_pretrained(path, backbone))
+
+    def save_pretrained(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the plug-in, the configuration that names the backbone, and the tokenizer."""
+        self.plugin.save_pretrained(path)
+        self.config.save_pretrained(path)
+        self._backbone[0].tokenizer.save_pretrained(path)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Log-probabilities of the mixture as logits (n, t, vocab) float32; `labels` give the mean cross-entropy."""
+        body = getattr(self.lm, self.lm.base_model_prefix)
+        out = body(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, use_cache=use_cache,
+        )  # fmt: skip
+        hidden = out.last_hidden_state
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = hidden[:, keep] if not isinstance(keep, slice) or logits_to_keep else hidden
+        logits = self.mixture(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        loss = None
+        if labels is not None:
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+
+    def mixture(self, hidden: Tensor) -> Tensor:
+        """log sum_z pi0(z | h) p(x | h, z) for hidden states (n, d): (n, vocab) float32, or float64 if they are."""
+        parts = []
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        for h in hidden.split(CHUNK):
+            options = self._backbone[0].cap(
+                self.lm.get_output_embeddings()(h[:, None] + self.plugin.biases(h).to(h.dtype))
+            )
+            log_prior = self.plugin.prior_logits(h).to(wide).log_softmax(-1)
+            parts.append((options.to(wide).log_softmax(-1) + log_prior[..., None]).logsumexp(1))
+        return torch.cat(parts) if parts else hidden.new_zeros(0, self._backbone[0].vocab_size, dtype=wide)
+
+    def get_output_embeddings(self):
+        return self.lm.get_output_embeddings()
+
+    def get_input_embeddings(self):
+        return self.lm.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return self._backbone[0].device
+
+
+AutoConfig.register(OptionLMConfig.model_type, OptionLMConfig, exist_ok=True)
+AutoModelForCausalLM.register(OptionLMConfig, OptionLMForCausalLM, exist_ok=True)

@@ -1,0 +1,75 @@
+"""Any causal LM of transformers: the engine's logits are the model's own, whatever the architecture."""
+
+import pytest
+import torch
+
+from ollm_rl.engine import RolloutEngine
+from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
+from ollm_rl.prompts import Prompter
+from ollm_rl.tasks import ChainSum
+from tests.architectures import ARCHITECTURES, random_backbone
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def backbone(request):
+    return random_backbone(request.param)
+
+
+def test_zero_decoder_gives_the_models_own_logits(backbone):
+    task = ChainSum(num_examples=1)
+    prompter = Prompter.for_task(backbone, task)
+    plugin = PlugIn(backbone.hidden_size, PlugInConfig(num_options=3, width=16, shortlist=20))
+    plugin.decoder.zero_()
+    engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=4, max_new_tokens=12)
+    problems = task.problems("test", 4)
+    engine.admit([prompter.encode(p) for p in problems])
+    texts = [prompter.prefix + prompter.encode(p) for p in problems]
+    for _ in range(10):
+        for row, ids in enumerate(texts):
+            with torch.inference_mode():
+                own = backbone.model(torch.tensor([ids])).logits[0, -1]
+            torch.testing.assert_close(engine.logits[row], own, atol=1e-4, rtol=1e-4)
+            assert (engine.options.tokens[row] == own.argmax()).all()
+        tokens = engine.logits.argmax(-1)
+        texts = [ids + [int(t)] for ids, t in zip(texts, tokens, strict=True)]
+        engine.advance(tokens)
+
+
+def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path):
+    """Save, load and `AutoModelForCausalLM` give the same logits; `generate` works; the mixture is the sum over z."""
+    from transformers import AutoModelForCausalLM
+
+    from ollm_rl.conversion import ConversionConfig, convert, measure
+    from ollm_rl.hidden_cache import compute_hidden_states
+    from ollm_rl.pretrained import OptionLMForCausalLM
+
+    task = ChainSum(num_examples=1)
+    prompter = Prompter.for_task(backbone, task)
+    states = compute_hidden_states(backbone, prompter, task.problems("sft", 40), 20)
+    sizes = PlugInConfig(num_options=3, width=16, shortlist=20)
+    first, last = (
+        measure(backbone, convert(backbone, states, ConversionConfig(epochs=e, prior_epochs=e, batch_size=64, plugin=sizes)), states)
+        for e in (1, 8)
+    )  # fmt: skip
+    assert last["prior_token_accuracy"]["all"] > first["prior_token_accuracy"]["all"]
+    plugin = convert(backbone, states, ConversionConfig(epochs=2, prior_epochs=2, batch_size=64, plugin=sizes))
+    model = OptionLMForCausalLM.of(backbone, plugin)
+    ids = torch.tensor([prompter.prefix + prompter.encode(p) for p in task.problems("test", 1)])
+    with torch.inference_mode():
+        logits = model(ids).logits
+        model.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path, backbone=backbone)
+        torch.testing.assert_close(again(ids).logits, logits, atol=1e-5, rtol=0)
+        one = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        by_hand = ids
+        for _ in range(one.shape[1] - ids.shape[1]):
+            by_hand = torch.cat([by_hand, model(by_hand).logits[:, -1:].argmax(-1)], 1)
+        assert torch.equal(one, by_hand)
+        body = getattr(backbone.model, backbone.model.base_model_prefix)
+        hidden = body(ids).last_hidden_state[0]
+        prior = plugin.prior_logits(hidden).double().softmax(-1)
+        total = torch.zeros(len(hidden), backbone.vocab_size, dtype=torch.float64)
+        for z in range(3):
+            option = backbone.cap(backbone.head(hidden + plugin.biases(hidden)[:, z])).double().softmax(-1)
+            total += prior[:, z, None] * option
+        torch.testing.assert_close(logits[0].double(), total.log(), atol=1e-4, rtol=0)
