@@ -86,14 +86,13 @@ _UNICODE = str.maketrans(
         "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
         "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "’": "'", "“": '"', "”": '"',
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "º": "°",
-        "\x0c": r"\f", "\x08": r"\b",  # JSON reads \frac and \binom that were not escaped as these
     }
 )  # fmt: skip
-FUNCTIONS = (
+_FUNCTIONS = (
     "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "log",
     "ln", "lg", "exp", "max", "min", "gcd", "lcm", "sqrt",
 )  # fmt: skip
-_NAMES = "|".join((*FUNCTIONS, "pi", "infty"))
+_NAMES = "|".join((*_FUNCTIONS, "pi", "infty"))
 _STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox|operatorname\*?|rm|bf)"
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
     (re.compile(pattern), replacement)
@@ -160,7 +159,7 @@ def normal_form(text: str) -> str:
     """
     text = re.sub(r"[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = re.sub(r"[₀-₉]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
-    text = _SPACE.sub(" ", strip_box(text.translate(_UNICODE)).replace("\x0b", ""))
+    text = _SPACE.sub(" ", strip_box(mended(text).translate(_UNICODE)).replace("\x0b", ""))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _SPACE.sub(" ", text).strip()
@@ -171,6 +170,11 @@ def normal_form(text: str) -> str:
     if re.search(r"(?<!\\)(?:\\\\)*\\$", text):  # half of a control space
         text = text[:-1].strip()
     return unbraced(text)
+
+
+def mended(text: str) -> str:
+    r"""`\frac` and `\binom` where JSON that was not escaped twice left a form feed and `rac`, as in Omni-MATH."""
+    return text.replace("\x0c", r"\f").replace("\x08", r"\b")
 
 
 def unbraced(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from ollm_rl.engine import Request
 from ollm_rl.progress import track
 from ollm_rl.tasks import Problem
-from ollm_rl.tasks.records import values_of
+from ollm_rl.tasks.base import values_of
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace, acting
 

@@ -29,8 +29,6 @@ class MathVerify:
     __name__ = "math_verify"  # TRL's trainers name rewards by it
 
     def __init__(self, timeout_s: float = 2.0, column: str = "answer"):
-        if not isinstance(timeout_s, int | float) or timeout_s <= 0:
-            raise ConfigurationError(f"reward.timeout_s={timeout_s}; expected a positive number of seconds")
         self.verifier, self.column = Verifier(timeout_s), column
 
     def __call__(
@@ -90,6 +88,9 @@ class Judge:
     def __init__(self, reward: Callable[..., Any], conversational: bool = False):
         self.reward, self.conversational = reward, conversational
         self.seconds = 0.0
+        parameters = inspect.signature(reward).parameters
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes = set(parameters)
 
     def __call__(self, episodes: Sequence[Episode]) -> None:
         """Set `answer`, `reward` and, where the reward function says it, `verdict`.
@@ -107,14 +108,13 @@ class Judge:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
             completions = [[{"role": "assistant", "content": c}] for c in completions]
         columns: dict[str, Any] = _columns(episodes) | {"completion_ids": [e.tokens for e in episodes]}
-        accepted = inspect.signature(self.reward).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            columns = {k: v for k, v in columns.items() if k in accepted}
-        if "log_extra" in accepted:
+        if not self._takes_all:
+            columns = {k: v for k, v in columns.items() if k in self._takes}
+        if "log_extra" in self._takes:
             columns["log_extra"] = extra.__setitem__
         rewards = self.reward(prompts=prompts, completions=completions, **columns)
-        if inspect.isawaitable(rewards):
-            rewards = asyncio.run(_result(rewards))
+        if inspect.iscoroutine(rewards):
+            rewards = asyncio.run(rewards)
         self._check(rewards, len(episodes))
         verdicts = extra.get("verdict") or [""] * len(episodes)
         for episode, reward, verdict in zip(episodes, rewards, verdicts, strict=True):
@@ -140,10 +140,6 @@ class Judge:
     def close(self) -> None:
         if callable(close := getattr(self.reward, "close", None)):
             close()
-
-
-async def _result(awaitable: Any) -> Any:
-    return await awaitable
 
 
 def _columns(episodes: Sequence[Episode]) -> dict[str, list]:

@@ -23,16 +23,15 @@ CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 
 
 class OptionLMConfig(PretrainedConfig):
-    """Names the backbone; the plug-in's own sizes are in `plugin.json` beside it. `text_config` is the backbone's."""
+    """The backbone's configuration as `text_config`; which backbone, and the plug-in's sizes, are in `plugin.json`."""
 
     model_type = "option_lm"
     sub_configs = {"text_config": AutoConfig}
 
-    def __init__(self, text_config: Any = None, backbone_name: str = "", fingerprint: str = "", **kwargs: Any):
+    def __init__(self, text_config: Any = None, **kwargs: Any):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config
-        self.backbone_name, self.fingerprint = backbone_name, fingerprint
         super().__init__(**kwargs)
 
 
@@ -60,7 +59,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         """From parts in memory."""
         own = copy.deepcopy(backbone.model.config)  # transformers sets the attention of what it is given
         config = OptionLMConfig(
-            own, backbone.name, backbone.fingerprint, vocab_size=backbone.vocab_size, hidden_size=backbone.hidden_size,
+            own, vocab_size=backbone.vocab_size, hidden_size=backbone.hidden_size,
             eos_token_id=backbone.eos_ids, bos_token_id=own.bos_token_id, pad_token_id=backbone.tokenizer.pad_token_id,
             architectures=[cls.__name__], is_encoder_decoder=False,
         )  # fmt: skip
@@ -79,16 +78,16 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: nothing there, or it was made for another backbone.
         """
-        plugin = PlugIn.from_pretrained(path)
         backbone = kwargs.get("backbone")
         if backbone is None:
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
-            device = kwargs.get("device_map") or "auto"
-            backbone = load_backbone(plugin.backbone, dtype, str(device))
+            backbone = load_backbone(
+                PlugIn.from_pretrained(path).backbone, dtype, str(kwargs.get("device_map") or "auto")
+            )
         return cls.of(backbone, PlugIn.from_pretrained(path, backbone))
 
     def save_pretrained(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the plug-in, the configuration that names the backbone, and the tokenizer."""
+        """Write the plug-in, which names its backbone, the configuration and the tokenizer."""
         self.plugin.save_pretrained(path)
         self.config.save_pretrained(path)
         self._backbone[0].tokenizer.save_pretrained(path)
@@ -110,9 +109,8 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, use_cache=use_cache,
         )  # fmt: skip
-        hidden = out.last_hidden_state
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden = hidden[:, keep] if not isinstance(keep, slice) or logits_to_keep else hidden
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0 keeps all
+        hidden = out.last_hidden_state[:, keep]
         logits = self.mixture(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         loss = None
         if labels is not None:

@@ -152,17 +152,19 @@ def _html_table(results: dict) -> str:
         rows += [{**p, "seed": f"all {len(p['seeds'])}"} for p in pooled]
     body = ""
     for row in rows:
-        cells = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in _cells(row)]
-        body += "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+        body += _html_row(_cells(row))
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def _html_row(cells: list[str]) -> str:
+    """A row of a table, intervals in small print."""
+    shown = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in cells]
+    return "<tr>" + "".join(f"<td>{c}</td>" for c in shown) + "</tr>"
+
+
 def _breakdown_html(field: str, head: list[str], body: list[list[str]]) -> str:
-    lines = [f"<tr>{''.join(f'<th>{html.escape(t)}</th>' for t in head)}</tr>"]
-    for row in body:
-        cells = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in row]
-        lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    return f"<h2>By {field}</h2><table>{''.join(lines)}</table>"
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    return f"<h2>By {field}</h2><table><tr>{titles}</tr>{''.join(map(_html_row, body))}</table>"
 
 
 def _verdicts_note(results: dict) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ollm_rl.answers import extract_answer, normal_form, plain_number
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.workers import WorkerPool
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is not one
@@ -37,7 +38,7 @@ class Verifier:
 
     def __init__(self, timeout_s: float = 2.0, num_workers: int | None = None):
         if timeout_s <= 0:
-            raise ValueError(f"timeout_s={timeout_s}; expected a positive number of seconds")
+            raise ConfigurationError(f"timeout_s={timeout_s}; expected a positive number of seconds")
         self.timeout_s, self.num_workers = timeout_s, num_workers or os.cpu_count() or 1
         self._cache: dict[tuple[str, str], Verdict] = {}
         self._pool = WorkerPool()
@@ -65,10 +66,12 @@ class Verifier:
     def understand_many(self, golds: Sequence[str]) -> list[str]:
         """`equal` for every gold answer that is understood, as words or formulas; else the reason why only the very
         same text would be accepted."""
-        plain = [_normal(gold)[1] is not None for gold in golds]
+
+        def understands(gold: str) -> str:
+            return "equal" if _normal(gold)[1] is not None else self._pool.ask(gold, None, self.timeout_s)
+
         with ThreadPoolExecutor(self.num_workers) as threads:
-            ask = lambda gold, known: "equal" if known else self._pool.ask(gold, None, self.timeout_s)  # noqa: E731
-            return list(threads.map(ask, golds, plain))
+            return list(threads.map(understands, golds))
 
     def _at_once(self, gold: str, answer: str | None) -> Verdict | None:
         """The verdict, if no worker is needed for it."""

@@ -90,8 +90,7 @@ def read(text: str, depth: int = 0) -> Node:
         return _items("list", [p for p in parts if p], depth, "or" if ors else ",")
     shape = _bracketed(text)
     if _PLUS_MINUS.search(text) and not (shape and shape[0] == "set"):
-        both = [_PLUS_MINUS.sub(lambda m: signs[m[1]], text).removeprefix("+") for signs in (_UPPER, _LOWER)]  # noqa: B023
-        return _items("list", both, depth)
+        return _items("list", [_with_signs(text, plus, minus) for plus, minus in ("+-", "-+")], depth)
     parts, operators = _split(_without_approximation(text), OPERATORS.__contains__)
     if len(parts) > 1:
         if not all(parts):
@@ -155,11 +154,14 @@ def _split(text: str, separates: Callable[[str], bool]) -> tuple[list[str], list
 
 
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z]) ?")
-_UPPER, _LOWER = {"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _BUILDER = re.compile(r"[a-zA-Z](?:\\in ?\\mathbb\{R\})?[:|](.+)")
 _CONDITION = re.compile(r",? ?(?:\\text\{ ?)?(?:for|where|with) (?:all|any|every|each)\b.*", re.DOTALL)
 _AND = re.compile(r"\\text\{[\s,;]*(?:and|or|and/or)?[\s,;]*\}", re.IGNORECASE)
+
+
+def _with_signs(text: str, plus_minus: str, minus_plus: str) -> str:
+    return _PLUS_MINUS.sub(lambda m: plus_minus if m[1] == "pm" else minus_plus, text).removeprefix("+")
 
 
 def _separates(token: str) -> bool:
@@ -170,9 +172,6 @@ def _without_approximation(text: str) -> str:
     r"""`\frac{1}{3}\approx 0.333` states 1/3."""
     first, *rest = re.split(r"\\approx(?![a-zA-Z]) ?", text)
     return f"{first}={rest[0]}" if rest and is_name(first) else (first if rest and first else text)
-
-
-_PAIRS = {"(": "(", "[": "[", ")": ")", "]": "]"}
 
 
 def _bracketed(text: str) -> tuple[str, str] | None:
@@ -270,14 +269,13 @@ def words_key(text: str) -> str:
     if not re.search(r"[0-9+\-*/^=<>\\|!]", text):
         text = re.sub(r"[{}\"'.,;:?()]|\b(?:a|an|the)\b", " ", text)
     key = " ".join(text.casefold().split()).rstrip(".,;:")
-    return {"no solutions": "no solution", "none": "no solution"}.get(key, key)
+    return "no solution" if key == "no solutions" else key
 
 
 def _without_unit(text: str) -> tuple[str, str]:
     """The text without its unit, and the unit's canonical name: `%`, `°`, `$`, `base 2`, `km/h`; empty for none."""
     if match := re.fullmatch(r"(-?)\\?[$€£](.+)", text):
-        core, unit = _without_unit(match[1] + match[2])
-        return core, "$"
+        return _without_unit(match[1] + match[2])[0], "$"
     if text.endswith("%"):
         return text.removesuffix("%").removesuffix("\\").strip(), "%"
     if (match := _BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))) and (base := _base(match[2])):

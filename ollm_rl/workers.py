@@ -51,8 +51,9 @@ class WorkerPool:
                 self._nursery = _Nursery(self.memory_limit)
 
     def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
-        """The reason of a verdict, or whether the gold is `understood` if there is no answer; `timeout` after `limit_s`, of which waiting for a start takes at most half.
+        """The reason of a verdict, or without an answer whether the gold is `understood`; `timeout` after `limit_s`.
 
+        Waiting for a start takes at most half of the limit away.
         A worker that was killed from outside is replaced and the question asked again; if they die `ATTEMPTS` times, it
         is the answer's doing, `too_large`.
         """
@@ -260,7 +261,8 @@ def nurse(memory_limit: int) -> None:
     import gc
     import logging
 
-    from ollm_rl.symbolic import parse
+    from ollm_rl.formulas import parse
+    from ollm_rl.symbolic import compare  # noqa: F401 - what the workers need is imported once, here
 
     logging.disable(logging.CRITICAL)
     lessons = list(_WARM_UP)

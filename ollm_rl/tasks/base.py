@@ -58,3 +58,9 @@ def check_split(split: str) -> None:
 def stating(answer: str) -> str:
     """The line that states an answer."""
     return f"The answer is \\boxed{{{answer}}}."
+
+
+def values_of(problem: Problem, field: str) -> list:
+    """The values of a column that may hold one or a list."""
+    value = problem.extra.get(field)
+    return value if isinstance(value, list) else [] if value is None else [value]

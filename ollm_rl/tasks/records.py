@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.answers import extract_answer
+from ollm_rl.answers import extract_answer, mended
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
-from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, stating
+from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, stating, values_of
 
 MAX_EXAMPLE = 400  # characters of a solution that may stand in every prompt
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -222,17 +222,6 @@ class OmniMath(Jsonl):
 
     def _take_examples(self, n: int) -> list[Problem]:
         return EXAMPLES[:n]
-
-
-def mended(text: str) -> str:
-    r"""`\frac` and `\binom` where JSON that was not escaped twice left a form feed and `rac`, as in Omni-MATH."""
-    return text.replace("\x0c", r"\f").replace("\x08", r"\b")
-
-
-def values_of(problem: Problem, field: str) -> list:
-    """The values of a column that may hold one or a list."""
-    value = problem.extra.get(field)
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def read_lines(path: str) -> Iterator[tuple[str, Any]]:

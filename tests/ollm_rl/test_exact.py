@@ -2,8 +2,9 @@
 
 import pytest
 
-from ollm_rl.exact import TooLarge, proportional, same
-from ollm_rl.symbolic import parse
+from ollm_rl.exact import proportional, same
+from ollm_rl.formulas import parse
+from ollm_rl.values import TooLarge
 
 
 @pytest.mark.parametrize(
