@@ -7,6 +7,7 @@ from importlib import metadata
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from ollm_rl.backbone import describe, load_backbone, prefer_bf16
 from ollm_rl.config import MATH_VERIFY, Settings, locate
@@ -38,11 +39,11 @@ def examine(settings: Settings, out: Console) -> bool:
     good = True
     for name, check, remedy in checks:
         try:
-            out.print(f"[green]ok[/]    {name:<10} {check(settings)}", soft_wrap=True, highlight=False)
+            out.print(f"[green]ok[/]    {name:<10} {escape(check(settings))}", soft_wrap=True, highlight=False)
         except Exception as error:  # whatever is broken is what we are here to report
             good = False
             fix = "" if isinstance(error, OLLMError) else f" Remedy: {remedy}."
-            out.print(f"[red]fail[/]  {name:<10} {error}.{fix}", soft_wrap=True, highlight=False)
+            out.print(f"[red]fail[/]  {name:<10} {escape(f'{error}.{fix}')}", soft_wrap=True, highlight=False)
     return good
 
 
