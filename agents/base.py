@@ -54,16 +54,16 @@ class Agent(ABC):
 class LatentPolicy(nn.Module):
     """pi(z | h): a small net on standardised hidden states that starts as the prior."""
 
-    def __init__(self, hidden_size: int, width: int, num_options: int):
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2):
         super().__init__()
-        self.hidden_size, self.width, self.num_options = hidden_size, width, num_options
+        self.hidden_size, self.width, self.num_options, self.depth = hidden_size, width, num_options, depth
         self.standardize = Standardize(hidden_size)
-        self.net = mlp(hidden_size, width, num_options)
+        self.net = mlp(hidden_size, width, num_options, depth)
 
     @classmethod
     def from_prior(cls, plugin: PlugIn) -> "LatentPolicy":
         """A copy of the plug-in's prior."""
-        policy = cls(plugin.hidden_size, plugin.config.width, plugin.num_options)
+        policy = cls(plugin.hidden_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
         policy.standardize.load_state_dict(plugin.standardize.state_dict())
         policy.net.load_state_dict(plugin.prior.state_dict())
         return policy.to(plugin.standardize.mean.device)
@@ -78,7 +78,8 @@ class LatentPolicy(nn.Module):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "policy.safetensors")
-        sizes = {"hidden_size": self.hidden_size, "width": self.width, "num_options": self.num_options}
+        names = ("hidden_size", "width", "num_options", "depth")
+        sizes = {name: getattr(self, name) for name in names}
         (path / "policy.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
 
     @classmethod
@@ -100,7 +101,7 @@ class LatentPolicy(nn.Module):
                 f"the policy in {path} was trained on backbone '{facts.get('backbone')}' ({facts.get('fingerprint')}), "
                 f"not on this one ({fingerprint}). Use that backbone, or train again."
             )
-        policy = cls(facts["hidden_size"], facts["width"], facts["num_options"])
+        policy = cls(facts["hidden_size"], facts["width"], facts["num_options"], facts.get("depth", 2))
         policy.load_state_dict(load_file(path / "policy.safetensors"))
         return policy
 

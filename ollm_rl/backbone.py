@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Backbone:
         model: the transformers model.
         tokenizer: its tokenizer.
         fingerprint: hash of architecture and weights; checkpoints made for another backbone are refused by it.
+        revision: the commit on the hub that it is, if it comes from there.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Backbone:
     device: torch.device
     dtype_reason: str
     fingerprint: str = ""
+    revision: str | None = None
 
     def __post_init__(self):
         self.model.eval().requires_grad_(False)
@@ -144,19 +147,34 @@ def _shortest_products(dtypes: tuple[torch.dtype, ...], repeats: int = 40) -> li
     return [min(found) for found in times]
 
 
-def load_backbone(name: str = "smollm2", dtype: str = "auto", device: str = "auto") -> Backbone:
+def load_backbone(
+    name: str = "smollm2",
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    quantization: str | None = None,
+) -> Backbone:
     """Load a backbone by name.
 
     Args:
         name: `tiny`, `smollm2`, a local directory or a Hugging Face id.
         dtype: `auto` (bf16 where native and no slower), `float32` or `bfloat16`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ..., or `balanced`: spread over all GPUs by accelerate.
+        revision: branch, tag or commit on the hub.
+        quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
 
     Raises:
         BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
-        ConfigurationError: an unknown dtype.
+        ConfigurationError: an unknown dtype or quantization, or one that cannot be had here.
     """
-    if device == "auto":
+    spread = device == "balanced"
+    if quantization not in (None, "8bit", "4bit"):
+        raise ConfigurationError(f"backbone.quantization={quantization!r}; expected null, '8bit' or '4bit'")
+    if quantization is not None and find_spec("bitsandbytes") is None:
+        raise ConfigurationError(f"backbone.quantization={quantization} needs bitsandbytes: pip install bitsandbytes")
+    if name in ("tiny", "smollm2") and (revision is not None or quantization is not None):
+        raise ConfigurationError(f"backbone={name} is a small model of ours: it has no revision and no quantization")
+    if device in ("auto", "balanced"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)
     if dtype == "auto":
@@ -167,15 +185,20 @@ def load_backbone(name: str = "smollm2", dtype: str = "auto", device: str = "aut
     else:
         raise ConfigurationError(f"backbone.dtype={dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
     if name == "tiny":
-        model, tokenizer = _tiny(kind), tiny_tokenizer()
+        model, tokenizer = _tiny(kind).to(place), tiny_tokenizer()
     else:
-        model, tokenizer = _pretrained(smollm2_dir() if name == "smollm2" else name, kind)
+        source = smollm2_dir() if name == "smollm2" else name
+        model, tokenizer = _pretrained(source, kind, "balanced" if spread else place, revision, quantization)
     log.info("backbone %s in %s on %s: %s", name, str(kind).removeprefix("torch."), place, reason)
-    return Backbone(name, model.to(place), tokenizer, kind, place, reason)
+    commit = getattr(model.config, "_commit_hash", None) or revision
+    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit)
 
 
-def _pretrained(source: str | Path, dtype: torch.dtype):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _pretrained(
+    source: str | Path, dtype: torch.dtype, place: str | torch.device, revision: str | None, quantization: str | None
+):
+    """Model and tokenizer; accelerate places the weights, so that none is held twice."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
@@ -187,8 +210,23 @@ def _pretrained(source: str | Path, dtype: torch.dtype):
         )
     source = Path(source).expanduser() if looks_local else source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        settings: dict[str, Any] = {}
+        if quantization is not None:
+            settings["quantization_config"] = BitsAndBytesConfig(
+                load_in_8bit=quantization == "8bit",
+                load_in_4bit=quantization == "4bit",
+                bnb_4bit_compute_dtype=dtype,
+                bnb_4bit_quant_type="nf4",
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            revision=revision,
+            device_map=place if isinstance(place, str) else {"": place},
+            **settings,
+        )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BackboneError(

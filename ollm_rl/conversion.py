@@ -36,7 +36,7 @@ from ollm_rl.backbone import Backbone
 from ollm_rl.config import OBJECTIVES
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
-from ollm_rl.plugin import PlugIn, PlugInConfig, canonical, mlp
+from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
 from ollm_rl.progress import track
 from ollm_rl.prompts import Prompter
 from ollm_rl.smollm2 import cache_dir
@@ -126,7 +126,8 @@ def convert(backbone: Backbone, states: HiddenStates, config: ConversionConfig) 
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        plugin = PlugIn(backbone.hidden_size, config.plugin, backbone.fingerprint, backbone.name).to(backbone.device)
+        names = (backbone.fingerprint, backbone.name, backbone.revision)
+        plugin = PlugIn(backbone.hidden_size, config.plugin, *names).to(backbone.device)
         plugin.standardize.fit(states.hidden)
         plugin.token_scale.fill_(1 / float(backbone.head.weight.float().std()))
         _train_decoder(backbone, plugin, states, config, generator)
@@ -201,9 +202,8 @@ def _train_prior(
     backbone: Backbone, plugin: PlugIn, states: HiddenStates, config: ConversionConfig, generator: torch.Generator
 ) -> None:
     """Phase 2: fresh encoder and prior learn the canonical option, now that it stands still."""
-    weight, size, width = backbone.head.weight.detach(), plugin.hidden_size, plugin.config.width
-    plugin.prior = mlp(size, width, plugin.num_options).to(backbone.device)
-    plugin.encoder = mlp(2 * size, width, plugin.num_options).to(backbone.device)
+    weight = backbone.head.weight.detach()
+    plugin.prior, plugin.encoder = plugin.new_prior().to(backbone.device), plugin.new_encoder().to(backbone.device)
     parameters = [*plugin.prior.parameters(), *plugin.encoder.parameters()]
     covered, latent = canonical_labels(backbone, plugin, states)
     config = replace(config, batch_size=config.batch_size // 2)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ollm_rl.backbone import describe, load_backbone, prefer_bf16
-from ollm_rl.config import MATH_VERIFY, Settings, locate
+from ollm_rl.config import MATH_VERIFY, Settings, locate, plain
 from ollm_rl.errors import OLLMError
 from ollm_rl.prompts import Prompter
 from ollm_rl.reward import Verifier
@@ -130,6 +130,6 @@ def _verifier(settings: Settings) -> str:
 
 def _backbone(settings: Settings) -> str:
     config = settings.config
-    backbone = load_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
+    backbone = load_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
     prefix = len(Prompter.for_task(backbone, task_of(config)).prefix)
     return f"{describe(backbone)}; shared prefix of {prefix} tokens"

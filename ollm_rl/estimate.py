@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
 
 from ollm_rl.backbone import _tiny, prefer_bf16
@@ -12,48 +13,106 @@ from ollm_rl.errors import BackboneError
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.smollm2 import SHAPE, cache_dir
 
+PASS_TOKENS = 1024  # that conversion runs through the body at a time
+QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}  # bytes a weight of the body; 4-bit ones carry a scale for every 64
+
 
 def print_estimate(settings: Settings, out: Console) -> None:
     """Print the resolved configuration and an estimate of its needs."""
     out.print(settings.yaml(), markup=False, highlight=False)
-    config = settings.config
-    model = _shape(config.backbone.name)
-    sizes = {k: v for k, v in plain(config.plugin).items() if k != "path"}
+    for line in estimate(settings.config):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def estimate(config: DictConfig) -> list[str]:
+    """Lines that say how many parameters there are and what memory conversion and rollouts need.
+
+    Raises:
+        BackboneError: the architecture is not known.
+        ConfigurationError: sizes of a plug-in that make no sense.
+    """
+    model = _shape(config.backbone)
+    head = model.get_output_embeddings().weight
+    sizes = PlugInConfig(**{k: v for k, v in plain(config.plugin).items() if k != "path"})
     with torch.device("meta"):
-        plugin = PlugIn(model.get_output_embeddings().weight.shape[1], PlugInConfig(**sizes))
+        plugin = PlugIn(head.shape[1], sizes)
     backbone = sum(p.numel() for p in model.parameters())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = config.backbone.dtype == "bfloat16" or (config.backbone.dtype == "auto" and prefer_bf16(device)[0])
-    width = 2 if bf16 else 4
-    shape = model.config
-    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
-    dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    per_token = 2 * shape.num_hidden_layers * heads * dim * width
-    slots = config.env.num_slots * (config.env.max_new_tokens + config.env.max_prompt_tokens)
     share = plugin.num_parameters / (plugin.num_parameters + backbone)
-    out.print(f"backbone parameters: {backbone:,} (frozen)", highlight=False)
-    out.print(f"plug-in parameters:  {plugin.num_parameters:,} ({share:.2%} of all)", highlight=False)
-    weights, cache = backbone * width / 2**30, slots * per_token / 2**30
-    trained = plugin.num_parameters * 16 / 2**30  # weights, gradients and two moments in float32
-    out.print(
-        f"memory: weights {weights:.2f} GiB, KV cache {cache:.2f} GiB ({config.env.num_slots} slots), "
-        f"plug-in in training {trained:.2f} GiB",
-        highlight=False,
+    precision, width = _precision(config.backbone.dtype)
+    per_weight = QUANTIZED.get(str(config.backbone.quantization), width)
+    weights = (backbone - head.numel()) * per_weight + head.numel() * width
+    split = ", ".join(f"{n} {_count(getattr(plugin, n)):,}" for n in ("encoder", "decoder", "prior"))
+    return [
+        f"backbone parameters: {backbone:,} (frozen, {precision})",
+        f"plug-in parameters:  {plugin.num_parameters:,} ({share:.2%} of all): {split}",
+        _training_line(config, plugin, model, weights, width),
+        _rollout_line(config, plugin, model, weights, width),
+    ]
+
+
+def _training_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float, width: int) -> str:
+    """Conversion: the backbone runs once to fill the cache; then only the plug-in and the head are needed."""
+    sizes, shape, head = plugin.config, model.config, model.get_output_embeddings().weight
+    batch, size, k = config.convert.batch_size, plugin.hidden_size, sizes.num_options
+    inner = getattr(shape, "intermediate_size", None) or 4 * size
+    run = PASS_TOKENS * (4 * inner + 8 * size) * width + 512 * head.shape[0] * (width + 4)
+    states = plugin.num_parameters * 16  # weights, gradients and two moments, all float32
+    per_row = k * 4 * (sizes.decoder_width * (2 + 2 * sizes.decoder_depth) + 2 * size)  # the decoder, kept for backward
+    per_row += (sizes.shortlist + 1) * (size * width + k * 12)  # rows of the head, and the options' logits
+    training = states + batch * per_row + head.numel() * width
+    return (
+        f"memory for training: {_gib(weights + run)} while hidden states are computed (weights {_gib(weights)}), "
+        f"then {_gib(training)} (plug-in with gradients and Adam {_gib(states)}, batches of {batch})"
     )
 
 
-def _shape(name: str) -> Any:
+def _rollout_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float, width: int) -> str:
+    shape, head = model.config, model.get_output_embeddings().weight
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    slots, length = config.env.num_slots, config.env.max_new_tokens + config.env.max_prompt_tokens
+    cache = slots * length * 2 * shape.num_hidden_layers * heads * dim * width
+    sizes = plugin.config
+    step = slots * (head.shape[0] * (width + 4) + sizes.shortlist * plugin.hidden_size * width)
+    step += slots * sizes.num_options * (plugin.hidden_size + 2 * sizes.decoder_width) * 4
+    total = weights + cache + plugin.num_parameters * 4 + step
+    return (
+        f"memory for rollouts: {_gib(total)} (weights {_gib(weights)}, KV cache {_gib(cache)} for {slots} slots of "
+        f"{length} tokens, plug-in {_gib(plugin.num_parameters * 4)}, a step's logits and options {_gib(step)})"
+    )
+
+
+def _precision(dtype: str) -> tuple[str, int]:
+    """Its name and its bytes a number."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = dtype == "bfloat16" or (dtype == "auto" and prefer_bf16(device)[0])
+    return ("bfloat16", 2) if bf16 else ("float32", 4)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _shape(backbone: DictConfig) -> Any:
     """The architecture of a backbone on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+    name, given = str(backbone.name), backbone.shape
     if name == "tiny":
         return _tiny(torch.float32)
-    if name == "smollm2":
+    if given is not None:
+        config = AutoConfig.for_model(**plain(given))
+    elif name == "smollm2":
         stored = cache_dir() / "backbones" / "smollm2-135m-instruct"
         config = AutoConfig.from_pretrained(stored) if stored.exists() else LlamaConfig(**SHAPE)
     else:
         try:
-            config = AutoConfig.from_pretrained(Path(name).expanduser() if name.startswith((".", "/", "~")) else name)
+            where = Path(name).expanduser() if name.startswith((".", "/", "~")) else name
+            config = AutoConfig.from_pretrained(where, revision=backbone.revision)
         except (OSError, ValueError) as error:
             raise BackboneError(f"backbone '{name}' has no readable config: {str(error).splitlines()[0]}") from error
     with torch.device("meta"):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ollm_rl.backbone import Backbone
-from ollm_rl.errors import CheckpointError
+from ollm_rl.errors import CheckpointError, ConfigurationError
 
 FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
 
@@ -30,21 +30,42 @@ class PlugInConfig:
 
     Attributes:
         num_options: K.
-        width: hidden units of encoder, decoder and prior.
+        encoder_width, decoder_width, prior_width: hidden units of a layer.
+        encoder_depth, decoder_depth, prior_depth: hidden layers.
         shortlist: number of candidate tokens of a step.
         init_scale: standard deviation of the options' initial differences, in hidden units.
+
+    Raises:
+        ConfigurationError: a size that is not a positive integer, or K below 2.
     """
 
     num_options: int = 10
-    width: int = 384
+    encoder_width: int = 384
+    encoder_depth: int = 2
+    decoder_width: int = 384
+    decoder_depth: int = 1
+    prior_width: int = 384
+    prior_depth: int = 2
     shortlist: int = 48
     init_scale: float = 1.0
 
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            least = 2 if name in ("num_options", "shortlist") else 1
+            if name != "init_scale" and (type(value) is not int or value < least):
+                raise ConfigurationError(f"plugin.{name}={value}; expected an integer of at least {least}")
+        if not self.init_scale > 0:
+            raise ConfigurationError(
+                f"plugin.init_scale={self.init_scale}; expected a positive number: options that start equal stay equal"
+            )
 
-def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
-    )
+
+def mlp(inputs: int, width: int, outputs: int, depth: int = 2) -> nn.Sequential:
+    """A net with `depth` hidden layers of `width` units."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(width if i else inputs, width), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
 class Standardize(nn.Module):
@@ -71,15 +92,18 @@ class Decoder(nn.Module):
 
     def __init__(self, size: int, config: PlugInConfig):
         super().__init__()
-        k, w = config.num_options, config.width
+        k, w = config.num_options, config.decoder_width
         self.reads = nn.Linear(size, w)
         self.scale = nn.Parameter(torch.randn(k, w) * config.init_scale)
         self.shift = nn.Parameter(torch.randn(k, w) * config.init_scale)
+        self.between = nn.ModuleList(nn.Linear(w, w) for _ in range(config.decoder_depth - 1))
         self.writes = nn.Linear(w, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.reads(x)[:, None] * (1 + self.scale) + self.shift
-        return self.writes(nn.functional.gelu(hidden))
+        hidden = nn.functional.gelu(self.reads(x)[:, None] * (1 + self.scale) + self.shift)
+        for layer in self.between:
+            hidden = nn.functional.gelu(layer(hidden))
+        return self.writes(hidden)
 
     def zero_(self) -> "Decoder":
         """Make every option equal to the backbone (for checks against plain decoding)."""
@@ -93,15 +117,31 @@ class PlugIn(nn.Module):
 
     token_scale: Tensor
 
-    def __init__(self, hidden_size: int, config: PlugInConfig, fingerprint: str = "", backbone: str = ""):
+    def __init__(
+        self,
+        hidden_size: int,
+        config: PlugInConfig,
+        fingerprint: str = "",
+        backbone: str = "",
+        revision: str | None = None,
+    ):
         super().__init__()
         self.config, self.hidden_size = config, hidden_size
-        self.fingerprint, self.backbone = fingerprint, backbone
+        self.fingerprint, self.backbone, self.revision = fingerprint, backbone, revision
         self.standardize = Standardize(hidden_size)
         self.decoder = Decoder(hidden_size, config)
-        self.encoder = mlp(2 * hidden_size, config.width, config.num_options)
-        self.prior = mlp(hidden_size, config.width, config.num_options)
+        self.encoder = self.new_encoder()
+        self.prior = self.new_prior()
         self.register_buffer("token_scale", torch.ones(()))
+
+    def new_encoder(self) -> nn.Sequential:
+        """An encoder of the configured size with random weights."""
+        c = self.config
+        return mlp(2 * self.hidden_size, c.encoder_width, c.num_options, c.encoder_depth)
+
+    def new_prior(self) -> nn.Sequential:
+        """A prior of the configured size with random weights."""
+        return mlp(self.hidden_size, self.config.prior_width, self.config.num_options, self.config.prior_depth)
 
     @property
     def num_options(self) -> int:
@@ -132,7 +172,8 @@ class PlugIn(nn.Module):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "plugin.safetensors")
-        facts = {"hidden_size": self.hidden_size, "backbone": self.backbone, "fingerprint": self.fingerprint}
+        names = ("hidden_size", "backbone", "revision", "fingerprint")
+        facts = {name: getattr(self, name) for name in names}
         (path / "plugin.json").write_text(json.dumps({**facts, "config": asdict(self.config)}, indent=2) + "\n")
 
     @classmethod
@@ -155,7 +196,13 @@ class PlugIn(nn.Module):
                 f"not for '{backbone.name}' ({backbone.fingerprint}). "
                 f"Use backbone={facts['backbone']}, or convert this backbone with `ollm-rl convert`."
             )
-        plugin = cls(facts["hidden_size"], PlugInConfig(**facts["config"]), facts["fingerprint"], facts["backbone"])
+        try:
+            sizes = PlugInConfig(**facts["config"])
+        except TypeError as error:
+            raise CheckpointError(
+                f"the plug-in in {path} was made by another version of ollm_rl ({error}). Convert again."
+            ) from error
+        plugin = cls(facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"))
         plugin.load_state_dict(load_file(path / "plugin.safetensors"))
         return plugin.to(backbone.device).eval() if backbone is not None else plugin.eval()
 

@@ -81,9 +81,9 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         backbone = kwargs.get("backbone")
         if backbone is None:
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
-            backbone = load_backbone(
-                PlugIn.from_pretrained(path).backbone, dtype, str(kwargs.get("device_map") or "auto")
-            )
+            made_for = PlugIn.from_pretrained(path)
+            device = str(kwargs.get("device_map") or "auto")
+            backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision)
         return cls.of(backbone, PlugIn.from_pretrained(path, backbone))
 
     def save_pretrained(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]

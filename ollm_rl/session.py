@@ -36,7 +36,7 @@ def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace
     task = task_of(config)
     judge = judge_of(config)
     conversion = conversion_config(config)
-    backbone = shared_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
+    backbone = shared_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
     if config.plugin.path is not None:
         path = Path(config.plugin.path)
         plugin = PlugIn.from_pretrained(path, backbone)

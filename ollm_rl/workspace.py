@@ -110,9 +110,11 @@ def acting(agent, deterministic: bool) -> Act:
 
 
 @cache
-def shared_backbone(name: str, dtype: str, device: str = "auto") -> Backbone:
+def shared_backbone(
+    name: str, dtype: str, device: str = "auto", revision: str | None = None, quantization: str | None = None
+) -> Backbone:
     """One backbone per process and name, however many environments use it."""
-    return load_backbone(name, dtype, device)
+    return load_backbone(name, dtype, device, revision, quantization)
 
 
 def open_workspace(

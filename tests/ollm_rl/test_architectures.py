@@ -18,7 +18,10 @@ def backbone(request):
 def test_zero_decoder_gives_the_models_own_logits(backbone):
     task = ChainSum(num_examples=1)
     prompter = Prompter.for_task(backbone, task)
-    plugin = PlugIn(backbone.hidden_size, PlugInConfig(num_options=3, width=16, shortlist=20))
+    plugin = PlugIn(
+        backbone.hidden_size,
+        PlugInConfig(num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20),
+    )
     plugin.decoder.zero_()
     engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=4, max_new_tokens=12)
     problems = task.problems("test", 4)
@@ -46,7 +49,7 @@ def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path)
     task = ChainSum(num_examples=1)
     prompter = Prompter.for_task(backbone, task)
     states = compute_hidden_states(backbone, prompter, task.problems("sft", 40), 20)
-    sizes = PlugInConfig(num_options=3, width=16, shortlist=20)
+    sizes = PlugInConfig(num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20)
     first, last = (
         measure(backbone, convert(backbone, states, ConversionConfig(epochs=e, prior_epochs=e, batch_size=64, plugin=sizes)), states)
         for e in (1, 8)

@@ -22,7 +22,12 @@ def episodes(engine, requests, **settings):
 
 
 def zero_decoder(backbone) -> OptionLM:
-    plugin = PlugIn(backbone.hidden_size, PlugInConfig(width=32), backbone.fingerprint, backbone.name)
+    plugin = PlugIn(
+        backbone.hidden_size,
+        PlugInConfig(encoder_width=32, decoder_width=32, prior_width=32),
+        backbone.fingerprint,
+        backbone.name,
+    )
     plugin.decoder.zero_()
     return OptionLM(backbone, plugin.eval())
 
