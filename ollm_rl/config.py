@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
 from ollm_rl.tasks import make_task
 
-OBJECTIVES = ("cover", "expected")
+OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
 GROUPS = ("backbone", "plugin", "task", "reward", "env", "agent", "oracle", "cluster", "experiment")
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there

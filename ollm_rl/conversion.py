@@ -2,29 +2,19 @@ r"""Conversion: training a plug-in on the hidden states of (problem, solution) p
 
 Two phases, both on cached hidden states and on a shortlist, so the backbone does not run.
 
-1. The decoder minimises the exact expectation over all K options, sum_z q(z) CE_z, where CE_z is the
-   cross-entropy of option z on the gold token. Who is responsible for the gold token, q, decides what the
-   options become. Objective `cover` (default):
+1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.objectives`. Options that collapse, so that a
+   choice between them means nothing, are noticed after each epoch and said.
 
-   * If some options already decode to the gold token, q is half the exact posterior pi0(z|h) p_z(x) and half the
-     *canonical* option, the lowest-numbered that decodes to it.
-   * If none does, the duplicate that is closest is recruited: an option that decodes to what a lower-numbered
-     one gives anyway, so nothing is lost by moving it. Only where all K differ must the closest one move.
-   * Option 0 also learns every gold token (weight `anchor`): it becomes the single best guess, which makes the
-     prior's task easy, and the others become its alternatives.
-
-   Objective `expected` is the paper's: q is the encoder's output, and the encoder is trained through it, with a
-   penalty where its KL to the uniform distribution exceeds `kl_target` (0.2 nats).
-
-2. Encoder and prior learn the canonical option of the gold token, the decoder being fixed. Because every token
-   has one name, the prior is a distribution over *tokens*: its first choice is the most likely token, and not
-   merely the largest share of a token's mass split over equal options.
+2. The prior is fitted anew, the decoder being fixed. With `prior_target=canonical` (default) it and a new encoder learn
+   the canonical option of the gold token, the lowest-numbered that decodes to it. Because every token has one name, the prior is a distribution over *tokens*: its first choice is the most likely token, and not
+   merely the largest share of a token's mass split over equal options. With `prior_target=encoder` it imitates the
+   encoder of phase 1, as in the paper.
 """
 
 import json
 import logging
-import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -33,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ollm_rl.backbone import Backbone
-from ollm_rl.config import OBJECTIVES
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
+from ollm_rl.objectives import OBJECTIVES, KLController, Positions
 from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
 from ollm_rl.progress import track
 from ollm_rl.prompts import Prompter
@@ -44,6 +34,7 @@ from ollm_rl.tasks import SPLITS, Task
 
 log = logging.getLogger(__name__)
 UNCERTAIN_NATS = 0.5
+COLLAPSED = 1.2  # distinct tokens at uncertain positions; below, the options are one
 
 
 @dataclass(frozen=True)
@@ -51,15 +42,19 @@ class ConversionConfig:
     """Settings of a conversion.
 
     Attributes:
-        objective: `cover` or `expected`, see the module's text.
+        objective: `cover`, `expected`, `em` or `gumbel`, see `ollm_rl.objectives`.
+        prior_target: `canonical` or `encoder`, see the module's text.
         num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
         epochs, prior_epochs: passes of phase 1 and 2.
         hardness: share of the canonical option in q (objective `cover`).
         anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
-        kl_target, kl_weight: of the encoder to the uniform distribution (objective `expected`).
+        kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
+        kl_rate: how fast the weight moves that holds it.
+        temperature: of the draw (objective `gumbel`).
     """
 
     objective: str = "cover"
+    prior_target: str = "canonical"
     num_solutions: int = 4000
     num_heldout: int = 300
     epochs: int = 6
@@ -68,16 +63,23 @@ class ConversionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     prior_dropout: float = 0.1
-    hardness: float = 0.3
+    hardness: float = 0.5
     anchor: float = 1.0
-    kl_target: float = 0.2
-    kl_weight: float = 0.02
+    kl_target: float | None = None
+    kl_rate: float = 0.02
+    temperature: float = 1.0
     seed: int = 0
     plugin: PlugInConfig = field(default_factory=PlugInConfig)
 
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ConfigurationError(f"convert.objective={self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        if self.kl_target is not None and (isinstance(self.kl_target, str) or not self.kl_target > 0):
+            raise ConfigurationError(
+                f"convert.kl_target={self.kl_target!r}; expected null or a positive number of nats"
+            )
+        if self.prior_target not in ("canonical", "encoder"):
+            raise ConfigurationError(f"convert.prior_target={self.prior_target!r}; expected 'canonical' or 'encoder'")
 
 
 def plugin_for(
@@ -103,7 +105,7 @@ def plugin_for(
                 "not all of them with a 'solution'. Give worked solutions, or a plug-in that exists (plugin.path=...)."
             )
     text = [(p.problem, p.solution) for p in train + heldout]
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v1")
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v2")
     path = cache_dir() / "plugins" / key
     if (path / "conversion.json").exists():
         log.info("plug-in: from the cache (%s)", path)
@@ -113,11 +115,10 @@ def plugin_for(
     plugin = convert(backbone, states, config)
     report = measure(backbone, plugin, seen)
     report["trainable_share"] = plugin.num_parameters / (plugin.num_parameters + backbone.num_parameters)
+    report["collapsed"] = report["distinct_tokens"]["uncertain"] < COLLAPSED
     report |= {"objective": config.objective, "num_solutions": len(train), "seconds": time.monotonic() - start}
     plugin.save_pretrained(path)
     (path / "conversion.json").write_text(json.dumps(report, indent=2) + "\n")
-    if report["distinct_tokens"]["uncertain"] < 1.2:
-        log.warning("the options have collapsed: %.2f distinct tokens", report["distinct_tokens"]["uncertain"])
     return plugin, report, path
 
 
@@ -137,18 +138,30 @@ def convert(backbone: Backbone, states: HiddenStates, config: ConversionConfig) 
 
 def option_logits(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> Tensor:
     """Logits of all options on the positions' shortlists: (n, K, S + 1) float32."""
-    weight = backbone.head.weight.detach()
+    return _shortlist_logits(backbone, states)(_biases(backbone, plugin, states))
+
+
+def _biases(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> Tensor:
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
-        bias = plugin.biases(states.hidden)
-    rows = weight[states.ids.long()]
-    logits = torch.bmm(bias.to(weight.dtype), rows.transpose(1, 2)).float() + states.logits[:, None]
-    return backbone.cap(logits).masked_fill(states.logits[:, None].isneginf(), float("-inf"))
+        return plugin.biases(states.hidden)
+
+
+def _shortlist_logits(backbone: Backbone, states: HiddenStates) -> Callable[[Tensor], Tensor]:
+    """From biases (n, M, d) to logits (n, M, S + 1) float32 of the positions' shortlists."""
+    rows = backbone.head.weight.detach()[states.ids.long()].transpose(1, 2)
+
+    def logits_of(bias: Tensor) -> Tensor:
+        logits = torch.bmm(bias.to(rows.dtype), rows).float() + states.logits[:, None]
+        return backbone.cap(logits).masked_fill(states.logits[:, None].isneginf(), float("-inf"))
+
+    return logits_of
 
 
 def _train_decoder(
     backbone: Backbone, plugin: PlugIn, states: HiddenStates, config: ConversionConfig, generator: torch.Generator
 ) -> None:
     weight = backbone.head.weight.detach()
+    objective, controller = OBJECTIVES[config.objective], KLController(config.kl_target, config.kl_rate)
     optimizer, schedule, batches = _optimizer(plugin.parameters(), len(states), config, config.epochs)
     with track("options", total=len(batches), unit="steps") as bar:
         order = torch.randperm(0)
@@ -156,55 +169,50 @@ def _train_decoder(
             if start == 0:
                 order = torch.randperm(len(states), generator=generator)
             batch = _to(states.select(order[start:end]), backbone.device)
-            logits = option_logits(backbone, plugin, batch)
-            target = batch.target[:, None, None].expand(-1, logits.shape[1], 1)
-            ce = -logits.log_softmax(-1).gather(2, target)[..., 0]  # (n, K)
-            log_prior = plugin.prior_logits(batch.hidden).log_softmax(-1)
-            log_q = plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1)
-            if config.objective == "cover":
-                q, latent = _responsible(
-                    logits.detach(), batch.target, ce.detach(), log_prior.detach(), config.hardness
-                )
-                learnt = F.one_hot(latent, plugin.num_options).float()
-                loss = ((q * ce).sum(-1) + config.anchor * ce[:, 0]).mean() - (learnt * (log_prior + log_q)).sum(
-                    -1
-                ).mean()
-            else:
-                q = log_q.exp()
-                kl = (q * (log_q + math.log(plugin.num_options))).sum(-1).mean()
-                loss = (q * ce).sum(-1).mean() + config.kl_weight * F.relu(kl - config.kl_target)
-                loss = loss - (q.detach() * log_prior).sum(-1).mean()
+            at = Positions(
+                logits_of=_shortlist_logits(backbone, batch),
+                biases=_biases(backbone, plugin, batch),
+                target=batch.target,
+                log_prior=plugin.prior_logits(batch.hidden).log_softmax(-1),
+                log_q=plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1),
+            )
+            loss, kl, logits = objective(at, config, controller.weight)
+            controller.update(kl.item())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(plugin.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            bar.advance(1, f"loss {loss.item():.3f}" if step % 10 == 0 else "")
+            note = f"loss {loss.item():.3f}, KL {kl.item():.2f}" if step % 10 == 0 else ""
+            if step + 1 == len(batches) or batches[step + 1][0] == 0:
+                note = _check_collapse(logits, batch.entropy, config)
+            bar.advance(1, note)
 
 
-def _responsible(
-    logits: Tensor, target: Tensor, ce: Tensor, log_prior: Tensor, hardness: float
-) -> tuple[Tensor, Tensor]:
-    """Objective `cover`: q (n, K) and the latent that encoder and prior shall learn (n,)."""
-    tokens = logits.argmax(-1)
-    hit = tokens == target[:, None]
-    covered = hit.any(-1)
-    # A duplicate costs nothing to move; among those, the closest one that the prior needs least.
-    cost = ce + 100.0 * canonical(tokens) + 10.0 * log_prior.exp()
-    latent = torch.where(covered, hit.float().argmax(-1), cost.argmin(-1))
-    hard = F.one_hot(latent, logits.shape[1]).float()
-    posterior = (log_prior - ce).softmax(-1)
-    soft = hardness * hard + (1 - hardness) * posterior
-    return torch.where(covered[:, None], soft, hard), latent
+def _check_collapse(logits: Tensor, entropy: Tensor, config: ConversionConfig) -> str:
+    """Distinct tokens of the last batch of an epoch, and a warning where the options say the same."""
+    tokens = logits.argmax(-1)[entropy > UNCERTAIN_NATS]
+    distinct = float(canonical(tokens).sum(-1).float().mean()) if len(tokens) else float("nan")
+    if distinct < COLLAPSED:
+        log.warning(
+            "the options are collapsing: %.2f distinct tokens of %d at uncertain positions, so a choice between them "
+            "means little. Try convert.objective=cover, a larger plugin.init_scale or more convert.epochs.",
+            distinct, config.plugin.num_options,
+        )  # fmt: skip
+    return f"{distinct:.2f} distinct tokens"
 
 
 def _train_prior(
     backbone: Backbone, plugin: PlugIn, states: HiddenStates, config: ConversionConfig, generator: torch.Generator
 ) -> None:
-    """Phase 2: fresh encoder and prior learn the canonical option, now that it stands still."""
+    """Phase 2: a fresh prior (and encoder) learns from options that stand still."""
     weight = backbone.head.weight.detach()
-    plugin.prior, plugin.encoder = plugin.new_prior().to(backbone.device), plugin.new_encoder().to(backbone.device)
-    parameters = [*plugin.prior.parameters(), *plugin.encoder.parameters()]
+    plugin.prior = plugin.new_prior().to(backbone.device)
+    parameters = list(plugin.prior.parameters())
+    imitate = config.prior_target == "encoder"
+    if not imitate:
+        plugin.encoder = plugin.new_encoder().to(backbone.device)
+        parameters += plugin.encoder.parameters()
     covered, latent = canonical_labels(backbone, plugin, states)
     config = replace(config, batch_size=config.batch_size // 2)
     optimizer, schedule, batches = _optimizer(parameters, len(states), config, config.prior_epochs)
@@ -215,13 +223,16 @@ def _train_prior(
                 order = torch.randperm(len(states), generator=generator)
             rows = order[start:end]
             batch = _to(states.select(rows), backbone.device)
-            wanted, counts = latent[rows].to(backbone.device), covered[rows].to(backbone.device)
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
                 x = F.dropout(plugin.standardize(batch.hidden), config.prior_dropout)
                 gold = weight[batch.gold].float() * plugin.token_scale
-                guesses = (plugin.prior(x), plugin.encoder(torch.cat([x, gold], -1)))
-            losses = sum(F.cross_entropy(g.float(), wanted, reduction="none") for g in guesses)
-            loss = (losses * counts).mean()
+                prior, encoder = plugin.prior(x).float(), plugin.encoder(torch.cat([x, gold], -1)).float()
+            if imitate:
+                loss = F.cross_entropy(prior, encoder.detach().softmax(-1))
+            else:
+                wanted, counts = latent[rows].to(backbone.device), covered[rows].to(backbone.device)
+                losses = sum(F.cross_entropy(guess, wanted, reduction="none") for guess in (prior, encoder))
+                loss = (losses * counts).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

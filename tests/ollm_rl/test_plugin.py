@@ -23,7 +23,7 @@ def test_save_and_load(tiny, tmp_path):
     assert torch.equal(again.prior_logits(hidden), tiny.plugin.prior_logits(hidden))
 
 
-@pytest.mark.parametrize("objective", ["cover", "expected"])
+@pytest.mark.parametrize("objective", ["cover", "expected", "em"])
 def test_conversion_improves_on_the_backbone(tiny, objective):
     config = ConversionConfig(
         objective=objective, num_solutions=100, num_heldout=30, epochs=3, prior_epochs=3, batch_size=128
