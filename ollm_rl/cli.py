@@ -23,13 +23,12 @@ log = logging.getLogger(__name__)
 
 def convert(settings: Settings, overrides: list[str]) -> None:
     """convert a backbone: train a plug-in on solutions"""
-    from ollm_rl.pretrained import OptionLMForCausalLM
     from ollm_rl.session import open_session
 
     with_run = _run(settings, "convert")
     space, report, path = open_session(settings)
     shutil.copytree(path, with_run.path / "plugin", dirs_exist_ok=True)
-    OptionLMForCausalLM.of(space.backbone, space.plugin).save_pretrained(with_run.path / "plugin")
+    space.lm.save_pretrained(with_run.path / "plugin")
     with_run.write_json("conversion.json", report)
     space.close()
     out.print_json(json.dumps(report))

@@ -13,12 +13,13 @@ from zero, which collapses the options; (3) the prior imitates the encoder on *c
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ollm_rl.backbone import Backbone
+from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError
 
 FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
@@ -84,7 +85,7 @@ class Standardize(nn.Module):
         self.std.copy_(x.float().std(0).clamp_min(1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean) / self.std
+        return (x.to(self.mean.dtype) - self.mean) / self.std
 
 
 class Decoder(nn.Module):
@@ -164,7 +165,7 @@ class PlugIn(nn.Module):
 
     def encoder_logits(self, hidden: Tensor, token_embedding: Tensor) -> Tensor:
         """log q(z | h, x) up to a constant; `token_embedding` (n, d) is the gold token's row of the head."""
-        both = torch.cat([self.standardize(hidden), token_embedding.float() * self.token_scale], -1)
+        both = torch.cat([self.standardize(hidden), token_embedding.to(self.token_scale.dtype) * self.token_scale], -1)
         return self.encoder(both)
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -207,6 +208,25 @@ class PlugIn(nn.Module):
         return plugin.to(backbone.device).eval() if backbone is not None else plugin.eval()
 
 
+def checkpoint_dir(path: str | Path) -> Path:
+    """The directory that `path` names, downloaded first if it is a hub id such as `user/model`.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    name = str(path)
+    if Path(path).is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return Path(path).expanduser()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except Exception as error:  # the hub's client raises many kinds for one cause
+        raise CheckpointError(
+            f"no option LM in {name}: there is no such directory, and the hub does not give it ({type(error).__name__})."
+        ) from error
+
+
 @dataclass
 class Options:
     """What the K options of n states decode to.
@@ -232,6 +252,32 @@ class OptionLM:
         self.backbone, self.plugin = backbone, plugin
         # The decoder's products run in the backbone's precision on a fixed copy of its weights.
         self._head = backbone.head.weight.detach()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: str = "auto", device: str = "auto") -> "OptionLM":
+        """The plug-in in `path` (a directory or a hub id) with the backbone, and its revision, that it was made for.
+
+        Raises:
+            CheckpointError: no plug-in there, or the backbone of that name is another one now.
+            BackboneError: the backbone cannot be loaded.
+        """
+        path = checkpoint_dir(path)
+        made_for = PlugIn.from_pretrained(path)
+        backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision)
+        return cls(backbone, PlugIn.from_pretrained(path, backbone))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write plug-in, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained` reads it too."""
+        self._ordinary().save_pretrained(path)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload what `save_pretrained` writes; arguments as in transformers (`private`, `token`, `revision`, ...)."""
+        return self._ordinary().push_to_hub(repo_id, **kwargs)
+
+    def _ordinary(self) -> Any:
+        from ollm_rl.pretrained import OptionLMForCausalLM  # it builds on this module
+
+        return OptionLMForCausalLM.of(self.backbone, self.plugin)
 
     @property
     def num_options(self) -> int:

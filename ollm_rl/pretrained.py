@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.errors import CheckpointError
-from ollm_rl.plugin import PlugIn
+from ollm_rl.plugin import PlugIn, checkpoint_dir
 
 CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 
@@ -69,7 +69,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> "OptionLMForCausalLM":  # type: ignore[override]
-        """Load from a directory that `save_pretrained` or a conversion wrote.
+        """Load from a directory that `save_pretrained` or a conversion wrote, or from the hub.
 
         Args:
             backbone: one that is loaded already, in place of the one that the directory names.
@@ -78,7 +78,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: nothing there, or it was made for another backbone.
         """
-        backbone = kwargs.get("backbone")
+        backbone, path = kwargs.get("backbone"), checkpoint_dir(path)
         if backbone is None:
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
             made_for = PlugIn.from_pretrained(path)
@@ -87,10 +87,13 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         return cls.of(backbone, PlugIn.from_pretrained(path, backbone))
 
     def save_pretrained(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the plug-in, which names its backbone, the configuration and the tokenizer."""
+        """Write the plug-in, which names its backbone, the configuration and the tokenizer; then `push_to_hub=True`
+        uploads them to `repo_id`, by default the directory's name."""
         self.plugin.save_pretrained(path)
         self.config.save_pretrained(path)
         self._backbone[0].tokenizer.save_pretrained(path)
+        if kwargs.pop("push_to_hub", False):
+            self.push_to_hub(kwargs.pop("repo_id", Path(path).name), **kwargs)
 
     def forward(
         self,
