@@ -51,7 +51,7 @@ class Reference(PolicyAgent):
                 f"agent=reference found no solution with {self.column}={self.value!r} in task '{space.task.name}'. "
                 "Set agent.column and agent.value to a column that marks the good solutions."
             )
-        states = cached_hidden_states(space.backbone, space.prompter, problems, space.plugin.config.shortlist)
+        states = cached_hidden_states(space.backbone, space.prompter, problems, space.plugin.config.shortlist).all()
         states = states.select(clean[states.owner])
         covered, latent = canonical_labels(space.backbone, space.plugin, states)
         optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)

@@ -13,8 +13,9 @@ Two phases, both on cached hidden states and on a shortlist, so the backbone doe
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from ollm_rl.backbone import Backbone
 from ollm_rl.errors import ConfigurationError, DataError
-from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
+from ollm_rl.hidden_cache import Blocks, HiddenStates, blocks, cached_hidden_states, key_of, num_batches, shuffled
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions
 from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
 from ollm_rl.progress import track
@@ -34,6 +35,7 @@ from ollm_rl.tasks import SPLITS, Task
 
 log = logging.getLogger(__name__)
 UNCERTAIN_NATS = 0.5
+FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from
 COLLAPSED = 1.2  # distinct tokens at uncertain positions; below, the options are one
 
 
@@ -46,6 +48,7 @@ class ConversionConfig:
         prior_target: `canonical` or `encoder`, see the module's text.
         num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
         epochs, prior_epochs: passes of phase 1 and 2.
+        easy_share: share of the positions of which the backbone is sure that an epoch looks at.
         hardness: share of the canonical option in q (objective `cover`).
         anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
         kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
@@ -63,6 +66,7 @@ class ConversionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     prior_dropout: float = 0.1
+    easy_share: float = 0.25
     hardness: float = 0.5
     anchor: float = 1.0
     kl_target: float | None = None
@@ -111,7 +115,7 @@ def plugin_for(
         log.info("plug-in: from the cache (%s)", path)
         return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
     states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)
-    seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist)
+    seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist).all()
     plugin = convert(backbone, states, config)
     report = measure(backbone, plugin, seen)
     report["trainable_share"] = plugin.num_parameters / (plugin.num_parameters + backbone.num_parameters)
@@ -122,14 +126,14 @@ def plugin_for(
     return plugin, report, path
 
 
-def convert(backbone: Backbone, states: HiddenStates, config: ConversionConfig) -> PlugIn:
+def convert(backbone: Backbone, states: Blocks, config: ConversionConfig) -> PlugIn:
     """Train a plug-in on N positions of solutions."""
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         names = (backbone.fingerprint, backbone.name, backbone.revision)
         plugin = PlugIn(backbone.hidden_size, config.plugin, *names).to(backbone.device)
-        plugin.standardize.fit(states.hidden)
+        plugin.standardize.fit(states.block(0, FIT_ROWS).hidden)
         plugin.token_scale.fill_(1 / float(backbone.head.weight.float().std()))
         _train_decoder(backbone, plugin, states, config, generator)
         _train_prior(backbone, plugin, states, config, generator)
@@ -158,17 +162,15 @@ def _shortlist_logits(backbone: Backbone, states: HiddenStates) -> Callable[[Ten
 
 
 def _train_decoder(
-    backbone: Backbone, plugin: PlugIn, states: HiddenStates, config: ConversionConfig, generator: torch.Generator
+    backbone: Backbone, plugin: PlugIn, states: Blocks, config: ConversionConfig, generator: torch.Generator
 ) -> None:
     weight = backbone.head.weight.detach()
     objective, controller = OBJECTIVES[config.objective], KLController(config.kl_target, config.kl_rate)
-    optimizer, schedule, batches = _optimizer(plugin.parameters(), len(states), config, config.epochs)
-    with track("options", total=len(batches), unit="steps") as bar:
-        order = torch.randperm(0)
-        for step, (start, end) in enumerate(batches):
-            if start == 0:
-                order = torch.randperm(len(states), generator=generator)
-            batch = _to(states.select(order[start:end]), backbone.device)
+    per_epoch = num_batches(states, config.batch_size, config.easy_share)
+    optimizer, schedule = _optimizer(plugin.parameters(), config, config.epochs * per_epoch)
+    with track("options", total=config.epochs * per_epoch, unit="steps") as bar:
+        for _, last, part in _epochs(states, config, config.epochs, generator):
+            batch = _to(part, backbone.device)
             at = Positions(
                 logits_of=_shortlist_logits(backbone, batch),
                 biases=_biases(backbone, plugin, batch),
@@ -183,14 +185,27 @@ def _train_decoder(
             torch.nn.utils.clip_grad_norm_(plugin.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            note = f"loss {loss.item():.3f}, KL {kl.item():.2f}" if step % 10 == 0 else ""
-            if step + 1 == len(batches) or batches[step + 1][0] == 0:
-                note = _check_collapse(logits, batch.entropy, config)
-            bar.advance(1, note)
+            bar.advance(1, f"loss {loss.item():.3f}, KL {kl.item():.2f}")
+            if last:
+                _check_collapse(logits, batch.entropy, config)
 
 
-def _check_collapse(logits: Tensor, entropy: Tensor, config: ConversionConfig) -> str:
-    """Distinct tokens of the last batch of an epoch, and a warning where the options say the same."""
+def _epochs(
+    states: Blocks, config: ConversionConfig, epochs: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, bool, HiddenStates]]:
+    """All batches of all epochs: (rows, whether it is the epoch's last one, positions)."""
+    for _ in range(epochs):
+        before = None
+        for rows, batch in shuffled(states, config.batch_size, generator, config.easy_share):
+            if before is not None:
+                yield before[0], False, before[1]
+            before = rows, batch
+        if before is not None:
+            yield before[0], True, before[1]
+
+
+def _check_collapse(logits: Tensor, entropy: Tensor, config: ConversionConfig) -> None:
+    """Warn where the options say the same; `logits` are of the last batch of an epoch."""
     tokens = logits.argmax(-1)[entropy > UNCERTAIN_NATS]
     distinct = float(canonical(tokens).sum(-1).float().mean()) if len(tokens) else float("nan")
     if distinct < COLLAPSED:
@@ -199,11 +214,10 @@ def _check_collapse(logits: Tensor, entropy: Tensor, config: ConversionConfig) -
             "means little. Try convert.objective=cover, a larger plugin.init_scale or more convert.epochs.",
             distinct, config.plugin.num_options,
         )  # fmt: skip
-    return f"{distinct:.2f} distinct tokens"
 
 
 def _train_prior(
-    backbone: Backbone, plugin: PlugIn, states: HiddenStates, config: ConversionConfig, generator: torch.Generator
+    backbone: Backbone, plugin: PlugIn, states: Blocks, config: ConversionConfig, generator: torch.Generator
 ) -> None:
     """Phase 2: a fresh prior (and encoder) learns from options that stand still."""
     weight = backbone.head.weight.detach()
@@ -214,15 +228,12 @@ def _train_prior(
         plugin.encoder = plugin.new_encoder().to(backbone.device)
         parameters += plugin.encoder.parameters()
     covered, latent = canonical_labels(backbone, plugin, states)
-    config = replace(config, batch_size=config.batch_size // 2)
-    optimizer, schedule, batches = _optimizer(parameters, len(states), config, config.prior_epochs)
-    with track("prior", total=len(batches), unit="steps") as bar:
-        order = torch.randperm(0)
-        for start, end in batches:
-            if start == 0:
-                order = torch.randperm(len(states), generator=generator)
-            rows = order[start:end]
-            batch = _to(states.select(rows), backbone.device)
+    config = replace(config, batch_size=max(1, config.batch_size // 2))
+    steps = config.prior_epochs * num_batches(states, config.batch_size, config.easy_share)
+    optimizer, schedule = _optimizer(parameters, config, steps)
+    with track("prior", total=steps, unit="steps") as bar:
+        for rows, _, part in _epochs(states, config, config.prior_epochs, generator):
+            batch = _to(part, backbone.device)
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
                 x = F.dropout(plugin.standardize(batch.hidden), config.prior_dropout)
                 gold = weight[batch.gold].float() * plugin.token_scale
@@ -241,21 +252,24 @@ def _train_prior(
             bar.advance()
 
 
-def canonical_labels(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> tuple[Tensor, Tensor]:
+def canonical_labels(backbone: Backbone, plugin: PlugIn, states: Blocks) -> tuple[Tensor, Tensor]:
     """Whether some option decodes to the gold token (N,) float, and the lowest-numbered that does (N,)."""
-    hit = _decoded(backbone, plugin, states) == states.target[:, None]
-    return hit.any(-1).float(), hit.float().argmax(-1)
+    hits = [_decoded(backbone, plugin, part) == part.target[:, None] for part in blocks(states)]
+    covered = [hit.any(-1).float() for hit in hits]
+    return torch.cat(covered), torch.cat([hit.float().argmax(-1) for hit in hits])
 
 
-def _optimizer(parameters, n: int, config: ConversionConfig, epochs: int):
-    """AdamW with a one-cycle schedule, and the (start, end) of every batch of every epoch."""
-    batch = min(config.batch_size, n)
-    batches = [(start, start + batch) for _ in range(epochs) for start in range(0, n - batch + 1, batch)]
+def _optimizer(parameters, config: ConversionConfig, steps: int):
+    """AdamW whose rate rises for a tenth of the steps and falls to nothing along a cosine."""
+
+    def factor(step: int) -> float:
+        rise = max(1.0, 0.1 * steps)
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
+
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=len(batches) + 1, pct_start=0.1
-    )
-    return optimizer, schedule, batches
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _to(states: HiddenStates, device: torch.device) -> HiddenStates:
@@ -265,11 +279,9 @@ def _to(states: HiddenStates, device: torch.device) -> HiddenStates:
 @torch.no_grad()
 def _decoded(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> Tensor:
     """(N, K): the place in the shortlist that each option decodes to."""
-    parts = []
-    for rows in torch.arange(len(states)).split(1024):
-        batch = _to(states.select(rows), backbone.device)
-        parts.append(option_logits(backbone, plugin, batch).argmax(-1).cpu())
-    return torch.cat(parts)
+    return torch.cat([
+        option_logits(backbone, plugin, _to(part, backbone.device)).argmax(-1).cpu() for part in blocks(states)
+    ])  # fmt: skip
 
 
 @torch.no_grad()

@@ -1,0 +1,77 @@
+"""The store of hidden states: what it holds, how it is read, and that it continues."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from ollm_rl import hidden_cache
+from ollm_rl.hidden_cache import HiddenStates, blocks, cached_hidden_states, compute_hidden_states, shuffled
+from ollm_rl.tasks import ChainSum
+
+
+@pytest.fixture
+def problems():
+    return ChainSum(min_terms=2, max_terms=3).problems("sft", 90, 0)
+
+
+@pytest.fixture
+def small_shards(monkeypatch, tmp_path):
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
+    monkeypatch.setattr(hidden_cache, "SHARD", 20)
+    monkeypatch.setattr(hidden_cache, "BLOCK", 64)
+    monkeypatch.setattr(hidden_cache, "WINDOW", 4)
+    return tmp_path
+
+
+def test_shards_hold_what_one_pass_computes(tiny, problems, small_shards):
+    store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    assert len(store.shards) == 5
+    whole = compute_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    found = store.all()
+    assert found.hidden.dtype == torch.bfloat16
+    for name in ("gold", "target", "owner", "ids"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+    torch.testing.assert_close(found.logits, whole.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.hidden.float(), whole.hidden, atol=1e-2, rtol=1e-2)
+    joined = torch.cat([part.gold for part in blocks(store)])
+    assert torch.equal(joined, whole.gold)
+
+
+def test_a_shorter_shortlist_is_the_beginning_of_the_longer(tiny, problems, small_shards):
+    store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 5)
+    assert cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48).path == store.path
+    short, whole = store.all(), compute_hidden_states(tiny.backbone, tiny.prompter, problems, 5)
+    for name in ("ids", "target"):
+        assert torch.equal(getattr(short, name), getattr(whole, name)), name
+    torch.testing.assert_close(short.logits, whole.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_equal_pairs_are_run_once_and_an_interrupted_run_continues(tiny, problems, small_shards, monkeypatch):
+    ran: list[str] = []
+    compute = hidden_cache._batch_states
+    monkeypatch.setattr(
+        hidden_cache, "_batch_states", lambda b, p, batch, s: (ran.extend(batch), compute(b, p, batch, s))[1]
+    )
+    store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    assert len(ran) == len({(p.problem, p.solution) for p in problems}) < len(problems)
+    before = store.all()
+    ran.clear()
+    store.shards[3].unlink()
+    again = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48).all()
+    assert 0 < len(ran) <= 20
+    for f in fields(HiddenStates):
+        torch.testing.assert_close(getattr(again, f.name), getattr(before, f.name), atol=1e-2, rtol=1e-2)
+
+
+def test_an_epoch_shows_every_position_once(tiny, problems, small_shards):
+    store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    everything = store.all()
+    seen = []
+    for rows, batch in shuffled(store, 16, torch.Generator().manual_seed(0), easy_share=1.0):
+        assert torch.equal(batch.gold, everything.gold[rows])
+        seen += rows.tolist()
+    assert len(set(seen)) == len(seen) > len(store) - 16
+    sure = everything.entropy < hidden_cache.EASY_NATS
+    some = [rows for rows, _ in shuffled(store, 16, torch.Generator().manual_seed(0), easy_share=0.0)]
+    assert not sure[torch.cat(some)].any()
