@@ -84,6 +84,34 @@ def demo(settings: Settings, overrides: list[str]) -> None:
     compare(settings, overrides, "demo")
 
 
+def inspect(settings: Settings, overrides: list[str]) -> None:
+    """show what the options say on gold solutions, or for inspect.prompt="..." """
+    from ollm_rl.errors import DataError
+    from ollm_rl.inspection import inspect_problems, inspect_prompt, latent_meanings
+    from ollm_rl.inspection_page import prompt_table, write_page
+    from ollm_rl.session import open_session
+
+    config = settings.config
+    space, _, path = open_session(settings)
+    try:
+        if config.inspect.prompt is not None:
+            out.print(prompt_table(inspect_prompt(space, str(config.inspect.prompt))))
+            return
+        problems = space.problems(config.inspect.split, config.inspect.num_problems, config.seed)
+        problems = [p for p in problems if p.solution]
+        if not problems:
+            raise DataError(f"task '{space.task.name}' has no solutions in split '{config.inspect.split}' to look at")
+        run = _run(settings, "inspect")
+        positions = inspect_problems(space, problems)
+        facts = f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {path}"
+        title = f"Options of {space.backbone.name} on {space.task.name}"
+        meanings = latent_meanings(positions, space.plugin.num_options)
+        page = write_page(run.path / "inspect.html", title, facts, problems, positions, meanings)
+        out.print(f"page: {page}", soft_wrap=True)
+    finally:
+        space.close()
+
+
 def doctor(settings: Settings, overrides: list[str]) -> None:
     """check versions, processor or GPU, backbone, cache, task and verifier"""
     from ollm_rl.doctor import examine
@@ -93,7 +121,7 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
 
 
 VERBS: dict[str, Callable[[Settings, list[str]], None]] = {
-    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, doctor)
+    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, inspect, doctor)
 }
 
 

@@ -1,0 +1,157 @@
+"""What the options say: along gold solutions position by position, per latent over a data set, and for one prompt.
+
+Gold tokens are forced through the rollout engine, so that the options shown are the engine's.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ollm_rl.engine import Request
+from ollm_rl.replay import replay
+from ollm_rl.tasks import Problem
+from ollm_rl.workspace import Workspace
+
+AT_ONCE = 32  # solutions that are forced through the engine side by side
+CONTEXT = 24  # characters before a token that are kept as its context
+
+
+@dataclass
+class Position:
+    """One token of a gold solution.
+
+    Attributes:
+        token, text: the gold token and what it reads.
+        context: the characters before it.
+        options: (latent, token, text, prior probability) of every distinct token that the options decode to; the latent
+            is the lowest-numbered that gives it, the probability that of all latents that do.
+        prior: the token that the most of the prior's probability falls on.
+        encoder: the latent that the encoder finds likeliest, given the gold token.
+        encoder_token: what that latent decodes to.
+        entropy: of the backbone, in nats.
+    """
+
+    token: int
+    text: str
+    context: str
+    options: list[tuple[int, int, str, float]]
+    prior: int
+    encoder: int
+    encoder_token: int
+    entropy: float
+
+    @property
+    def covered(self) -> bool:
+        """Some option says the gold token."""
+        return any(token == self.token for _, token, _, _ in self.options)
+
+    @property
+    def decision(self) -> bool:
+        """The options say different things."""
+        return len(self.options) > 1
+
+
+def inspect_problems(workspace: Workspace, problems: list[Problem]) -> list[list[Position]]:
+    """The positions of the problems' gold solutions, the end-of-text token included."""
+    found: list[list[Position]] = []
+    for start in range(0, len(problems), AT_ONCE):
+        found += _inspected(workspace, problems[start : start + AT_ONCE])
+    return found
+
+
+@torch.inference_mode()
+def _inspected(workspace: Workspace, problems: list[Problem]) -> list[list[Position]]:
+    prompter = workspace.prompter
+    gold = [prompter.encode_solution(p.solution or "") for p in problems]
+    engine = workspace.new_engine(num_slots=len(problems), max_new_tokens=max(map(len, gold)) + 1)
+    engine.admit([prompter.encode(p) for p in problems])
+    found: list[list[Position]] = [[] for _ in problems]
+    active = list(range(len(problems)))
+    at = 0
+    while active:
+        x = torch.tensor([gold[i][at] for i in active], device=engine.device)
+        options = engine.options
+        for i, position in zip(
+            active, _positions(workspace, engine.hidden, engine.logits, options.tokens, x), strict=True
+        ):
+            position.context = prompter.tokenizer.decode(gold[i][:at])[-CONTEXT:]
+            found[i].append(position)
+        at += 1
+        order = engine.release(torch.tensor([len(gold[i]) == at for i in active], device=engine.device))
+        active = [active[row] for row in order.tolist()]
+        if active:
+            engine.advance(torch.tensor([gold[i][at - 1] for i in active], device=engine.device))
+    return found
+
+
+def _positions(workspace: Workspace, hidden: Tensor, logits: Tensor, tokens: Tensor, x: Tensor) -> Iterator[Position]:
+    """A position for each of the states (n, d), whose options decode to `tokens` (n, K) and whose gold token is `x` (n,)."""
+    plugin, decode = workspace.plugin, workspace.backbone.tokenizer.decode
+    prior = plugin.prior_logits(hidden).softmax(-1)
+    picks = plugin.encoder_logits(hidden, workspace.backbone.head.weight[x]).argmax(-1).tolist()
+    log_p = logits.float().log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1)
+    for row, gold in enumerate(x.tolist()):
+        mass: dict[int, float] = {}
+        names: dict[int, int] = {}
+        for z, (token, p) in enumerate(zip(tokens[row].tolist(), prior[row].tolist(), strict=True)):
+            names.setdefault(token, z)
+            mass[token] = mass.get(token, 0.0) + p
+        yield Position(
+            token=gold,
+            text=decode([gold]),
+            context="",
+            options=[(z, token, decode([token]), mass[token]) for token, z in names.items()],
+            prior=max(mass, key=lambda token: mass[token]),
+            encoder=picks[row],
+            encoder_token=int(tokens[row, picks[row]]),
+            entropy=float(entropies[row]),
+        )
+
+
+@dataclass
+class Meaning:
+    """What a latent tends to mean at decision points.
+
+    Attributes:
+        picked: share of the decision points at which the encoder picks it.
+        tokens: (text, count, lift): what it says most typically where it is picked; the lift is the token's share
+            there over its share at all decision points.
+        contexts: (text before, token) of some of these positions.
+    """
+
+    latent: int
+    picked: float
+    tokens: list[tuple[str, int, float]]
+    contexts: list[tuple[str, str]]
+
+
+def latent_meanings(positions: list[list[Position]], num_options: int, shown: int = 6) -> list[Meaning]:
+    """A meaning for every latent, from the positions at which the encoder's pick says the gold token."""
+    points = [p for solution in positions for p in solution if p.decision and p.encoder_token == p.token]
+    overall = Counter(p.text for p in points)
+    meanings = []
+    for z in range(num_options):
+        mine = [p for p in points if p.encoder == z]
+        counts = Counter(p.text for p in mine)
+        lift = {t: (n / len(mine)) / (overall[t] / len(points)) for t, n in counts.items()}
+        typical = sorted(counts, key=lambda t: (-lift[t] * counts[t], t))[:shown]
+        contexts = [(p.context, p.text) for p in mine if p.text in typical[:3]][:3]
+        tokens = [(t, counts[t], lift[t]) for t in typical]
+        meanings.append(Meaning(z, len(mine) / max(1, len(points)), tokens, contexts))
+    return meanings
+
+
+def inspect_prompt(workspace: Workspace, prompt: str) -> dict:
+    """The prior's greedy answer to a prompt, with what every option would have said; as `replay` gives it."""
+
+    def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        z = workspace.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
+        return z, torch.zeros(len(z), device=z.device)
+
+    request = Request(Problem("prompt", prompt, ""))
+    _, episode = next(iter(workspace.engine.rollout([request], act, skip_forced=True, keep_hidden=False)))
+    return replay(workspace, [episode])[0]

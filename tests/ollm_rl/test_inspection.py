@@ -1,0 +1,70 @@
+"""What `ollm-rl inspect` shows is what the engine would do."""
+
+import pytest
+import torch
+
+from ollm_rl.cli import main
+from ollm_rl.hidden_cache import compute_hidden_states
+from ollm_rl.inspection import inspect_problems, inspect_prompt, latent_meanings
+from ollm_rl.inspection_page import visible, write_page
+from tests.conftest import QUICK_KEYS
+
+
+@pytest.fixture(scope="module")
+def problems(tiny):
+    return tiny.task.problems("tune", 12, 0)
+
+
+@pytest.fixture(scope="module")
+def positions(tiny, problems):
+    return inspect_problems(tiny, problems)
+
+
+def test_positions_are_those_of_the_option_lm(tiny, problems, positions):
+    """Against hidden states that were computed in one pass, without the engine."""
+    states = compute_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    options = tiny.lm.options(states.hidden)
+    flat = [p for solution in positions for p in solution]
+    assert [p.token for p in flat] == states.gold.tolist()
+    for row, p in enumerate(flat):
+        first: dict[int, int] = {}
+        for z, token in enumerate(options.tokens[row].tolist()):
+            first.setdefault(token, z)
+        assert {token: z for z, token, _, _ in p.options} == first
+        assert sum(probability for *_, probability in p.options) == pytest.approx(1, abs=1e-4)
+        assert p.covered == (p.token in first) and p.decision == bool(options.decision[row])
+    weight = tiny.backbone.head.weight
+    picks = tiny.plugin.encoder_logits(states.hidden, weight[states.gold]).argmax(-1)
+    assert [p.encoder for p in flat] == picks.tolist()
+    torch.testing.assert_close(torch.tensor([p.entropy for p in flat]), states.entropy, atol=1e-4, rtol=1e-4)
+
+
+def test_meanings_count_the_encoders_picks(tiny, positions):
+    meanings = latent_meanings(positions, tiny.plugin.num_options)
+    assert [m.latent for m in meanings] == list(range(tiny.plugin.num_options))
+    assert sum(m.picked for m in meanings) == pytest.approx(1)
+    points = [p for s in positions for p in s if p.decision and p.encoder_token == p.token]
+    for m in meanings:
+        for text, count, _ in m.tokens:
+            assert count == sum(p.encoder == m.latent and p.text == text for p in points)
+
+
+def test_page_holds_every_token_escaped(tiny, problems, positions, tmp_path):
+    meanings = latent_meanings(positions, tiny.plugin.num_options)
+    page = write_page(tmp_path / "x.html", "a <b>", "facts", problems, positions, meanings).read_text()
+    assert "a &lt;b&gt;" in page and "<b>facts" not in page
+    for solution in positions:
+        assert all(f">{visible(p.text)}<small>" in page for p in solution)
+
+
+def test_a_prompt_is_answered_by_the_prior(tiny):
+    record = inspect_prompt(tiny, "3 + 4 = ? Put the final answer in \\boxed{}.")
+    assert 0 < len(record["steps"]) <= 20
+
+
+def test_verb_writes_the_page_and_prints_a_prompt(tmp_path, capsys):
+    keys = [*QUICK_KEYS, f"runs_dir={tmp_path}", "inspect.num_problems=3"]
+    main(["inspect", *keys])
+    assert (tmp_path / "inspect" / "inspect.html").exists()
+    main(["inspect", *keys, "inspect.prompt=1 + 2"])
+    assert "greedy answer" in capsys.readouterr().out
