@@ -85,7 +85,7 @@ def demo(settings: Settings, overrides: list[str]) -> None:
 
 
 def inspect(settings: Settings, overrides: list[str]) -> None:
-    """show what the options say on gold solutions, or for inspect.prompt="..." """
+    """show what the options say on gold solutions, or in the answer to inspect.prompt=<text>"""
     from ollm_rl.errors import DataError
     from ollm_rl.inspection import inspect_problems, inspect_prompt, latent_meanings
     from ollm_rl.inspection_page import prompt_table, write_page

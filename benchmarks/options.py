@@ -1,0 +1,65 @@
+"""What objective and K do to the options: coverage, distinct tokens, and what prior and oracle make of them.
+
+    python benchmarks/options.py [--objectives cover expected em gumbel] [--options 2 5 10 20] [--seeds 0 1]
+        [--problems 100] [--split tune] [--out benchmarks/results/options.json] [key=value ...]
+
+Every cell converts anew (hidden states are shared), plays the prior greedily and 8 times a problem, and searches. Cells are runs
+under runs/options: interrupted, the same command goes on. Prints one JSON line last.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from ollm_rl.config import compose
+from ollm_rl.experiment import compare
+from ollm_rl.runs import Run
+
+
+def cell(objective: str, num_options: int, seed: int, problems: int, split: str, extra: list[str]) -> dict:
+    """One conversion and what it is worth."""
+    overrides = [
+        f"convert.objective={objective}", f"plugin.num_options={num_options}", f"convert.seed={seed}", "agents=[prior]",
+        f"seeds=[{seed}]", "with_oracle=true", f"evaluate.num_problems={problems}", f"evaluate.split={split}",
+        f"oracle.num_problems={problems}", "agent=prior", *extra,
+    ]  # fmt: skip
+    settings = compose(overrides)
+    run = Run(Path(settings.config.runs_dir) / "options", f"{objective}-{num_options}-{seed}", settings.yaml())
+    results = compare(overrides, settings, run)
+    run.close()
+    rows, report = {r["agent"]: r for r in results["rows"]}, results["conversion"]
+    return {
+        "objective": objective, "num_options": num_options, "seed": seed, "n": problems,
+        **{k: report[k]["uncertain"] for k in ("coverage", "distinct_tokens", "prior_token_accuracy")},
+        "collapsed": report["collapsed"],
+        **{k: rows["prior"][k] for k in ("accuracy", "accuracy_ci95", "avg_at_8", "pass_at_8")},
+        "oracle": rows["oracle"]["accuracy"], "oracle_ci95": rows["oracle"]["accuracy_ci95"],
+        "oracle_budget": rows["oracle"]["budget"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objectives", nargs="+", default=["cover", "expected", "em", "gumbel"])
+    parser.add_argument("--options", nargs="+", type=int, default=[2, 5, 10, 20])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--problems", type=int, default=100)
+    parser.add_argument("--split", default="tune")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    given, others = parser.parse_known_args()
+    extra = [*given.overrides, *others]
+    cells = []
+    for seed in given.seeds:
+        for num_options in given.options:
+            for objective in given.objectives:
+                cells.append(cell(objective, num_options, seed, given.problems, given.split, extra))
+                print(json.dumps(cells[-1]), flush=True)
+    result = {"command": "python benchmarks/options.py", "split": given.split, "cells": cells}
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
