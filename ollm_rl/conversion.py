@@ -254,9 +254,13 @@ def _train_prior(
 
 def canonical_labels(backbone: Backbone, plugin: PlugIn, states: Blocks) -> tuple[Tensor, Tensor]:
     """Whether some option decodes to the gold token (N,) float, and the lowest-numbered that does (N,)."""
-    hits = [_decoded(backbone, plugin, part) == part.target[:, None] for part in blocks(states)]
-    covered = [hit.any(-1).float() for hit in hits]
-    return torch.cat(covered), torch.cat([hit.float().argmax(-1) for hit in hits])
+    covered, latent = torch.zeros(len(states)), torch.zeros(len(states), dtype=torch.long)
+    at = 0
+    for part in blocks(states):
+        hit = _decoded(backbone, plugin, part) == part.target[:, None]
+        covered[at : at + len(part)], latent[at : at + len(part)] = hit.any(-1).float(), hit.float().argmax(-1)
+        at += len(part)
+    return covered, latent
 
 
 def _optimizer(parameters, config: ConversionConfig, steps: int):
