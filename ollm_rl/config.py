@@ -17,6 +17,7 @@ from ollm_rl.tasks import make_task
 OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
 GROUPS = ("backbone", "plugin", "task", "reward", "env", "agent", "oracle", "cluster", "experiment")
+FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 
 
@@ -71,10 +72,13 @@ def compose(overrides: list[str]) -> Settings:
         plain = OmegaConf.to_container(base, resolve=False)
         assert isinstance(plain, dict)
         plain.pop("hydra")
-        checked = [_check(value, plain, choices) for value in values]
+        texts = {key: text for key, _, text in (v.partition("=") for v in values) if key in FREE_TEXT}
+        checked = [_check(value, plain, choices) for value in values if value.partition("=")[0] not in FREE_TEXT]
         try:
             config = hydra_compose("config", overrides=groups + checked)
             OmegaConf.resolve(config)
+            for key, text in texts.items():
+                OmegaConf.update(config, key, text.replace("${", r"\${"))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigurationError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     missing = sorted(OmegaConf.missing_keys(config))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.engine import Request
+from ollm_rl.plugin import Options
 from ollm_rl.replay import replay
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
@@ -27,8 +28,8 @@ class Position:
         token, text: the gold token and what it reads.
         context: the characters before it.
         options: (latent, token, text, prior probability) of every distinct token that the options decode to; the latent
-            is the lowest-numbered that gives it, the probability that of all latents that do.
-        prior: the token that the most of the prior's probability falls on.
+            is the lowest-numbered that gives it, and the probabilities are among these latents, as agents choose.
+        prior: the token of the prior's first choice.
         encoder: the latent that the encoder finds likeliest, given the gold token.
         encoder_token: what that latent decodes to.
         entropy: of the backbone, in nats.
@@ -73,10 +74,8 @@ def _inspected(workspace: Workspace, problems: list[Problem]) -> list[list[Posit
     at = 0
     while active:
         x = torch.tensor([gold[i][at] for i in active], device=engine.device)
-        options = engine.options
-        for i, position in zip(
-            active, _positions(workspace, engine.hidden, engine.logits, options.tokens, x), strict=True
-        ):
+        seen = _positions(workspace, engine.hidden, engine.logits, engine.options, x)
+        for i, position in zip(active, seen, strict=True):
             position.context = prompter.tokenizer.decode(gold[i][:at])[-CONTEXT:]
             found[i].append(position)
         at += 1
@@ -87,27 +86,26 @@ def _inspected(workspace: Workspace, problems: list[Problem]) -> list[list[Posit
     return found
 
 
-def _positions(workspace: Workspace, hidden: Tensor, logits: Tensor, tokens: Tensor, x: Tensor) -> Iterator[Position]:
-    """A position for each of the states (n, d), whose options decode to `tokens` (n, K) and whose gold token is `x` (n,)."""
+def _positions(workspace: Workspace, hidden: Tensor, logits: Tensor, options: Options, x: Tensor) -> Iterator[Position]:
+    """A position for each of the states (n, d) with their options and gold tokens `x` (n,)."""
     plugin, decode = workspace.plugin, workspace.backbone.tokenizer.decode
-    prior = plugin.prior_logits(hidden).softmax(-1)
+    prior = plugin.prior_logits(hidden).masked_fill(~options.mask, -1e9).softmax(-1)
     picks = plugin.encoder_logits(hidden, workspace.backbone.head.weight[x]).argmax(-1).tolist()
     log_p = logits.float().log_softmax(-1)
     entropies = -(log_p.exp() * log_p).sum(-1)
     for row, gold in enumerate(x.tolist()):
-        mass: dict[int, float] = {}
-        names: dict[int, int] = {}
-        for z, (token, p) in enumerate(zip(tokens[row].tolist(), prior[row].tolist(), strict=True)):
-            names.setdefault(token, z)
-            mass[token] = mass.get(token, 0.0) + p
+        tokens = options.tokens[row].tolist()
         yield Position(
             token=gold,
             text=decode([gold]),
             context="",
-            options=[(z, token, decode([token]), mass[token]) for token, z in names.items()],
-            prior=max(mass, key=lambda token: mass[token]),
+            options=[
+                (z, tokens[z], decode([tokens[z]]), float(prior[row, z]))
+                for z in options.mask[row].nonzero()[:, 0].tolist()
+            ],
+            prior=tokens[int(prior[row].argmax())],
             encoder=picks[row],
-            encoder_token=int(tokens[row, picks[row]]),
+            encoder_token=tokens[picks[row]],
             entropy=float(entropies[row]),
         )
 
@@ -138,7 +136,7 @@ def latent_meanings(positions: list[list[Position]], num_options: int, shown: in
         mine = [p for p in points if p.encoder == z]
         counts = Counter(p.text for p in mine)
         lift = {t: (n / len(mine)) / (overall[t] / len(points)) for t, n in counts.items()}
-        typical = sorted(counts, key=lambda t: (-lift[t] * counts[t], t))[:shown]
+        typical = sorted((t for t in counts if lift[t] >= 1), key=lambda t: (-lift[t] * counts[t], t))[:shown]
         contexts = [(p.context, p.text) for p in mine if p.text in typical[:3]][:3]
         tokens = [(t, counts[t], lift[t]) for t in typical]
         meanings.append(Meaning(z, len(mine) / max(1, len(points)), tokens, contexts))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ollm_rl.cli import main
+from ollm_rl.config import compose
 from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.inspection import inspect_problems, inspect_prompt, latent_meanings
 from ollm_rl.inspection_page import visible, write_page
@@ -33,6 +34,8 @@ def test_positions_are_those_of_the_option_lm(tiny, problems, positions):
         assert {token: z for z, token, _, _ in p.options} == first
         assert sum(probability for *_, probability in p.options) == pytest.approx(1, abs=1e-4)
         assert p.covered == (p.token in first) and p.decision == bool(options.decision[row])
+    chosen = tiny.plugin.prior_logits(states.hidden).masked_fill(~options.mask, -1e9).argmax(-1, keepdim=True)
+    assert [p.prior for p in flat] == options.tokens.gather(1, chosen)[:, 0].tolist()
     weight = tiny.backbone.head.weight
     picks = tiny.plugin.encoder_logits(states.hidden, weight[states.gold]).argmax(-1)
     assert [p.encoder for p in flat] == picks.tolist()
@@ -60,6 +63,11 @@ def test_page_holds_every_token_escaped(tiny, problems, positions, tmp_path):
 def test_a_prompt_is_answered_by_the_prior(tiny):
     record = inspect_prompt(tiny, "3 + 4 = ? Put the final answer in \\boxed{}.")
     assert 0 < len(record["steps"]) <= 20
+
+
+@pytest.mark.parametrize("text", ["3 + 4 - 1 = ?", r"$\frac{1}{2}$", "it's: {x}", "[1] + 2", "${seed}", "a: b", '"'])
+def test_a_prompt_may_be_any_text(text):
+    assert compose([f"inspect.prompt={text}"]).config.inspect.prompt == text
 
 
 def test_verb_writes_the_page_and_prints_a_prompt(tmp_path, capsys):
