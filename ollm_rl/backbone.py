@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +50,7 @@ class Backbone:
     def __post_init__(self):
         self.model.eval().requires_grad_(False)
         self.fingerprint = self.fingerprint or _fingerprint(self.model)
+        self._rows: dict[int, Tensor] = {}  # by thread
         ids = getattr(self.model.generation_config, "eos_token_id", None)
         ids = ids if ids is not None else self.model.config.eos_token_id
         eos = set(ids if isinstance(ids, list) else [ids]) | {self.tokenizer.eos_token_id}
@@ -93,6 +95,19 @@ class Backbone:
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them."""
         return self.cap(self.head(hidden))
+
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """Rows of the head (n, S, d) of token ids (n, S), in memory that this thread's next call overwrites.
+
+        They are 100 MB for a batch of conversion: the pages of fresh memory would cost ten times what copying does.
+        """
+        weight, n = self.head.weight.detach(), ids.numel()
+        thread = threading.get_ident()
+        if thread not in self._rows or len(self._rows[thread]) < n:
+            with torch.inference_mode(False):  # training saves them for its backward pass
+                self._rows[thread] = weight.new_empty(n, weight.shape[1])
+        rows = torch.index_select(weight, 0, ids.flatten(), out=self._rows[thread][:n])
+        return rows.view(*ids.shape, weight.shape[1])
 
     @property
     def is_capped(self) -> bool:

@@ -152,7 +152,7 @@ def _biases(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> Tensor:
 
 def _shortlist_logits(backbone: Backbone, states: HiddenStates) -> Callable[[Tensor], Tensor]:
     """From biases (n, M, d) to logits (n, M, S + 1) float32 of the positions' shortlists."""
-    rows = backbone.head.weight.detach()[states.ids.long()].transpose(1, 2)
+    rows = backbone.head_rows(states.ids).transpose(1, 2)
 
     def logits_of(bias: Tensor) -> Tensor:
         logits = torch.bmm(bias.to(rows.dtype), rows).float() + states.logits[:, None]

@@ -250,8 +250,6 @@ class OptionLM:
 
     def __init__(self, backbone: Backbone, plugin: PlugIn):
         self.backbone, self.plugin = backbone, plugin
-        # The decoder's products run in the backbone's precision on a fixed copy of its weights.
-        self._head = backbone.head.weight.detach()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: str = "auto", device: str = "auto") -> "OptionLM":
@@ -295,14 +293,15 @@ class OptionLM:
             logits = self.backbone.logits(hidden)
         top, ids = logits.topk(min(self.plugin.config.shortlist, logits.shape[-1]), dim=-1)
         if self.backbone.is_capped:  # the bias comes before the cap
-            top = torch.bmm(self._head[ids], hidden[:, :, None])[..., 0]
+            top = torch.bmm(self.backbone.head_rows(ids), hidden[:, :, None])[..., 0]
         tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
         return Options(tokens, canonical(tokens))
 
     def option_logits(self, hidden: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
         """Logits (n, K, S) float32 of the K options on the tokens `ids` (n, S), for which the head gives `logits`."""
-        bias = self.plugin.biases(hidden).to(self._head.dtype)
-        return self.backbone.cap(torch.bmm(bias, self._head[ids].transpose(1, 2)).float() + logits[:, None].float())
+        rows = self.backbone.head_rows(ids)
+        bias = self.plugin.biases(hidden).to(rows.dtype)
+        return self.backbone.cap(torch.bmm(bias, rows.transpose(1, 2)).float() + logits[:, None].float())
 
 
 def canonical(tokens: Tensor) -> Tensor:
