@@ -33,7 +33,7 @@ SHORTLIST = 64  # candidates that are kept at least: other plug-ins, with other 
 SHARD = 1000  # pairs of a shard
 BLOCK = 1024  # positions that are read at a time
 WINDOW = 16  # blocks that are shuffled together
-EASY_NATS = 0.02  # below this entropy of the backbone, a position teaches little
+EASY_NATS = 0.1  # below this entropy of the backbone, a position teaches little
 
 
 @dataclass
