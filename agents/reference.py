@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
-from ollm_rl.conversion import ConversionConfig, canonical_labels
 from ollm_rl.errors import DataError
 from ollm_rl.hidden_cache import cached_hidden_states
+from ollm_rl.option_quality import canonical_labels
+from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.progress import track
 from ollm_rl.runs import Run
 from ollm_rl.workspace import Workspace

@@ -26,11 +26,12 @@ def convert(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.session import open_session
 
     with_run = _run(settings, "convert")
-    space, report, path = open_session(settings)
+    space, report, path = open_session(settings, run=with_run)
     shutil.copytree(path, with_run.path / "plugin", dirs_exist_ok=True)
     space.lm.save_pretrained(with_run.path / "plugin")
     with_run.write_json("conversion.json", report)
     space.close()
+    with_run.close()
     out.print_json(json.dumps(report))
     out.print(f"plug-in: {with_run.path / 'plugin'}")
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ollm_rl.plugin import canonical
 
 if TYPE_CHECKING:
-    from ollm_rl.conversion import ConversionConfig
+    from ollm_rl.plugin_training import ConversionConfig
 
 
 @dataclass

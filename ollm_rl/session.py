@@ -6,12 +6,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ollm_rl.config import Settings, locate, plain
-from ollm_rl.conversion import ConversionConfig, plugin_for
+from ollm_rl.conversion import plugin_for
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.judges import Judge, make_judge
 from ollm_rl.oracle import Oracle
 from ollm_rl.plugin import PlugIn, PlugInConfig
+from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.prompts import Prompter
+from ollm_rl.runs import Run
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.workspace import Workspace, shared_backbone
 
@@ -30,8 +32,11 @@ def conversion_config(config: DictConfig) -> ConversionConfig:
     return ConversionConfig(**plain(config.convert), plugin=PlugInConfig(**sizes))
 
 
-def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace, dict, Path]:
-    """Workspace, conversion report and plug-in directory of a configuration that passed `preflight`."""
+def open_session(settings: Settings, seed: int | None = None, run: Run | None = None) -> tuple[Workspace, dict, Path]:
+    """Workspace, conversion report and plug-in directory of a configuration that passed `preflight`.
+
+    A conversion that is needed logs its metrics to `run`.
+    """
     config = settings.config
     task = task_of(config)
     judge = judge_of(config)
@@ -42,7 +47,7 @@ def open_session(settings: Settings, seed: int | None = None) -> tuple[Workspace
         plugin = PlugIn.from_pretrained(path, backbone)
         report: dict = {}
     else:
-        plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion)
+        plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion, run)
     seed = config.seed if seed is None else seed
     space = Workspace(backbone, plugin, task, plain(config.env), seed, judge)
     return space, report, path

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ollm_rl.backbone import load_backbone
-from ollm_rl.conversion import ConversionConfig
+from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.smollm2 import cache_dir
 from ollm_rl.workspace import Workspace, open_workspace
 

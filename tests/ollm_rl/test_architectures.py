@@ -42,8 +42,9 @@ def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path)
     """Save, load and `AutoModelForCausalLM` give the same logits; `generate` works; the mixture is the sum over z."""
     from transformers import AutoModelForCausalLM
 
-    from ollm_rl.conversion import ConversionConfig, convert, measure
     from ollm_rl.hidden_cache import compute_hidden_states
+    from ollm_rl.option_quality import measure
+    from ollm_rl.plugin_training import ConversionConfig, convert
     from ollm_rl.pretrained import OptionLMForCausalLM
 
     task = ChainSum(num_examples=1)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ollm_rl import config
-from ollm_rl.conversion import ConversionConfig, convert
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions, em, expected, gumbel, kl_to_uniform
 from ollm_rl.plugin import PlugInConfig
+from ollm_rl.plugin_training import ConversionConfig, Progress, convert
 from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
 
@@ -89,3 +89,31 @@ def test_collapse_is_said_during_training(tiny, states, caplog):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         ConversionConfig(**wrong)
+
+
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(tiny, states, tmp_path):
+    """Stopped after each phase's second epoch, in both phases; metrics are logged."""
+    sizes = PlugInConfig(num_options=4, encoder_width=32, decoder_width=32, prior_width=32)
+    settings = ConversionConfig(objective="gumbel", epochs=3, prior_epochs=3, batch_size=256, plugin=sizes)
+    whole = convert(tiny.backbone, states, settings)
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Progress):
+        left = 2
+
+        def save(self, phase, epoch, trained):
+            super().save(phase, epoch, trained)
+            self.left -= 1
+            if self.left == 0:
+                raise Stop
+
+    seen: list[int] = []
+    for _ in range(2):
+        with pytest.raises(Stop):
+            convert(tiny.backbone, states, settings, Stopping(tmp_path, lambda step, metrics: seen.append(step)))
+    again = convert(tiny.backbone, states, settings, Progress(tmp_path))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert seen

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ollm_rl.conversion import ConversionConfig, plugin_for
+from ollm_rl.conversion import plugin_for
 from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.plugin import OptionLM, PlugIn, canonical
+from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
 

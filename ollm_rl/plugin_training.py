@@ -1,0 +1,277 @@
+"""The training of a plug-in on stored hidden states: options first, then the prior; see `ollm_rl.conversion`."""
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ollm_rl.backbone import Backbone
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.hidden_cache import Blocks, num_batches, shuffled
+from ollm_rl.objectives import OBJECTIVES, KLController, Positions
+from ollm_rl.option_quality import (
+    COLLAPSED,
+    UNCERTAIN_NATS,
+    canonical_labels,
+    decoder_biases,
+    moved,
+    shortlist_logits,
+)
+from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
+from ollm_rl.progress import track
+
+log = logging.getLogger(__name__)
+FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from
+LOG_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class ConversionConfig:
+    """Settings of a conversion.
+
+    Attributes:
+        objective: `cover`, `expected`, `em` or `gumbel`, see `ollm_rl.objectives`.
+        prior_target: `canonical` or `encoder`, see the module's text.
+        num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
+        epochs, prior_epochs: passes of phase 1 and 2.
+        easy_share: share of the positions of which the backbone is sure that an epoch looks at.
+        hardness: share of the canonical option in q (objective `cover`).
+        anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
+        kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
+        kl_rate: how fast the weight moves that holds it.
+        temperature: of the draw (objective `gumbel`).
+    """
+
+    objective: str = "cover"
+    prior_target: str = "canonical"
+    num_solutions: int = 4000
+    num_heldout: int = 300
+    epochs: int = 6
+    prior_epochs: int = 6
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    prior_dropout: float = 0.1
+    easy_share: float = 0.25
+    hardness: float = 0.5
+    anchor: float = 1.0
+    kl_target: float | None = None
+    kl_rate: float = 0.02
+    temperature: float = 1.0
+    seed: int = 0
+    plugin: PlugInConfig = field(default_factory=PlugInConfig)
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise ConfigurationError(f"convert.objective={self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        if self.kl_target is not None and (isinstance(self.kl_target, str) or not self.kl_target > 0):
+            raise ConfigurationError(
+                f"convert.kl_target={self.kl_target!r}; expected null or a positive number of nats"
+            )
+        if self.prior_target not in ("canonical", "encoder"):
+            raise ConfigurationError(f"convert.prior_target={self.prior_target!r}; expected 'canonical' or 'encoder'")
+
+
+@dataclass
+class Trained:
+    """All that a phase of training changes."""
+
+    plugin: PlugIn
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    controller: KLController | None = None
+
+    def state(self) -> dict:
+        return {
+            "plugin": self.plugin.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.schedule.last_epoch,
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "controller": vars(self.controller) if self.controller is not None else {},
+        }
+
+    def restore(self, state: dict) -> None:
+        self.plugin.load_state_dict(state["plugin"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["steps"]
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"])
+        if self.controller is not None:
+            vars(self.controller).update(state["controller"])
+
+
+class Progress:
+    """Where a training stands: written after every epoch, so that an interrupted one goes on; and its metrics.
+
+    Args:
+        path: directory to keep it in; None keeps nothing.
+        log: takes a step and its metrics.
+    """
+
+    def __init__(self, path: Path | None = None, log: Callable[[int, dict], None] | None = None):
+        self.path, self._log = path, log
+
+    def log(self, step: int, metrics: dict) -> None:
+        if self._log is not None:
+            self._log(step, metrics)
+
+    def save(self, phase: str, epoch: int, trained: Trained) -> None:
+        if self.path is None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        scratch = self.path / f"state.{os.getpid()}.pt"
+        torch.save({"phase": phase, "epoch": epoch, **trained.state()}, scratch)
+        scratch.replace(self.path / "state.pt")
+
+    def restore(self, phase: str, trained: Trained, epochs: int) -> int:
+        """Load what was saved, and say how many epochs of the phase are done."""
+        file = self.path / "state.pt" if self.path is not None else None
+        if file is None or not file.exists():
+            return 0
+        state = torch.load(file, weights_only=True)
+        if state["phase"] == phase:
+            trained.restore(state)
+            return state["epoch"]
+        if phase == "prior":
+            return 0
+        trained.plugin.load_state_dict(state["plugin"])  # phase 1 is over
+        return epochs
+
+
+def convert(backbone: Backbone, states: Blocks, config: ConversionConfig, progress: Progress | None = None) -> PlugIn:
+    """Train a plug-in on N positions of solutions."""
+    progress = progress or Progress()
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        names = (backbone.fingerprint, backbone.name, backbone.revision)
+        plugin = PlugIn(backbone.hidden_size, config.plugin, *names).to(backbone.device)
+        plugin.standardize.fit(states.block(0, FIT_ROWS).hidden)
+        plugin.token_scale.fill_(1 / float(backbone.head.weight.float().std()))
+        _train_decoder(backbone, plugin, states, config, generator, progress)
+        _train_prior(backbone, plugin, states, config, generator, progress)
+    return plugin.eval()
+
+
+def _train_decoder(
+    backbone: Backbone,
+    plugin: PlugIn,
+    states: Blocks,
+    config: ConversionConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Phase 1: decoder, encoder and a first prior, by the objective."""
+    weight = backbone.head.weight.detach()
+    objective, controller = OBJECTIVES[config.objective], KLController(config.kl_target, config.kl_rate)
+    per_epoch = num_batches(states, config.batch_size, config.easy_share)
+    optimizer, schedule = _optimizer(plugin.parameters(), config, config.epochs * per_epoch)
+    trained = Trained(plugin, optimizer, schedule, generator, controller)
+    done = progress.restore("options", trained, config.epochs)
+    with track("options", config.epochs * per_epoch, "steps", done=done * per_epoch) as bar:
+        for epoch in range(done, config.epochs):
+            for _, part in shuffled(states, config.batch_size, generator, config.easy_share):
+                batch = moved(part, backbone.device)
+                at = Positions(
+                    logits_of=shortlist_logits(backbone, batch),
+                    biases=decoder_biases(backbone, plugin, batch),
+                    target=batch.target,
+                    log_prior=plugin.prior_logits(batch.hidden).log_softmax(-1),
+                    log_q=plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1),
+                )
+                loss, kl, logits = objective(at, config, controller.weight)
+                controller.update(kl.item())
+                _step(loss, list(plugin.parameters()), optimizer, schedule)
+                bar.advance(1, f"loss {loss.item():.3f}, KL {kl.item():.2f}")
+                if bar.done % LOG_EVERY == 0:
+                    figures = {"loss": loss.item(), "kl": kl.item(), "kl_weight": controller.weight}
+                    progress.log(bar.done, {f"options/{name}": value for name, value in figures.items()})
+            distinct = _check_collapse(logits, batch.entropy, config)
+            progress.log(bar.done, {"options/epoch": epoch + 1, "options/distinct_tokens": distinct})
+            progress.save("options", epoch + 1, trained)
+
+
+def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer, schedule) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()
+
+
+def _check_collapse(logits: Tensor, entropy: Tensor, config: ConversionConfig) -> float:
+    """Distinct tokens at uncertain positions of an epoch's last batch; a warning where the options say the same."""
+    tokens = logits.argmax(-1)[entropy > UNCERTAIN_NATS]
+    distinct = float(canonical(tokens).sum(-1).float().mean()) if len(tokens) else float("nan")
+    if distinct < COLLAPSED:
+        log.warning(
+            "the options are collapsing: %.2f distinct tokens of %d at uncertain positions, so a choice between them "
+            "means little. Try convert.objective=cover, a larger plugin.init_scale or more convert.epochs.",
+            distinct, config.plugin.num_options,
+        )  # fmt: skip
+    return distinct
+
+
+def _train_prior(
+    backbone: Backbone,
+    plugin: PlugIn,
+    states: Blocks,
+    config: ConversionConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Phase 2: a fresh prior (and encoder) learns from options that stand still."""
+    weight = backbone.head.weight.detach()
+    plugin.prior = plugin.new_prior().to(backbone.device)
+    parameters = list(plugin.prior.parameters())
+    imitate = config.prior_target == "encoder"
+    if not imitate:
+        plugin.encoder = plugin.new_encoder().to(backbone.device)
+        parameters += plugin.encoder.parameters()
+    covered, latent = canonical_labels(backbone, plugin, states)
+    config = replace(config, batch_size=max(1, config.batch_size // 2))
+    steps = config.prior_epochs * num_batches(states, config.batch_size, config.easy_share)
+    optimizer, schedule = _optimizer(parameters, config, steps)
+    trained = Trained(plugin, optimizer, schedule, generator)
+    done = progress.restore("prior", trained, config.prior_epochs)
+    per_epoch = steps // max(1, config.prior_epochs)
+    with track("prior", steps, "steps", done=done * per_epoch) as bar:
+        for epoch in range(done, config.prior_epochs):
+            for rows, part in shuffled(states, config.batch_size, generator, config.easy_share):
+                batch = moved(part, backbone.device)
+                with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
+                    x = F.dropout(plugin.standardize(batch.hidden), config.prior_dropout)
+                    gold = weight[batch.gold].float() * plugin.token_scale
+                    prior, encoder = plugin.prior(x).float(), plugin.encoder(torch.cat([x, gold], -1)).float()
+                if imitate:
+                    loss = F.cross_entropy(prior, encoder.detach().softmax(-1))
+                else:
+                    wanted, counts = latent[rows].to(backbone.device), covered[rows].to(backbone.device)
+                    losses = sum(F.cross_entropy(guess, wanted, reduction="none") for guess in (prior, encoder))
+                    loss = (losses * counts).mean()
+                _step(loss, parameters, optimizer, schedule)
+                bar.advance()
+                if bar.done % LOG_EVERY == 0:
+                    progress.log(bar.done, {"prior/loss": loss.item()})
+            progress.save("prior", epoch + 1, trained)
+
+
+def _optimizer(parameters, config: ConversionConfig, steps: int):
+    """AdamW whose rate rises for a tenth of the steps and falls to nothing along a cosine."""
+
+    def factor(step: int) -> float:
+        rise = max(1.0, 0.1 * steps)
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
+
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
