@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import platform
 import threading
 import time
@@ -192,7 +193,7 @@ def load_backbone(
     Args:
         name: `tiny`, `smollm2`, a local directory or a Hugging Face id.
         dtype: `auto` (bf16 where native and no slower), `float32` or `bfloat16`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ..., or `balanced`: spread over all GPUs by accelerate.
+        device: `auto` (a GPU of its own for each process of `accelerate launch`), `cpu`, `cuda`, `cuda:1`, ..., or `balanced`: spread over all GPUs by accelerate.
         revision: branch, tag or commit on the hub.
         quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
 
@@ -208,7 +209,7 @@ def load_backbone(
     if name in ("tiny", "smollm2") and (revision is not None or quantization is not None):
         raise ConfigurationError(f"backbone={name} is a small model of ours: it has no revision and no quantization")
     if device in ("auto", "balanced"):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)
     if dtype == "auto":
         better, reason = prefer_bf16(place)

@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from ollm_rl.config import GROUPS, Settings, compose, members, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
+from ollm_rl.processes import processes
 from ollm_rl.progress import console as err
 from ollm_rl.runs import Run
 
@@ -25,6 +26,9 @@ def convert(settings: Settings, overrides: list[str]) -> None:
     """convert a backbone: train a plug-in on solutions"""
     from ollm_rl.session import open_session
 
+    if not processes().is_main:
+        open_session(settings)[0].close()
+        return
     with_run = _run(settings, "convert")
     space, report, path = open_session(settings, run=with_run)
     shutil.copytree(path, with_run.path / "plugin", dirs_exist_ok=True)

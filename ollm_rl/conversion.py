@@ -24,6 +24,7 @@ from ollm_rl.hidden_cache import cached_hidden_states, key_of
 from ollm_rl.option_quality import COLLAPSED, measure
 from ollm_rl.plugin import PlugIn
 from ollm_rl.plugin_training import ConversionConfig, Progress, convert
+from ollm_rl.processes import processes
 from ollm_rl.prompts import Prompter
 from ollm_rl.runs import Run
 from ollm_rl.smollm2 import cache_dir
@@ -64,6 +65,10 @@ def plugin_for(
         return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
     states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)
     seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist).all()
+    us = processes()
+    if not us.is_main:  # the shards are shared out; the plug-in is small
+        us.wait()
+        return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
     keep = path.with_suffix(".training")
     plugin = convert(backbone, states, config, Progress(keep, run.log_metrics if run is not None else None))
     report = measure(backbone, plugin, seen)
@@ -73,4 +78,5 @@ def plugin_for(
     plugin.save_pretrained(path)
     (path / "conversion.json").write_text(json.dumps(report, indent=2) + "\n")
     shutil.rmtree(keep, ignore_errors=True)
+    us.wait()
     return plugin, report, path

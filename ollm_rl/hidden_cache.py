@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
+from ollm_rl.processes import processes
 from ollm_rl.progress import Bar, track
 from ollm_rl.prompts import Prompter
 from ollm_rl.smollm2 import cache_dir
@@ -179,8 +180,10 @@ def cached_hidden_states(
 ) -> HiddenStore:
     """`compute_hidden_states`, kept in the cache directory under a hash of what made it.
 
-    States are stored in bfloat16. Shards that an interrupted run has written are not computed again.
+    States are stored in bfloat16. Shards that an interrupted run has written are not computed again. Several processes
+    (`accelerate launch`) share the shards; then equal pairs are run once a shard, for no process waits for another's.
     """
+    us = processes()
     pairs = [(p.problem, p.solution) for p in problems]
     most = max(shortlist, SHORTLIST)
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, pairs, most, "v2")
@@ -189,22 +192,33 @@ def cached_hidden_states(
     missing = [i for i, name in enumerate(names) if not name.exists()]
     if not missing:
         log.info("hidden states of %d solutions: from the cache", len(problems))
-        return HiddenStore(path, shortlist)
     path.mkdir(parents=True, exist_ok=True)
+    mine = [i for i in missing if i % us.count == us.index]
+    if mine:
+        _fill(backbone, prompter, problems, names, mine, most, batch_tokens, across=us.count == 1)
+    us.wait()
+    return HiddenStore(path, shortlist)
+
+
+def _fill(
+    backbone: Backbone, prompter: Prompter, problems: list[Problem], names: list[Path], missing: list[int],
+    shortlist: int, batch_tokens: int, across: bool,
+) -> None:  # fmt: skip
+    """Compute and write the missing shards; `across`: pairs that earlier shards hold are copied from there."""
     prefix = prefill_prefix(backbone, prompter.prefix)
-    firsts: dict[tuple[str, str | None], int] = {}
-    for i, pair in enumerate(pairs):
-        firsts.setdefault(pair, i)
-    with track("hidden states", len(problems), "solutions", done=missing[0] * SHARD) as bar:
+    firsts: dict[tuple, int] = {}
+    first_of = [
+        firsts.setdefault((p.problem, p.solution, 0 if across else i // SHARD), i) for i, p in enumerate(problems)
+    ]
+    total = sum(min(SHARD, len(problems) - i * SHARD) for i in missing)
+    with track("hidden states", total, "solutions") as bar:
         for i in missing:
             part = range(i * SHARD, min((i + 1) * SHARD, len(problems)))
-            known = {firsts[pairs[j]] for j in part if firsts[pairs[j]] < part.start}
-            old = _states_of(names, known)
-            new = [problems[j] for j in part if firsts[pairs[j]] >= part.start]
-            states = _computed(backbone, prompter, prefix, new, most, batch_tokens, bar) if new else None
-            _write_shard(names[i], part, [firsts[pairs[j]] for j in part], old, states)
+            old = _states_of(names, {first_of[j] for j in part if first_of[j] < part.start})
+            new = [problems[j] for j in part if first_of[j] >= part.start]
+            states = _computed(backbone, prompter, prefix, new, shortlist, batch_tokens, bar) if new else None
+            _write_shard(names[i], part, [first_of[j] for j in part], old, states)
             bar.advance(len(part) - len(new))
-    return HiddenStore(path, shortlist)
 
 
 def _states_of(names: list[Path], wanted: set[int]) -> dict[int, HiddenStates]:

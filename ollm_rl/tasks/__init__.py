@@ -6,10 +6,10 @@ from collections.abc import Callable
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket
 from ollm_rl.tasks.generated import ChainSum, ReasoningGym, solve_chain_sum
-from ollm_rl.tasks.records import GSM8K, Jsonl, OmniMath
+from ollm_rl.tasks.records import GSM8K, HubSolutions, Jsonl, OmniMath
 
 __all__ = [
-    "GSM8K", "SPLITS", "TASKS", "ChainSum", "Jsonl", "OmniMath", "Problem", "ReasoningGym", "Task", "bucket",
+    "GSM8K", "SPLITS", "TASKS", "ChainSum", "HubSolutions", "Jsonl", "OmniMath", "Problem", "ReasoningGym", "Task", "bucket",
     "make_task", "solve_chain_sum",
 ]  # fmt: skip
 
@@ -18,6 +18,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": GSM8K,
     "jsonl": Jsonl,
     "omni_math": OmniMath,
+    "open_math_reasoning": HubSolutions,
     "reasoning_gym": ReasoningGym,
 }
 

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,68 @@ def read_hub(hub_id: str, config: str | None = None) -> Iterator[tuple[str, Any]
     for split, rows in data.items():
         for number, row in enumerate(rows, 1):
             yield f"{hub_id}, split {split}, row {number}", {"split": str(split), **row}
+
+
+class HubSolutions(Task):
+    """Worked solutions for conversion, streamed from a data set on the hub: no more rows are read than are asked for.
+
+    By default nvidia/OpenMathReasoning (arXiv 2504.16891). A problem's split follows from a hash of its text, so that all
+    of its solutions are in one. Rows without an answer or with a longer solution are left out.
+
+    Args:
+        hub_id, hub_split: the data set and its split; a local directory will do.
+        problem, solution, answer: its columns.
+        max_characters: of a solution.
+        buffer: rows among which the stream is shuffled.
+        max_new_tokens: token budget of an episode.
+    """
+
+    def __init__(
+        self,
+        hub_id: str = "nvidia/OpenMathReasoning",
+        hub_split: str = "cot",
+        problem: str = "problem",
+        solution: str = "generated_solution",
+        answer: str = "expected_answer",
+        max_characters: int = 8000,
+        buffer: int = 10_000,
+        num_examples: int = 0,
+        max_new_tokens: int = 2048,
+        name: str = "open_math_reasoning",
+    ):
+        self.hub_id, self.hub_split, self.columns = hub_id, hub_split, (problem, solution, answer)
+        self.max_characters, self.buffer, self.max_new_tokens, self.name = max_characters, buffer, max_new_tokens, name
+        self.examples = EXAMPLES[:num_examples]
+        self._known: dict[tuple[str, int, int], list[Problem]] = {}
+
+    def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
+        check_split(split)
+        if (split, n, seed) not in self._known:
+            self._known[split, n, seed] = list(islice(self._stream(split, seed), n))
+        return self._known[split, n, seed]
+
+    def _stream(self, split: str, seed: int) -> Iterator[Problem]:
+        for number, row in enumerate(self._rows(seed)):
+            missing = [c for c in self.columns if c not in row]
+            if missing:
+                hint = did_you_mean(missing[0], [str(c) for c in row])
+                raise DataError(f"{self.hub_id} has no column '{missing[0]}'; it has {sorted(row)}.{hint}")
+            problem, solution, answer = (str(row[c] or "").strip() for c in self.columns)
+            whole = problem and solution and answer and len(solution) <= self.max_characters
+            if not whole or bucket(problem) != split:
+                continue
+            if extract_answer(solution) is None:
+                solution = f"{solution}\n{stating(answer)}"
+            yield Problem(f"{self.hub_split}-{seed}-{number}", problem, answer, solution)
+
+    def _rows(self, seed: int) -> Iterable[dict]:
+        from datasets import load_dataset
+
+        try:
+            data = load_dataset(self.hub_id, split=self.hub_split, streaming=True)
+            yield from data.shuffle(seed=seed, buffer_size=self.buffer)
+        except Exception as error:  # datasets raises many kinds for one cause
+            raise DataError(
+                f"the data set {self.hub_id}, split {self.hub_split}, cannot be had from the hub "
+                f"({type(error).__name__}). Give a local copy as a directory with task.hub_id=, or a file with task=jsonl."
+            ) from error

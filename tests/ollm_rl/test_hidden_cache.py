@@ -1,5 +1,9 @@
 """The store of hidden states: what it holds, how it is read, and that it continues."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -75,3 +79,18 @@ def test_an_epoch_shows_every_position_once(tiny, problems, small_shards):
     sure = everything.entropy < hidden_cache.EASY_NATS
     some = [rows for rows, _ in shuffled(store, 16, torch.Generator().manual_seed(0), easy_share=0.0)]
     assert not sure[torch.cat(some)].any()
+
+
+@pytest.mark.slow
+def test_processes_of_a_launcher_share_the_shards(tmp_path):
+    """`accelerate launch` with two processes on the CPU: the same plug-in as one process makes, but for copies."""
+    keys = ["backbone=tiny", "backbone.dtype=float32", "convert.num_solutions=1200", "convert.num_heldout=20"]
+    keys += ["convert.epochs=1", "convert.prior_epochs=1", f"runs_dir={tmp_path}/runs"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "ollm_rl"]
+    for name, command in (("two", launch), ("one", [sys.executable, "-m", "ollm_rl"])):
+        env = os.environ | {"OLLM_RL_CACHE": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*command, "convert", *keys, f"name={name}"], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / "runs" / name / "conversion.json").read_text()) for name in ("one", "two"))
+    assert two["num_positions"] == one["num_positions"]
+    assert two["prior_token_accuracy"]["all"] == pytest.approx(one["prior_token_accuracy"]["all"], abs=0.02)

@@ -185,3 +185,30 @@ def test_damaged_latex_is_mended(tmp_path):
     problem = task.problems("test", 1)[0]
     assert (problem.problem, problem.answer) == (r"8-\frac{6}{2}?", r"\frac{10}{2}")
     assert problem.solution.startswith(r"\binom{5}{1}")
+
+
+def test_solutions_are_streamed_and_their_splits_are_disjoint(tmp_path):
+    """A local directory in the form of nvidia/OpenMathReasoning: several solutions of a problem, some rows unusable."""
+    rows = [
+        {"problem": f"What is {i} + {i}?", "generated_solution": f"way {j}: {2 * i}", "expected_answer": str(2 * i)}
+        for i in range(60) for j in range(3)
+    ]  # fmt: skip
+    rows += [{"problem": "no answer", "generated_solution": "x", "expected_answer": None}]
+    rows += [{"problem": "too long", "generated_solution": "x" * 99, "expected_answer": "1"}]
+    (tmp_path / "cot.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task = make_task("open_math_reasoning", hub_id=str(tmp_path), hub_split="train", max_characters=50)
+    found = {split: task.problems(split, 1000, 0) for split in ("sft", "train", "tune", "test")}
+    texts = {split: {p.problem for p in problems} for split, problems in found.items()}
+    assert sum(len(p) for p in found.values()) >= 150 and len(found["sft"]) == 3 * len(texts["sft"])
+    assert not texts["sft"] & texts["tune"] and not texts["sft"] & texts["test"]
+    assert all(p.solution.endswith(f"\\boxed{{{p.answer}}}.") for p in found["sft"])
+    assert task.problems("sft", 5, 0) == found["sft"][:5] != task.problems("sft", 5, 1)
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "cot.jsonl").write_text('{"question": "1 + 1", "generated_solution": "2", "expected_answer": "2"}\n')
+    task = make_task("open_math_reasoning", hub_id=str(tmp_path), hub_split="train")
+    with pytest.raises(DataError, match="no column 'problem'"):
+        task.problems("sft", 1)
+    with pytest.raises(DataError, match="cannot be had"):
+        make_task("open_math_reasoning", hub_id=str(tmp_path / "nothing")).problems("sft", 1)
