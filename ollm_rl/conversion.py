@@ -64,7 +64,7 @@ def plugin_for(
         log.info("plug-in: from the cache (%s)", path)
         return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
     states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)
-    seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist).all()
+    seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist)
     us = processes()
     if not us.is_main:  # the shards are shared out; the plug-in is small
         us.wait()

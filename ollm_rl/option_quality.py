@@ -36,19 +36,13 @@ def shortlist_logits(backbone: Backbone, states: HiddenStates) -> Callable[[Tens
 
 
 @torch.no_grad()
-def _decoded(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> Tensor:
-    """(N, K): the place in the shortlist that each option decodes to."""
-    return torch.cat([
-        option_logits(backbone, plugin, moved(part, backbone.device)).argmax(-1).cpu() for part in blocks(states)
-    ])  # fmt: skip
-
-
 def canonical_labels(backbone: Backbone, plugin: PlugIn, states: Blocks) -> tuple[Tensor, Tensor]:
     """Whether some option decodes to the gold token (N,) float, and the lowest-numbered that does (N,)."""
     covered, latent = torch.zeros(len(states)), torch.zeros(len(states), dtype=torch.long)
-    at = 0
+    at = 0  # written in place: small tensors kept between large temporaries would pin the heap
     for part in blocks(states):
-        hit = _decoded(backbone, plugin, part) == part.target[:, None]
+        batch = moved(part, backbone.device)
+        hit = option_logits(backbone, plugin, batch).argmax(-1) == batch.target[:, None]
         covered[at : at + len(part)], latent[at : at + len(part)] = hit.any(-1).float(), hit.float().argmax(-1)
         at += len(part)
     return covered, latent
@@ -60,36 +54,47 @@ def moved(states: HiddenStates, device: torch.device) -> HiddenStates:
 
 
 @torch.no_grad()
-def measure(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> dict:
+def measure(backbone: Backbone, plugin: PlugIn, states: Blocks) -> dict:
     """What the options are worth, on held-out solutions: each figure for `all` and for `uncertain` positions.
 
     coverage: some option decodes to the gold token. distinct_tokens: how many different tokens the K options
-    decode to. prior_/encoder_token_accuracy: their first choice decodes to the gold token. kl: of the encoder
-    to the prior, in nats. usage: perplexity of the prior's mean choice, 1 to K. decision_share: positions with
+    decode to. prior_/encoder_token_accuracy: their first choice decodes to the gold token. nll: of the gold token under
+    the mixture sum_z pi0(z | h) p(x | h, z), and backbone_nll: under the backbone, in nats, on the shortlist. kl: of the
+    encoder to the prior, in nats. usage: perplexity of the prior's mean choice, 1 to K. decision_share: positions with
     more than one distinct token.
     """
-    weight = backbone.head.weight.detach()
-    decoded = _decoded(backbone, plugin, states)
-    prior, encoder = [], []
-    for rows in torch.arange(len(states)).split(2048):
-        batch = moved(states.select(rows), backbone.device)
-        prior.append(plugin.prior_logits(batch.hidden).log_softmax(-1).cpu())
-        encoder.append(plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1).cpu())
-    log_prior, log_q = torch.cat(prior), torch.cat(encoder)
-    hit = decoded == states.target[:, None]
-    distinct = canonical(decoded).sum(-1).float()
-    figures = {
+    parts = [_figures(backbone, plugin, moved(part, backbone.device)) for part in blocks(states)]
+    figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    uncertain = figures.pop("entropy") > UNCERTAIN_NATS
+    prior = figures.pop("prior")
+    groups = {"all": torch.ones(len(states), dtype=torch.bool), "uncertain": uncertain}
+    report: dict = {k: {g: float(v[m].mean()) for g, m in groups.items()} for k, v in figures.items()}
+    usage = {g: prior[m].mean(0) for g, m in groups.items()}
+    report["usage"] = {g: float(torch.exp(-(u * u.clamp_min(1e-9).log()).sum())) for g, u in usage.items()}
+    report["num_positions"] = {g: int(m.sum()) for g, m in groups.items()}
+    return report
+
+
+def _figures(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[str, Tensor]:
+    """The figures of n positions (n,), their entropy, and the prior's probabilities (n, K)."""
+    logits = option_logits(backbone, plugin, batch)
+    decoded, target = logits.argmax(-1), batch.target[:, None]
+    log_prior = plugin.prior_logits(batch.hidden).log_softmax(-1)
+    log_q = plugin.encoder_logits(batch.hidden, backbone.head.weight[batch.gold]).log_softmax(-1)
+    log_p = logits.log_softmax(-1).gather(2, target[..., None].expand(-1, logits.shape[1], 1))[..., 0]
+    own = backbone.cap(batch.logits).masked_fill(batch.logits.isneginf(), float("-inf")).log_softmax(-1)
+    hit, distinct = decoded == target, canonical(decoded).sum(-1).float()
+    found = {
         "coverage": hit.any(-1).float(),
         "distinct_tokens": distinct,
         "prior_token_accuracy": hit.gather(1, log_prior.argmax(-1, keepdim=True))[:, 0].float(),
         "encoder_token_accuracy": hit.gather(1, log_q.argmax(-1, keepdim=True))[:, 0].float(),
+        "nll": -(log_prior + log_p).logsumexp(-1),
         "kl": (log_q.exp() * (log_q - log_prior)).sum(-1),
-        "backbone_token_accuracy": (states.target == 0).float(),
+        "backbone_token_accuracy": (batch.target == 0).float(),
+        "backbone_nll": -own.gather(1, target)[:, 0],
         "decision_share": (distinct > 1).float(),
+        "entropy": batch.entropy,
+        "prior": log_prior.exp(),
     }
-    groups = {"all": torch.ones(len(states), dtype=torch.bool), "uncertain": states.entropy > UNCERTAIN_NATS}
-    report: dict = {k: {g: float(v[m].mean()) for g, m in groups.items()} for k, v in figures.items()}
-    usage = {g: log_prior[m].exp().mean(0) for g, m in groups.items()}
-    report["usage"] = {g: float(torch.exp(-(u * u.clamp_min(1e-9).log()).sum())) for g, u in usage.items()}
-    report["num_positions"] = {g: int(m.sum()) for g, m in groups.items()}
-    return report
+    return {name: value.cpu() for name, value in found.items()}
