@@ -11,6 +11,7 @@ from ollm_rl.plugin import PlugIn, canonical
 
 UNCERTAIN_NATS = 0.5
 COLLAPSED = 1.2  # distinct tokens at uncertain positions; below, the options are one
+WHOLE_HEAD = 512  # held-out positions whose options are looked up in the whole vocabulary
 
 
 def option_logits(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> Tensor:
@@ -33,6 +34,28 @@ def shortlist_logits(backbone: Backbone, states: HiddenStates) -> Callable[[Tens
         return backbone.cap(logits).masked_fill(states.logits[:, None].isneginf(), float("-inf"))
 
     return logits_of
+
+
+@torch.no_grad()
+def shortlist_agreement(backbone: Backbone, plugin: PlugIn, states: HiddenStates) -> float:
+    """Share of positions and options whose most likely token of the whole vocabulary is on the shortlist."""
+    found = []
+    for at in range(0, len(states), 32):
+        part = moved(states.block(at, at + 32), backbone.device)
+        biases = decoder_biases(backbone, plugin, part)
+        whole = whole_logits(backbone, part, biases).argmax(-1)
+        found.append((whole[..., None] == part.ids[:, None]).any(-1).float().mean(-1).cpu())
+    return float(torch.cat(found).mean())
+
+
+def bias_size(states: HiddenStates, biases: Tensor) -> Tensor:
+    """Mean squared norm of biases (n, K, d), as a share of that of the hidden states."""
+    return biases.float().square().sum(-1).mean() / states.hidden.float().square().sum(-1).mean()
+
+
+def whole_logits(backbone: Backbone, states: HiddenStates, biases: Tensor) -> Tensor:
+    """Logits (n, K, vocabulary) of options whose biases (n, K, d) are given, before any soft cap."""
+    return backbone.head((states.hidden[:, None] + biases).to(backbone.head.weight.dtype))
 
 
 @torch.no_grad()
@@ -72,6 +95,8 @@ def measure(backbone: Backbone, plugin: PlugIn, states: Blocks) -> dict:
     usage = {g: prior[m].mean(0) for g, m in groups.items()}
     report["usage"] = {g: float(torch.exp(-(u * u.clamp_min(1e-9).log()).sum())) for g, u in usage.items()}
     report["num_positions"] = {g: int(m.sum()) for g, m in groups.items()}
+    few = states.block(0, WHOLE_HEAD)
+    report["shortlist_agreement"] = {"all": shortlist_agreement(backbone, plugin, few), "num_positions": len(few)}
     return report
 
 

@@ -18,11 +18,13 @@ from ollm_rl.objectives import OBJECTIVES, KLController, Positions
 from ollm_rl.option_quality import (
     COLLAPSED,
     UNCERTAIN_NATS,
+    bias_size,
     canonical_labels,
     decoder_biases,
     moved,
     shortlist_logits,
 )
+from ollm_rl.outsiders import Outsiders
 from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
 from ollm_rl.progress import track
 
@@ -43,6 +45,8 @@ class ConversionConfig:
         easy_share: share of the positions of which the backbone is sure that an epoch looks at.
         hardness: share of the canonical option in q (objective `cover`).
         anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
+        straying: weight of keeping options to their shortlists (`ollm_rl.outsiders`).
+        bias_penalty: weight of the biases' squared norm, as a share of the hidden states'.
         kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
         kl_rate: how fast the weight moves that holds it.
         temperature: of the draw (objective `gumbel`).
@@ -59,8 +63,10 @@ class ConversionConfig:
     weight_decay: float = 0.01
     prior_dropout: float = 0.1
     easy_share: float = 0.25
-    hardness: float = 0.5
+    hardness: float = 0.7
     anchor: float = 1.0
+    straying: float = 0.05
+    bias_penalty: float = 0.3
     kl_target: float | None = None
     kl_rate: float = 0.02
     temperature: float = 1.0
@@ -178,6 +184,7 @@ def _train_decoder(
     done = progress.restore("options", trained, config.epochs)
     with track("options", config.epochs * per_epoch, "steps", done=done * per_epoch) as bar:
         for epoch in range(done, config.epochs):
+            outsiders = Outsiders(backbone)
             for _, part in shuffled(states, config.batch_size, generator, config.easy_share):
                 batch = moved(part, backbone.device)
                 at = Positions(
@@ -188,11 +195,14 @@ def _train_decoder(
                     log_q=plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1),
                 )
                 loss, kl, logits = objective(at, config, controller.weight)
+                strayed, size = outsiders.loss(batch, at.biases, logits), bias_size(batch, at.biases)
+                loss = loss + config.straying * strayed + config.bias_penalty * size
                 controller.update(kl.item())
                 _step(loss, list(plugin.parameters()), optimizer, schedule)
                 bar.advance(1, f"loss {loss.item():.3f}, KL {kl.item():.2f}")
                 if bar.done % LOG_EVERY == 0:
                     figures = {"loss": loss.item(), "kl": kl.item(), "kl_weight": controller.weight}
+                    figures |= {"straying": strayed.item(), "bias": size.item()}
                     progress.log(bar.done, {f"options/{name}": value for name, value in figures.items()})
             distinct = _check_collapse(logits, batch.entropy, config)
             progress.log(bar.done, {"options/epoch": epoch + 1, "options/distinct_tokens": distinct})

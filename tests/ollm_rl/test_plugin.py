@@ -40,7 +40,7 @@ def test_conversion_improves_on_the_backbone(tiny, objective):
 def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2):
     task = ChainSum()
     prompter = Prompter.for_task(smollm2, task)
-    config = ConversionConfig(num_solutions=200, num_heldout=20, epochs=4, prior_epochs=1, batch_size=256)
+    config = ConversionConfig(num_solutions=1000, num_heldout=20, prior_epochs=1)
     plugin = plugin_for(smollm2, prompter, task, config)[0]
     hidden = cached_hidden_states(smollm2, prompter, task.problems("tune", 20, 0), 48).all().hidden.float()
     tokens = OptionLM(smollm2, plugin).options(hidden).tokens

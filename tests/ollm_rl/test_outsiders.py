@@ -1,0 +1,73 @@
+"""Keeping options to their shortlists."""
+
+import pytest
+import torch
+
+from ollm_rl.hidden_cache import compute_hidden_states
+from ollm_rl.option_quality import bias_size, option_logits, shortlist_agreement, shortlist_logits, whole_logits
+from ollm_rl.outsiders import Outsiders
+from ollm_rl.plugin import PlugIn, PlugInConfig
+from ollm_rl.prompts import Prompter
+from ollm_rl.tasks import ChainSum
+
+
+@pytest.fixture(scope="module")
+def states(tiny):
+    task = ChainSum()
+    return compute_hidden_states(tiny.backbone, Prompter.for_task(tiny.backbone, task), task.problems("sft", 8), 16)
+
+
+def outsider(backbone, states) -> int:
+    """A token that is on nobody's shortlist; not the padding, whose row is zero."""
+    return max(set(range(1, backbone.vocab_size)) - set(states.ids.flatten().tolist()))
+
+
+def test_agreement_is_that_of_the_two_argmaxes(tiny, states):
+    """Counted by hand on options that are far from the backbone; and 1 on options that are the backbone."""
+    plugin = PlugIn(tiny.backbone.hidden_size, PlugInConfig(num_options=4, shortlist=16, init_scale=5.0))
+    with torch.no_grad():
+        plugin.decoder.writes.weight *= 10
+        whole = whole_logits(tiny.backbone, states, plugin.biases(states.hidden)).argmax(-1)
+        listed = states.ids.gather(1, option_logits(tiny.backbone, plugin, states).argmax(-1))
+    agreement = shortlist_agreement(tiny.backbone, plugin, states)
+    assert 0.01 < agreement < 0.99
+    assert agreement == pytest.approx(float((whole == listed).float().mean()), abs=1e-6)
+    plugin.decoder.zero_()
+    assert shortlist_agreement(tiny.backbone, plugin, states) == 1
+
+
+def test_an_option_that_says_an_outsider_learns_not_to(tiny, states):
+    backbone = tiny.backbone
+    token = outsider(backbone, states)
+    row = backbone.head.weight[token].detach()
+    biases = (20 * row / row.norm()).repeat(len(states), 2, 1).requires_grad_()
+    optimizer = torch.optim.SGD([biases], lr=len(states))
+    assert (whole_logits(backbone, states, biases).argmax(-1) == token).float().mean() > 0.9
+    losses, outsiders = [], Outsiders(backbone)
+    for _ in range(200):
+        loss = outsiders.loss(states, biases, shortlist_logits(backbone, states)(biases))
+        assert losses or outsiders.tokens.tolist() == [token] * len(outsiders.tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    few = max(1, len(states) // 8)  # as many positions as the loss looks at
+    strays = whole_logits(backbone, states.block(0, few), biases[:few].detach()).argmax(-1) == token
+    assert losses[-1] < losses[0] / 4 and not strays.any()
+
+
+def test_a_position_is_not_kept_from_its_own_candidates(tiny, states):
+    """Outsiders of one position that are candidates of another are not counted there."""
+    backbone = tiny.backbone
+    outsiders = Outsiders(backbone)
+    biases = torch.zeros(len(states), 2, backbone.hidden_size)
+    logits = shortlist_logits(backbone, states)(biases)
+    outsiders.tokens = states.ids[0].long()
+    loss = outsiders.loss(states.block(0, 1), biases[:1], logits[:1])
+    found = outsiders.tokens[~torch.isin(outsiders.tokens, states.ids[0])].unique()
+    others = backbone.logits(states.hidden[:1].to(backbone.head.weight.dtype))[0, found].logsumexp(-1)
+    assert float(loss) == pytest.approx(float(torch.log1p((others - logits[0, 0].logsumexp(-1)).exp())), rel=1e-4)
+
+
+def test_size_of_biases_is_relative_to_the_hidden_states(states):
+    assert float(bias_size(states, 0.5 * states.hidden[:, None].repeat(1, 3, 1))) == pytest.approx(0.25)
