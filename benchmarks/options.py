@@ -9,6 +9,7 @@ under runs/options: interrupted, the same command goes on. Prints one JSON line 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ollm_rl.config import compose
@@ -46,16 +47,19 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--split", default="tune")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    given, others = parser.parse_known_args()
-    extra = [*given.overrides, *others]
+    extra = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    given = parser.parse_args([word for word in sys.argv[1:] if word not in extra])
     cells = []
     for seed in given.seeds:
         for num_options in given.options:
             for objective in given.objectives:
                 cells.append(cell(objective, num_options, seed, given.problems, given.split, extra))
                 print(json.dumps(cells[-1]), flush=True)
-    result = {"command": "python benchmarks/options.py", "split": given.split, "cells": cells}
+    result = {
+        "command": " ".join(["python benchmarks/options.py", *sys.argv[1:]]),
+        "split": given.split,
+        "cells": cells,
+    }
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
