@@ -34,9 +34,14 @@ def test_shards_hold_what_one_pass_computes(tiny, problems, small_shards):
     whole = compute_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
     found = store.all()
     assert found.hidden.dtype == torch.bfloat16
-    for name in ("gold", "target", "owner", "ids"):
+    for name in ("gold", "owner"):
         assert torch.equal(getattr(found, name), getattr(whole, name)), name
     torch.testing.assert_close(found.logits, whole.logits, atol=1e-4, rtol=1e-4)
+    # Batches of other shapes round otherwise on some processors: candidates that all but tie may change places.
+    apart = torch.nn.functional.pad(whole.logits[:, :-1].diff().abs(), (1, 1), value=1.0)
+    clear = (apart[:, :-1] > 1e-3) & (apart[:, 1:] > 1e-3)
+    assert torch.equal(found.ids[:, :-1][clear], whole.ids[:, :-1][clear]) and clear.float().mean() > 0.9
+    assert torch.equal(found.ids.gather(1, found.target[:, None])[:, 0].long(), found.gold)
     torch.testing.assert_close(found.hidden.float(), whole.hidden, atol=1e-2, rtol=1e-2)
     joined = torch.cat([part.gold for part in blocks(store)])
     assert torch.equal(joined, whole.gold)
