@@ -1,0 +1,227 @@
+"""How fast the rollout engine is beside `generate` and beside the backbone alone.
+
+    python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
+        [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
+
+The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
+one after the other:
+
+* engine: whole episodes with options, policy and verdicts, all of the group's tokens counted that belong to an answer;
+* limit: the bare backbone, body and head, on the decode steps that the engine made: the same rows at the same lengths;
+* one: the same steps with one option decoded, and all: with all K;
+* generate: `transformers`' `generate` with sampling, left-padded, at its best batch size (found in a first round), the same
+  prompts; the tokens of a row up to its end of text are counted.
+
+`tokens_per_s` counts a group's shared beginning for every sample, as `generate` computes it; `rows_per_s` counts what went
+through the model. `ratio_to_limit` is the time of the bare steps over the engine's whole time. Medians over repetitions. Prints
+one JSON line last; `--check` ends with 1 if a ratio is more than 10% below that file's.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.prior import Prior
+from ollm_rl.attention import KVCache
+from ollm_rl.engine import Request, RolloutEngine, choose
+from ollm_rl.plugin import OptionLM
+from ollm_rl.progress import track
+from ollm_rl.workspace import Workspace, open_workspace
+
+RATIOS = ("ratio_to_generate", "ratio_to_limit")
+
+
+class Traced(RolloutEngine):
+    """Remembers the lengths of the rows of every decode step, and the prompts' rows."""
+
+    trace: list[Tensor]
+
+    def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
+        self.trace.append((self.lengths if rows is None else self.lengths[rows]).clone())
+        super().advance(tokens, rows)
+
+
+class Workload:
+    """The problems, and every peer's way to run them."""
+
+    def __init__(self, workspace: Workspace, problems: int, samples: int, new_tokens: int, slots: int, seed: int):
+        self.workspace, self.new_tokens, self.seed = workspace, new_tokens, seed
+        self.backbone, self.prompter = workspace.backbone, workspace.prompter
+        chosen = workspace.problems("tune", problems, seed)
+        self.requests = [
+            Request(p, seed * 100_003 + i * samples + j) for i, p in enumerate(chosen) for j in range(samples)
+        ]
+        self.engine = Traced(workspace.lm, self.prompter, num_slots=slots, max_new_tokens=new_tokens)
+        self.prompts = [[*self.prompter.prefix, *self.prompter.encode(r.problem)] for r in self.requests]
+        longest = max(map(len, self.prompts)) - len(self.prompter.prefix)
+        self.kv = KVCache(slots, longest + new_tokens, self.engine.prefix)
+        self.one = self._first_option(workspace.lm)
+        policy = Prior(workspace).policy
+
+        def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = policy(hidden, mask)
+            z = choose(log_probs, False, uniforms)
+            return z, log_probs.gather(1, z[:, None])[:, 0]
+
+        self.act = act
+
+    @staticmethod
+    def _first_option(lm: OptionLM) -> OptionLM:
+        plugin = copy.deepcopy(lm.plugin)
+        for name in ("scale", "shift"):
+            table = getattr(plugin.decoder, name)
+            setattr(plugin.decoder, name, torch.nn.Parameter(table[:1].detach().clone()))
+        return OptionLM(lm.backbone, plugin)
+
+    def run_engine(self) -> dict[str, float]:
+        """Episodes to their verdicts."""
+        self.engine.trace = []
+        start = time.perf_counter()
+        with torch.inference_mode():
+            episodes = [episode for _, episode in self.engine.rollout(self.requests, self.act)]
+            self.workspace.judge(episodes)
+        self._wait()
+        steps = self.engine.trace
+        return {
+            "seconds": time.perf_counter() - start,
+            "tokens": sum(len(e.tokens) for e in episodes),
+            "rows": sum(map(len, steps)),
+            "occupancy": sum(map(len, steps)) / (len(steps) * self.engine.num_slots),
+        }
+
+    @torch.inference_mode()
+    def run_steps(self, lm: OptionLM | None) -> dict[str, float]:
+        """The engine's last decode steps again: bare, or with the options of `lm`."""
+        start = time.perf_counter()
+        for lengths in self.engine.trace:
+            tokens = torch.ones(len(lengths), 1, dtype=torch.long, device=self.backbone.device)
+            hidden = self.backbone.hidden(tokens, lengths[:, None], self.kv)[:, 0]
+            logits = self.backbone.logits(hidden)
+            if lm is not None:
+                lm.options(hidden, logits)
+        self._wait()
+        return {"seconds": time.perf_counter() - start, "rows": sum(map(len, self.engine.trace))}
+
+    @torch.inference_mode()
+    def run_generate(self, batch: int, batches: int = 1) -> dict[str, float]:
+        """`generate` on so many batches of the workload's prompts."""
+        torch.manual_seed(self.seed)
+        tokens, start = 0, time.perf_counter()
+        for i in range(batches):
+            prompts = self.prompts[i * batch : (i + 1) * batch]
+            longest = max(map(len, prompts))
+            ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=self.backbone.device)
+            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=ids.device)
+            out = self.backbone.model.generate(
+                ids, attention_mask=mask, max_new_tokens=self.new_tokens, do_sample=True, temperature=1.0, top_k=0,
+                eos_token_id=self.backbone.eos_ids, pad_token_id=0,
+            )  # fmt: skip
+            for row in out[:, longest:].tolist():
+                ends = [row.index(e) + 1 for e in self.backbone.eos_ids if e in row]
+                tokens += min(ends, default=len(row))
+        self._wait()
+        return {"seconds": time.perf_counter() - start, "tokens": tokens}
+
+    def _wait(self) -> None:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
+    """All peers in alternation."""
+    batches = sorted({min(b, len(work.requests)) for b in batches})
+    with track("rollout", len(batches) + 5 * repeats + 1, "runs") as bar:
+        rates = {}
+        for batch in batches:
+            run = work.run_generate(batch)
+            rates[batch] = run["tokens"] / run["seconds"]
+            bar.advance(1, f"generate at {batch}: {rates[batch]:.0f} tokens a second")
+        best = max(rates, key=rates.__getitem__)
+        work.run_engine()  # what runs first pays for memory and the verifier's workers
+        bar.advance()
+        peers = {
+            "engine": work.run_engine,
+            "limit": lambda: work.run_steps(None),
+            "one": lambda: work.run_steps(work.one),
+            "all": lambda: work.run_steps(work.workspace.lm),
+            "generate": lambda: work.run_generate(best, max(1, 128 // best)),
+        }
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
+        for _ in range(repeats):
+            for name, peer in peers.items():
+                runs[name].append(peer())
+                bar.advance(1, name)
+    seconds = {name: [run["seconds"] for run in done] for name, done in runs.items()}
+    engine = [run["tokens"] / run["seconds"] for run in runs["engine"]]
+    generate = [run["tokens"] / run["seconds"] for run in runs["generate"]]
+    return {
+        "tokens_per_s": median(engine),
+        "rows_per_s": median(run["rows"] / run["seconds"] for run in runs["engine"]),
+        "generate_tokens_per_s": median(generate),
+        "generate_batch": best,
+        "generate_by_batch": {str(b): round(r, 1) for b, r in rates.items()},
+        "ratio_to_generate": median(engine[i] / generate[i] for i in range(repeats)),
+        "ratio_to_limit": median(seconds["limit"][i] / seconds["engine"][i] for i in range(repeats)),
+        "all_options_over_one": median(seconds["all"][i] / seconds["one"][i] for i in range(repeats)),
+        "occupancy": median(run["occupancy"] for run in runs["engine"]),
+        "tokens": runs["engine"][0]["tokens"],
+        "rows": runs["engine"][0]["rows"],
+        "seconds": {name: [round(s, 2) for s in values] for name, values in seconds.items()},
+    }
+
+
+def worse(result: dict[str, Any], committed: dict[str, Any]) -> list[str]:
+    """The ratios that are more than 10% below the committed ones."""
+    return [
+        f"{name} is {result[name]:.2f}, more than 10% below the committed {committed[name]:.2f}"
+        for name in RATIOS
+        if result[name] < 0.9 * committed[name]
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="smollm2")
+    parser.add_argument("--plugin")
+    parser.add_argument("--task", default="chain_sum")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--batches", nargs="+", type=int, default=[32, 64, 128, 256])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--check", type=Path)
+    given = parser.parse_args()
+    workspace = open_workspace(given.backbone, given.task, given.plugin, given.dtype)
+    work = Workload(workspace, given.problems, given.samples, given.new_tokens, given.slots, given.seed)
+    result = {
+        "command": "python benchmarks/rollout.py " + " ".join(sys.argv[1:]),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "machine": platform.machine(), "torch": torch.__version__, "dtype": given.dtype, "seed": given.seed,
+        "episodes": len(work.requests), "repeats": given.repeats, **measure(work, given.batches, given.repeats),
+    }  # fmt: skip
+    workspace.close()
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    complaints = worse(result, json.loads(given.check.read_text())) if given.check else []
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    print(json.dumps(result))
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
