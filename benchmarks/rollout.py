@@ -13,7 +13,7 @@ one after the other:
   prompts; the tokens of a row up to its end of text are counted.
 
 `tokens_per_s` counts a group's shared beginning for every sample, as `generate` computes it; `rows_per_s` counts what went
-through the model. `ratio_to_limit` is the time of the bare steps over the engine's whole time. Medians over repetitions. Prints
+through the model, and `occupancy` their share of the slots. `ratio_to_limit` is the time of the bare steps over the engine's whole time. Medians over repetitions. Prints
 one JSON line last; `--check` ends with 1 if a ratio is more than 10% below that file's.
 """
 
@@ -33,16 +33,16 @@ from torch import Tensor
 
 from agents.prior import Prior
 from ollm_rl.attention import KVCache
-from ollm_rl.engine import Request, RolloutEngine, choose
+from ollm_rl.engine import Request, RolloutEngine
 from ollm_rl.plugin import OptionLM
 from ollm_rl.progress import track
-from ollm_rl.workspace import Workspace, open_workspace
+from ollm_rl.workspace import Workspace, acting, open_workspace
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit")
 
 
 class Traced(RolloutEngine):
-    """Remembers the lengths of the rows of every decode step, and the prompts' rows."""
+    """Remembers the lengths of the rows of every decode step."""
 
     trace: list[Tensor]
 
@@ -66,14 +66,7 @@ class Workload:
         longest = max(map(len, self.prompts)) - len(self.prompter.prefix)
         self.kv = KVCache(slots, longest + new_tokens, self.engine.prefix)
         self.one = self._first_option(workspace.lm)
-        policy = Prior(workspace).policy
-
-        def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-            log_probs = policy(hidden, mask)
-            z = choose(log_probs, False, uniforms)
-            return z, log_probs.gather(1, z[:, None])[:, 0]
-
-        self.act = act
+        self.act = acting(Prior(workspace), deterministic=False)
 
     @staticmethod
     def _first_option(lm: OptionLM) -> OptionLM:

@@ -37,10 +37,14 @@ def test_shards_hold_what_one_pass_computes(tiny, problems, small_shards):
     for name in ("gold", "owner"):
         assert torch.equal(getattr(found, name), getattr(whole, name)), name
     torch.testing.assert_close(found.logits, whole.logits, atol=1e-4, rtol=1e-4)
-    # Batches of other shapes round otherwise on some processors: candidates that all but tie may change places.
-    apart = torch.nn.functional.pad(whole.logits[:, :-1].diff().abs(), (1, 1), value=1.0)
-    clear = (apart[:, :-1] > 1e-3) & (apart[:, 1:] > 1e-3)
-    assert torch.equal(found.ids[:, :-1][clear], whole.ids[:, :-1][clear]) and clear.float().mean() > 0.9
+    # Batches of other shapes round otherwise on some processors: candidates that all but tie may change places, and the
+    # last may tie with one that was dropped. All others, and the places of gold tokens among them, are equal.
+    gaps = whole.logits[:, :-1].diff().abs()
+    apart = torch.nn.functional.pad(gaps, (1, 0), value=1.0).minimum(torch.nn.functional.pad(gaps, (0, 1)))
+    clear = torch.nn.functional.pad(apart > 1e-3, (0, 1), value=True)
+    assert clear.float().mean() > 0.9 and torch.equal(found.ids[clear], whole.ids[clear])
+    placed = clear.gather(1, whole.target[:, None])[:, 0]
+    assert torch.equal(found.target[placed], whole.target[placed])
     assert torch.equal(found.ids.gather(1, found.target[:, None])[:, 0].long(), found.gold)
     torch.testing.assert_close(found.hidden.float(), whole.hidden, atol=1e-2, rtol=1e-2)
     joined = torch.cat([part.gold for part in blocks(store)])
