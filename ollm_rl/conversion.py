@@ -1,13 +1,15 @@
 r"""Conversion: training a plug-in on the hidden states of (problem, solution) pairs.
 
-`plugin_for` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.plugin_training`), both on cached hidden states and on a shortlist, so the backbone does not run.
+`plugin_for` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.plugin_training`), both on cached hidden states
+and on a shortlist, so the backbone's body does not run.
 
-1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.objectives`. Options that collapse, so that a
-   choice between them means nothing, are noticed after each epoch and said.
+1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.objectives`, while options are kept to their
+   shortlists (`ollm_rl.outsiders`). Options that collapse, so that a choice between them means nothing, are noticed
+   after each epoch and said.
 
 2. The prior is fitted anew, the decoder being fixed. With `prior_target=canonical` (default) it and a new encoder learn
-   the canonical option of the gold token, the lowest-numbered that decodes to it. Because every token has one name, the prior is a distribution over *tokens*: its first choice is the most likely token, and not
-   merely the largest share of a token's mass split over equal options. With `prior_target=encoder` it imitates the
+   the canonical option of the gold token, the lowest-numbered that decodes to it. Because every token has one name,
+   the prior is a distribution over *tokens*: its first choice is the most likely token, and not merely the largest share of a token's mass split over equal options. With `prior_target=encoder` it imitates the
    encoder of phase 1, as in the paper.
 """
 
