@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ollm_rl.engine import choose
 from ollm_rl.errors import CheckpointError
 from ollm_rl.plugin import PlugIn, Standardize, mlp
+from ollm_rl.rollout import choose
 from ollm_rl.runs import Run
 from ollm_rl.workspace import Workspace
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from agents.base import LatentPolicy, PolicyAgent
-from ollm_rl.engine import Request
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
+from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
 from ollm_rl.trajectory import Decisions, Episode
 from ollm_rl.workspace import Workspace

@@ -2,6 +2,7 @@
 
     python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
         [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
+        [--sections peers occupancy environments growth memory gpu]
 
 The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
 one after the other:
@@ -13,8 +14,9 @@ one after the other:
   prompts; the tokens of a row up to its end of text are counted.
 
 `tokens_per_s` counts a group's shared beginning for every sample, as `generate` computes it; `rows_per_s` counts what went
-through the model, and `occupancy` their share of the slots. `ratio_to_limit` is the time of the bare steps over the engine's whole time. Medians over repetitions. Prints
-one JSON line last; `--check` ends with 1 if a ratio is more than 10% below that file's.
+through the model. `ratio_to_limit` is the time of the bare steps over the engine's whole time. Medians over repetitions.
+The other sections are in `rollout_sections.py`. Prints one JSON line last; `--check` ends with 1 if a ratio is more
+than 10% below that file's.
 """
 
 import argparse
@@ -33,12 +35,17 @@ from torch import Tensor
 
 from agents.prior import Prior
 from ollm_rl.attention import KVCache
-from ollm_rl.engine import Request, RolloutEngine
+from ollm_rl.engine import RolloutEngine
 from ollm_rl.plugin import OptionLM
 from ollm_rl.progress import track
+from ollm_rl.rollout import Request, rollout
 from ollm_rl.workspace import Workspace, acting, open_workspace
 
+sys.path.insert(0, str(Path(__file__).parent))
+import rollout_sections as sections
+
 RATIOS = ("ratio_to_generate", "ratio_to_limit")
+SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "gpu")
 
 
 class Traced(RolloutEngine):
@@ -81,7 +88,7 @@ class Workload:
         self.engine.trace = []
         start = time.perf_counter()
         with torch.inference_mode():
-            episodes = [episode for _, episode in self.engine.rollout(self.requests, self.act)]
+            episodes = [episode for _, episode in rollout(self.engine, self.requests, self.act)]
             self.workspace.judge(episodes)
         self._wait()
         steps = self.engine.trace
@@ -89,7 +96,6 @@ class Workload:
             "seconds": time.perf_counter() - start,
             "tokens": sum(len(e.tokens) for e in episodes),
             "rows": sum(map(len, steps)),
-            "occupancy": sum(map(len, steps)) / (len(steps) * self.engine.num_slots),
         }
 
     @torch.inference_mode()
@@ -166,7 +172,6 @@ def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
         "ratio_to_generate": median(engine[i] / generate[i] for i in range(repeats)),
         "ratio_to_limit": median(seconds["limit"][i] / seconds["engine"][i] for i in range(repeats)),
         "all_options_over_one": median(seconds["all"][i] / seconds["one"][i] for i in range(repeats)),
-        "occupancy": median(run["occupancy"] for run in runs["engine"]),
         "tokens": runs["engine"][0]["tokens"],
         "rows": runs["engine"][0]["rows"],
         "seconds": {name: [round(s, 2) for s in values] for name, values in seconds.items()},
@@ -178,7 +183,7 @@ def worse(result: dict[str, Any], committed: dict[str, Any]) -> list[str]:
     return [
         f"{name} is {result[name]:.2f}, more than 10% below the committed {committed[name]:.2f}"
         for name in RATIOS
-        if result[name] < 0.9 * committed[name]
+        if name in result and result[name] < 0.9 * committed[name]
     ]
 
 
@@ -195,17 +200,27 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 64, 128, 256])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", type=Path)
     given = parser.parse_args()
     workspace = open_workspace(given.backbone, given.task, given.plugin, given.dtype)
-    work = Workload(workspace, given.problems, given.samples, given.new_tokens, given.slots, given.seed)
     result = {
         "command": "python benchmarks/rollout.py " + " ".join(sys.argv[1:]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "machine": platform.machine(), "torch": torch.__version__, "dtype": given.dtype, "seed": given.seed,
-        "episodes": len(work.requests), "repeats": given.repeats, **measure(work, given.batches, given.repeats),
+        "episodes": given.problems * given.samples, "repeats": given.repeats,
     }  # fmt: skip
+    for name in given.sections:
+        if name == "peers":
+            work = Workload(workspace, given.problems, given.samples, given.new_tokens, given.slots, given.seed)
+            result |= measure(work, given.batches, given.repeats)
+        elif name == "growth":
+            result[name] = sections.growth(workspace, open_workspace("tiny", given.task, dtype="float32"))
+        elif name == "environments":
+            result[name] = sections.environments(workspace, repeats=given.repeats)
+        else:
+            result[name] = getattr(sections, name)(workspace)
     workspace.close()
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

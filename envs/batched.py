@@ -56,6 +56,11 @@ class LatentReasoningVectorEnv(VectorEnv):
         longest = max(map(len, self.prompts))
         budget = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         self.engine = self.workspace.new_engine(num_slots=num_envs, max_prompt_tokens=longest, **budget)
+        if self.engine.num_slots < num_envs:
+            raise ConfigurationError(
+                f"kv_cache_gib={self.engine.kv_cache_gib} holds {self.engine.num_slots} episodes of this task, not "
+                f"num_envs={num_envs}; lower num_envs or max_new_tokens, or raise it"
+            )
         d, k = self.workspace.backbone.hidden_size, self.workspace.lm.num_options
         hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
         self.single_observation_space = hidden

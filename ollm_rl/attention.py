@@ -40,6 +40,11 @@ class KVCache:
         self.span = 0  # keys [0, span) are looked at
         self.visible = torch.zeros(0)  # (n, 1, 1, t, span) additive mask
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the layers that have been written."""
+        return sum(t.numel() * t.element_size() for side in (self.keys, self.values) for t in side.values())
+
     def begin(self, positions: Tensor, rows: Tensor | None = None) -> None:
         """Prepare one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
 
@@ -64,8 +69,9 @@ class KVCache:
             values[rows, :, self.positions[:, 0]] = value[:, :, 0]
         else:  # a prefill: all rows start at the same own position
             start = int(self.positions[0, 0])
-            keys[:n, :, start : start + t] = key
-            values[:n, :, start : start + t] = value
+            to = slice(n) if self.rows is None else self.rows
+            keys[to, :, start : start + t] = key
+            values[to, :, start : start + t] = value
         if self.rows is not None:
             return keys[self.rows, :, : self.span], values[self.rows, :, : self.span]
         return keys[:n, :, : self.span], values[:n, :, : self.span]

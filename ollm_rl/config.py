@@ -16,7 +16,7 @@ from ollm_rl.tasks import make_task
 
 OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
-GROUPS = ("backbone", "plugin", "task", "reward", "env", "agent", "oracle", "cluster", "experiment")
+GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "cluster", "experiment")
 FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 

@@ -60,7 +60,7 @@ def plugin_for(
                 "not all of them with a 'solution'. Give worked solutions, or a plug-in that exists (plugin.path=...)."
             )
     text = [(p.problem, p.solution) for p in train + heldout]
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v3")
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v4")
     path = cache_dir() / "plugins" / key
     if (path / "conversion.json").exists():
         log.info("plug-in: from the cache (%s)", path)

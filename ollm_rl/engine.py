@@ -1,56 +1,67 @@
-"""The rollout engine: many episodes at once through one KV cache. The only decode path of the project.
+"""The rollout engine: many texts at once through one KV cache. The only decode path of the project.
 
 `RolloutEngine` keeps a compact batch of active rows. `admit` prefills prompts (each distinct one once) into
 free rows, `advance` feeds one token per row and recomputes hidden states and options, `release` frees rows,
-`select` also forks them. `rollout` drives these for whole episodes with a policy; the environments and the oracle
-drive them themselves.
-
-Episodes of one problem that have said the same so far are one row: a group of GRPO or the samples of pass@k begin
-as one, and a row is forked where they first choose differently. Most positions are forced and policies are often
-sure, so a group of 8 costs about as much as 2 or 3 episodes (`docs/log.md`).
+`select` and `fork` copy them. `ollm_rl.rollout` drives these for whole episodes with a policy; the environments and
+the oracle drive them themselves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ollm_rl.attention import KVCache
+from ollm_rl.backbone import Backbone
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.hidden_cache import prefill_prefix
 from ollm_rl.plugin import OptionLM, Options
+from ollm_rl.profiler import Profiler
 from ollm_rl.prompts import Prompter
-from ollm_rl.tasks import Problem
-from ollm_rl.trajectory import Episode
 
-# (hidden (m, d), mask (m, K), uniforms (m,)) -> (latents (m,), log-probabilities (m,))
-Act = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are not part of the cache's budget
 
 
-def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
-    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
-    if deterministic:
-        return log_probs.argmax(-1)
-    if uniforms is None:
-        uniforms = torch.rand(len(log_probs), device=log_probs.device)
-    cumulative = log_probs.exp().cumsum(-1)
-    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return z.clamp_max(log_probs.shape[1] - 1)
+def slots_within(
+    backbone: Backbone, prefix_tokens: int, own_tokens: int, num_slots: int, kv_cache_gib: float | None
+) -> int:
+    """How many of `num_slots` episodes of `own_tokens` the cache budget holds beside the shared prefix.
+
+    Raises:
+        ConfigurationError: not one; the message has the budget that would do.
+    """
+    if kv_cache_gib is None:
+        return num_slots
+    one = prefill_prefix(backbone, backbone.eos_ids[:1])
+    assert one is not None
+    per_token = one.num_bytes
+    shared, per_slot = prefix_tokens * per_token, own_tokens * per_token
+    fitting = int((kv_cache_gib * 2**30 - shared) // per_slot)
+    if fitting < 1:
+        raise ConfigurationError(
+            f"engine.kv_cache_gib={kv_cache_gib} does not hold one episode: {prefix_tokens} tokens of shared prefix and "
+            f"{own_tokens} of prompt and solution take {_gib(shared + per_slot)} GiB, and engine.num_slots={num_slots} "
+            f"of them {_gib(shared + num_slots * per_slot)}. Raise it, or lower engine.max_new_tokens."
+        )
+    return min(num_slots, fitting)
 
 
-@dataclass
-class Request:
-    """One episode to be generated: the problem, the seed of its random numbers, and a policy of its own if it has one."""
-
-    problem: Problem
-    seed: int = 0
-    act: Act | None = None
+def _gib(size: int) -> str:
+    """GiB in two digits, rounded up."""
+    digits = 1 - math.floor(math.log10(size / 2**30))
+    return f"{math.ceil(size / 2**30 * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
 class RolloutEngine:
     """Steps up to `num_slots` episodes at once.
+
+    Args:
+        num_slots: most episodes at once; with `kv_cache_gib`, fewer if the budget holds fewer.
+        max_new_tokens: token budget of an episode.
+        max_prompt_tokens: room for prompts after the shared prefix; grows where it can.
+        kv_cache_gib: budget of the KV cache, the shared prefix included; None for what `num_slots` take.
+        profile: measure where the time goes (`profiler`).
 
     Attributes:
         hidden: (n, d), what the head reads, of the n active rows.
@@ -67,6 +78,8 @@ class RolloutEngine:
         num_slots: int = 128,
         max_new_tokens: int = 48,
         max_prompt_tokens: int = 64,
+        kv_cache_gib: float | None = None,
+        profile: bool = False,
     ):
         if num_slots < 1 or max_new_tokens < 1:
             raise ConfigurationError(
@@ -74,14 +87,18 @@ class RolloutEngine:
                 f"max_new_tokens={max_new_tokens}"
             )
         self.lm, self.prompter, self.backbone = lm, prompter, lm.backbone
-        self.num_slots, self.max_new_tokens = num_slots, max_new_tokens
+        self.most_slots, self.max_new_tokens, self.kv_cache_gib = num_slots, max_new_tokens, kv_cache_gib
+        self.eos_ids = self.backbone.eos_ids
+        self.profiler = Profiler(profile)
         self.prefix = prefill_prefix(self.backbone, prompter.prefix)
         self._allocate(max_prompt_tokens)
         self.num_tokens = 0
         self.clear()
 
     def _allocate(self, max_prompt_tokens: int) -> None:
-        self.kv = KVCache(self.num_slots, max_prompt_tokens + self.max_new_tokens, self.prefix)
+        own = max_prompt_tokens + self.max_new_tokens
+        self.num_slots = slots_within(self.backbone, len(self.prompter.prefix), own, self.most_slots, self.kv_cache_gib)
+        self.kv = KVCache(self.num_slots, own, self.prefix)
 
     @property
     def device(self) -> torch.device:
@@ -136,39 +153,62 @@ class RolloutEngine:
     @torch.inference_mode()
     def replace(self, rows: Tensor, prompts: Sequence[list[int]]) -> None:
         """Start active `rows` (m,) anew with these prompts."""
-        distinct = list(dict.fromkeys(map(tuple, prompts)))
-        longest = max(map(len, distinct))
+        place: dict[tuple[int, ...], int] = {}
+        for i, prompt in enumerate(prompts):
+            place.setdefault(tuple(prompt), i)
+        longest = max(map(len, place))
         if longest > self.kv.capacity - self.max_new_tokens:
             if len(rows) < len(self.lengths):
                 raise ConfigurationError(
                     f"a prompt of {longest} tokens does not fit; set engine.max_prompt_tokens to at least {longest}"
                 )
             self._allocate(longest)
-        lengths = torch.tensor([len(p) for p in distinct], device=self.device)
-        tokens = torch.zeros(len(distinct), longest, dtype=torch.long)
-        for row, prompt in enumerate(distinct):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        scratch = KVCache(len(distinct), longest, self.prefix)
-        positions = torch.arange(longest, device=self.device).expand(len(distinct), -1)
-        everywhere = self.backbone.hidden(tokens.to(self.device), positions, scratch)
-        hidden = everywhere[torch.arange(len(distinct), device=self.device), lengths - 1]
-        place = {prompt: row for row, prompt in enumerate(distinct)}
-        source = torch.tensor([place[tuple(p)] for p in prompts], device=self.device)
-        self.kv.copy_rows(scratch, source, rows, longest)
-        self._look(rows, hidden, lengths[source], source)
+            if len(rows) > self.num_slots:
+                raise ConfigurationError(f"{len(rows)} prompts of {longest} tokens; engine.kv_cache_gib holds fewer")
+        first = rows[torch.tensor(list(place.values()), device=self.device)]
+        with self.profiler.part("prefill"):
+            hidden = self._prefill(first, list(place))
+        order = {prompt: i for i, prompt in enumerate(place)}
+        source = torch.tensor([order[tuple(p)] for p in prompts], device=self.device)
+        again = (first[source] != rows).nonzero()[:, 0]
+        if len(again):
+            self.kv.copy_rows(self.kv, first[source[again]], rows[again], longest)
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        self._look(rows, hidden, lengths, source)
+
+    def _prefill(self, rows: Tensor, prompts: list[tuple[int, ...]]) -> Tensor:
+        """Write prompts into rows (n,), some thousand tokens at a time; the last hidden states (n, d)."""
+        hidden = torch.empty(len(rows), self.backbone.hidden_size, dtype=self.backbone.dtype, device=self.device)
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        while by_length:
+            longest = len(prompts[by_length[-1]])
+            few = max(1, PREFILL_TOKENS // longest)
+            part, by_length = by_length[-few:], by_length[:-few]
+            tokens = torch.zeros(len(part), longest, dtype=torch.long)
+            for i, at in enumerate(part):
+                tokens[i, : len(prompts[at])] = torch.tensor(prompts[at])
+            positions = torch.arange(longest, device=self.device).expand(len(part), -1)
+            where = torch.tensor(part, device=self.device)
+            everywhere = self.backbone.hidden(tokens.to(self.device), positions, self.kv, rows[where])
+            last = torch.tensor([len(prompts[at]) - 1 for at in part], device=self.device)
+            hidden[where] = everywhere[torch.arange(len(part), device=self.device), last]
+        return hidden
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
         """Append one token (m,) to each of `rows` (m,), by default (in order) to all, and look at the new states."""
         at = torch.arange(len(self.lengths), device=self.device) if rows is None else rows
-        hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
+        with self.profiler.part("decode"):
+            hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
         self._look(at, hidden, self.lengths[at] + 1)
         self.num_tokens += len(tokens)
 
     def _look(self, rows: Tensor, hidden: Tensor, lengths: Tensor, source: Tensor | None = None) -> None:
         """Compute logits and options of `hidden` (m, d), and store its states (those named by `source`) in `rows`."""
-        logits = self.backbone.logits(hidden)
-        options = self.lm.options(hidden, logits)
+        with self.profiler.part("head"):
+            logits = self.backbone.logits(hidden)
+        with self.profiler.part("options"):
+            options = self.lm.options(hidden, logits)
         new = [hidden, logits, options.tokens, options.mask]
         if source is not None:
             new = [tensor[source] for tensor in new]
@@ -189,8 +229,13 @@ class RolloutEngine:
         self.hidden, self.logits = self.hidden[rows], self.logits[rows]
         self.options = Options(self.options.tokens[rows], self.options.mask[rows])
 
+    @torch.inference_mode()
+    def fork(self, rows: Tensor, tokens: Tensor) -> None:
+        """`select` these rows and `advance` them by `tokens`."""
+        self._move(rows)  # keys and values are enough: `advance` overwrites the rest
+        self.advance(tokens)
+
     def _move(self, rows: Tensor) -> None:
-        """`select` for keys and values only: enough where `advance` comes next and overwrites the rest."""
         target = torch.arange(len(rows), device=self.device)
         moved = rows != target
         if moved.any():
@@ -208,140 +253,3 @@ class RolloutEngine:
             order[holes] = keep[keep >= len(keep)]
         self.select(order)
         return order
-
-    def rollout(
-        self,
-        requests: Sequence[Request],
-        act: Act,
-        skip_forced: bool = True,
-        keep_hidden: bool = True,
-        from_logits: bool = False,
-    ) -> Iterator[tuple[Request, Episode]]:
-        """Generate one episode per request, yielded with it as they end; others take their places.
-
-        Args:
-            act: chooses latents for requests without a policy of their own; see `Act`. Policies are asked at
-                decision points only if `skip_forced`.
-            keep_hidden: keep the hidden states at decision points (for learning).
-            from_logits: `act` reads the backbone's logits (n, vocab) at every position and gives tokens, not latents.
-        """
-        self.clear()
-        waiting = list(reversed([(r, self.prompter.encode(r.problem)) for r in requests]))
-        self.make_room(max((len(p) for _, p in waiting), default=0))
-        shared: list[list[_Row]] = []  # the episodes of each engine row
-        while waiting or shared:
-            free = self.num_slots - sum(map(len, shared))  # any episode may come to need a row of its own
-            # Refill in chunks: a prefill of one prompt costs almost as much as one of ten.
-            if waiting and (not shared or free >= min(len(waiting), max(1, self.num_slots // 8))):
-                shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))])
-            rows = [row for group in shared for row in group]
-            at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=self.device)
-            if from_logits:
-                asked = torch.zeros_like(at, dtype=torch.bool)
-                latents = torch.zeros_like(at)
-                tokens = self._choose(rows, self.logits[at], self.options.mask[at], act)[0]
-            else:
-                asked = self.options.decision[at] if skip_forced else torch.ones_like(at, dtype=torch.bool)
-                latents = self._ask(rows, at, asked.nonzero()[:, 0], act, keep_hidden)
-                tokens = self.options.tokens[at, latents]
-            for row, token, z, was_asked in zip(rows, tokens.tolist(), latents.tolist(), asked.tolist(), strict=True):
-                row.append(token, z if was_asked else -1, self.backbone.eos_ids)
-                if row.episode.stop:
-                    yield row.request, row.finish(self.prompter)
-            shared = self._fork(shared)
-
-    def _begin(self, new: Sequence[tuple[Request, list[int]]]) -> list[list["_Row"]]:
-        """Admit requests with their prompts, those of one prompt as one row."""
-        together: dict[tuple[int, ...], list[_Row]] = {}
-        for request, prompt in new:
-            together.setdefault(tuple(prompt), []).append(_Row(request, self.max_new_tokens))
-        self.admit([list(prompt) for prompt in together])
-        return list(together.values())
-
-    @torch.inference_mode()
-    def _fork(self, shared: list[list["_Row"]]) -> list[list["_Row"]]:
-        """Advance every row by its episodes' last token: drop ended episodes, fork rows whose episodes differ."""
-        branches: dict[tuple[int, int], list[_Row]] = {}
-        for i, group in enumerate(shared):
-            for row in group:
-                if not row.episode.stop:
-                    branches.setdefault((i, row.episode.tokens[-1]), []).append(row)
-        # A row's first branch stays in its place, so that only the others are copied.
-        stay = {i: (i, token) for i, token in reversed(branches) if i < len(branches)}
-        settled = set(stay.values())
-        others = iter([key for key in branches if key not in settled])
-        order = [stay[i] if i in stay else next(others) for i in range(len(branches))]
-        if order:
-            source, tokens = torch.tensor(order, device=self.device).unbind(1)
-            self._move(source)
-            self.advance(tokens)
-        else:
-            self.clear()
-        return [branches[key] for key in order]
-
-    def _choose(self, rows: list["_Row"], seen: Tensor, mask: Tensor, act: Act) -> tuple[Tensor, Tensor]:
-        """What the episodes' policies choose, `act` where they have none: latents (n,) and log-probabilities (n,)."""
-        uniforms = torch.tensor([row.uniform() for row in rows], device=self.device)
-        acts = [row.request.act or act for row in rows]
-        if len(set(acts)) == 1:
-            return acts[0](seen, mask, uniforms)
-        z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=self.device), torch.zeros_like(uniforms)
-        for each in dict.fromkeys(acts):
-            mine = torch.tensor([i for i, other in enumerate(acts) if other is each], device=self.device)
-            z[mine], log_probs[mine] = each(seen[mine], mask[mine], uniforms[mine])
-        return z, log_probs
-
-    def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor, act: Act, keep_hidden: bool) -> Tensor:
-        """Latents (n,) of all episodes: what their policies choose for the episodes `who`, zero elsewhere."""
-        latents = torch.zeros(len(rows), dtype=torch.long, device=self.device)
-        if len(who):
-            asked = [rows[i] for i in who.tolist()]
-            hidden, mask = self.hidden[at[who]], self.options.mask[at[who]]
-            z, log_probs = self._choose(asked, hidden, mask, act)
-            latents[who] = z
-            for j, row in enumerate(asked):
-                row.decide(hidden[j] if keep_hidden else None, mask[j], z[j], log_probs[j])
-        return latents
-
-
-class _Row:
-    """An episode under way; it shares an engine row with those that have said the same."""
-
-    def __init__(self, request: Request, max_new_tokens: int):
-        self.request = request
-        self.episode = Episode(request.problem, request.seed)
-        self.max_new_tokens = max_new_tokens
-        self.uniforms = np.random.default_rng(request.seed).random(max_new_tokens, dtype=np.float32)
-        self.hidden: list[Tensor] = []
-        self.mask: list[Tensor] = []
-        self.z: list[Tensor] = []
-        self.log_probs: list[Tensor] = []
-
-    def uniform(self) -> float:
-        """The random number of the current position: it depends on the episode's seed only."""
-        return float(self.uniforms[len(self.episode.tokens)])
-
-    def decide(self, hidden: Tensor | None, mask: Tensor, z: Tensor, log_prob: Tensor) -> None:
-        if hidden is not None:
-            self.hidden.append(hidden)
-        self.mask.append(mask)
-        self.z.append(z)
-        self.log_probs.append(log_prob)
-
-    def append(self, token: int, latent: int, eos_ids: list[int]) -> None:
-        episode = self.episode
-        episode.tokens.append(token)
-        episode.latents.append(latent)
-        if token in eos_ids:
-            episode.stop = "eos"
-        elif len(episode.tokens) == self.max_new_tokens:
-            episode.stop = "length"
-
-    def finish(self, prompter: Prompter) -> Episode:
-        episode = self.episode
-        if self.z:
-            episode.hidden = torch.stack(self.hidden) if self.hidden else None
-            episode.mask, episode.z = torch.stack(self.mask), torch.stack(self.z)
-            episode.log_probs = torch.stack(self.log_probs)
-        episode.text = prompter.decode(episode.tokens)
-        return episode

@@ -70,7 +70,7 @@ def _rollout_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float
     shape, head = model.config, model.get_output_embeddings().weight
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    slots, length = config.env.num_slots, config.env.max_new_tokens + config.env.max_prompt_tokens
+    slots, length = config.engine.num_slots, config.engine.max_new_tokens + config.engine.max_prompt_tokens
     cache = slots * length * 2 * shape.num_hidden_layers * heads * dim * width
     sizes = plugin.config
     step = slots * (head.shape[0] * (width + 4) + sizes.shortlist * plugin.hidden_size * width)

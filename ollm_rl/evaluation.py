@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ollm_rl.engine import Request
 from ollm_rl.progress import track
+from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.base import values_of
 from ollm_rl.trajectory import Episode

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ollm_rl.engine import Request
 from ollm_rl.plugin import Options
 from ollm_rl.replay import replay
+from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 
@@ -151,5 +151,5 @@ def inspect_prompt(workspace: Workspace, prompt: str) -> dict:
         return z, torch.zeros(len(z), device=z.device)
 
     request = Request(Problem("prompt", prompt, ""))
-    _, episode = next(iter(workspace.engine.rollout([request], act, skip_forced=True, keep_hidden=False)))
+    _, episode = next(iter(rollout(workspace.engine, [request], act, keep_hidden=False)))
     return replay(workspace, [episode])[0]

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ollm_rl.attention import KVCache
-from ollm_rl.engine import Request, RolloutEngine, choose
+from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation import breakdown, misbehaviour, wilson
 from ollm_rl.progress import Bar, track
+from ollm_rl.rollout import Request, choose
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
@@ -88,7 +89,7 @@ class KeptTexts:
 
     def __init__(self, engine: RolloutEngine, gib: float):
         self.engine = engine
-        row = sum(t[0].numel() * t.element_size() for side in (engine.kv.keys, engine.kv.values) for t in side.values())
+        row = engine.kv.num_bytes // engine.kv.slots
         self.cache = KVCache(max(1, int(gib * 2**30 / row)), engine.kv.capacity, engine.prefix)
         self.free = list(range(self.cache.slots))
         self.owners: dict[int, list[int]] = {}  # id of a search -> its rows

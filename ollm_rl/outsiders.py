@@ -14,8 +14,8 @@ from ollm_rl.backbone import Backbone
 from ollm_rl.hidden_cache import HiddenStates
 from ollm_rl.option_quality import whole_logits
 
-LOOKED_UP = 4  # positions of a batch, in the whole vocabulary
-LEARNED = 8  # one in so many positions of a batch
+LOOKED_UP = 16  # positions of a batch, in the whole vocabulary
+LEARNED = 4  # one in so many positions of a batch
 KEPT = 1024  # tokens, the latest
 
 

@@ -65,8 +65,8 @@ class ConversionConfig:
     easy_share: float = 0.25
     hardness: float = 0.7
     anchor: float = 1.0
-    straying: float = 0.05
-    bias_penalty: float = 0.3
+    straying: float = 0.1
+    bias_penalty: float = 0.1
     kl_target: float | None = None
     kl_rate: float = 0.02
     temperature: float = 1.0
@@ -195,7 +195,8 @@ def _train_decoder(
                     log_q=plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1),
                 )
                 loss, kl, logits = objective(at, config, controller.weight)
-                strayed, size = outsiders.loss(batch, at.biases, logits), bias_size(batch, at.biases)
+                strayed = outsiders.loss(batch, at.biases, logits) if config.straying else loss.new_zeros(())
+                size = bias_size(batch, at.biases)
                 loss = loss + config.straying * strayed + config.bias_penalty * size
                 controller.update(kl.item())
                 _step(loss, list(plugin.parameters()), optimizer, schedule)

@@ -1,12 +1,15 @@
 """A configuration made real: workspace, agents and searches, with the cheap checks before the expensive steps."""
 
 import inspect
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ollm_rl.backbone import Backbone
 from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import plugin_for
+from ollm_rl.engine import slots_within
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.judges import Judge, make_judge
 from ollm_rl.oracle import Oracle
@@ -16,6 +19,8 @@ from ollm_rl.prompts import Prompter
 from ollm_rl.runs import Run
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.workspace import Workspace, shared_backbone
+
+log = logging.getLogger(__name__)
 
 
 def task_of(config: DictConfig) -> Task:
@@ -42,6 +47,7 @@ def open_session(settings: Settings, seed: int | None = None, run: Run | None = 
     judge = judge_of(config)
     conversion = conversion_config(config)
     backbone = shared_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
+    _check_cache_budget(backbone, task, plain(config.engine))
     if config.plugin.path is not None:
         path = Path(config.plugin.path)
         plugin = PlugIn.from_pretrained(path, backbone)
@@ -49,8 +55,16 @@ def open_session(settings: Settings, seed: int | None = None, run: Run | None = 
     else:
         plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion, run)
     seed = config.seed if seed is None else seed
-    space = Workspace(backbone, plugin, task, plain(config.env), seed, judge)
+    space = Workspace(backbone, plugin, task, plain(config.engine), seed, judge)
     return space, report, path
+
+
+def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:
+    """Refuse a budget that holds no episode before a conversion is begun; say it if it holds fewer than wanted."""
+    prefix, own = len(Prompter.for_task(backbone, task).prefix), engine["max_prompt_tokens"] + engine["max_new_tokens"]
+    slots = slots_within(backbone, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
+    if slots < engine["num_slots"]:
+        log.info("engine.kv_cache_gib=%s holds %d episodes at once", engine["kv_cache_gib"], slots)
 
 
 def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = None):

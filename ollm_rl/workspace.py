@@ -1,6 +1,7 @@
 """Everything an agent works with, put together once: backbone, plug-in, task, engine and judge."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -10,15 +11,18 @@ from torch import Tensor
 
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.conversion import plugin_for
-from ollm_rl.engine import Act, Request, RolloutEngine
+from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import DataError
 from ollm_rl.judges import Judge, MathVerify
 from ollm_rl.plugin import OptionLM, PlugIn
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.progress import Bar
 from ollm_rl.prompts import Prompter
+from ollm_rl.rollout import Act, Request, rollout
 from ollm_rl.tasks import SPLITS, Problem, Task, make_task
 from ollm_rl.trajectory import Episode
+
+log = logging.getLogger(__name__)
 
 
 class Workspace:
@@ -77,12 +81,15 @@ class Workspace:
         """Whole episodes with their rewards, in the order of the requests; the arguments are the engine's."""
         place = {id(r): i for i, r in enumerate(requests)}
         found: list[Episode | None] = [None] * len(requests)
-        for request, episode in self.engine.rollout(requests, act, skip_forced, keep_hidden, from_logits):
-            if bar is not None:
-                bar.advance()
-            found[place[id(request)]] = episode
-        episodes = [e for e in found if e is not None]
-        self.judge(episodes)
+        profiler = self.engine.profiler
+        with profiler.whole():
+            for request, episode in rollout(self.engine, requests, act, skip_forced, keep_hidden, from_logits):
+                if bar is not None:
+                    bar.advance()
+                found[place[id(request)]] = episode
+            episodes = [e for e in found if e is not None]
+            with profiler.part("verifier"):
+                self.judge(episodes)
         return episodes
 
     def __deepcopy__(self, memo) -> "Workspace":
@@ -90,6 +97,8 @@ class Workspace:
 
     def close(self) -> None:
         self.judge.close()
+        if "engine" in self.__dict__ and self.engine.profiler.enabled:
+            log.info("%s", self.engine.profiler)
 
 
 def acting(agent, deterministic: bool) -> Act:

@@ -16,7 +16,7 @@ QUICK = ConversionConfig(num_solutions=120, num_heldout=30, epochs=2, prior_epoc
 QUICK_KEYS = [
     "backbone=tiny", "backbone.dtype=float32", "convert.num_solutions=60", "convert.num_heldout=20",
     "convert.epochs=1", "convert.prior_epochs=1", "evaluate.num_problems=6", "evaluate.samples=8",
-    "oracle.num_problems=6", "oracle.budget=60", "env.num_slots=32", "env.max_new_tokens=16",
+    "oracle.num_problems=6", "oracle.budget=60", "engine.num_slots=32", "engine.max_new_tokens=16",
 ]  # fmt: skip
 
 

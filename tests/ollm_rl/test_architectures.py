@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ollm_rl.engine import Request, RolloutEngine
+from ollm_rl.engine import RolloutEngine
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.prompts import Prompter
+from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum
 from tests.architectures import ARCHITECTURES, random_backbone
 
@@ -53,7 +54,7 @@ def test_batched_and_single_decoding_agree(backbone):
     for slots in (1, 4):
         engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=slots, max_new_tokens=12)
         requests = [Request(p, seed=i) for i, p in enumerate(task.problems("test", 6))]
-        found = {id(r): e.tokens for r, e in engine.rollout(requests, act, skip_forced=True, keep_hidden=False)}
+        found = {id(r): e.tokens for r, e in rollout(engine, requests, act, keep_hidden=False)}
         texts.append([found[id(r)] for r in requests])
     assert texts[0] == texts[1]
 

@@ -1,11 +1,16 @@
 """The rollout engine: equality with `generate`, independence of the batch, forks and forced runs."""
 
+import re
+import time
+
 import pytest
 import torch
 
-from ollm_rl.engine import Request, RolloutEngine
+from ollm_rl.engine import RolloutEngine
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.prompts import Prompter
+from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum, Problem
 
 
@@ -17,7 +22,7 @@ def uniform(hidden, mask, uniforms):
 
 
 def episodes(engine, requests, **settings):
-    found = {id(r): e for r, e in engine.rollout(requests, uniform, **settings)}
+    found = {id(r): e for r, e in rollout(engine, requests, uniform, **settings)}
     return [found[id(r)] for r in requests]
 
 
@@ -146,3 +151,53 @@ def test_advancing_some_rows_leaves_the_others(tiny):
     engine.advance(torch.tensor([9]), torch.tensor([1]))
     torch.testing.assert_close(engine.hidden[[0, 2]], before[[0, 2]])
     assert not torch.allclose(engine.hidden[1], before[1])
+
+
+def test_a_budget_gives_the_slots_that_fit(tiny):
+    whole = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15)
+    whole.admit([tiny.prompter.encode(p) for p in varied_problems(2)])
+    gib = (whole.kv.num_bytes * 5 / 8 + whole.prefix.num_bytes) / 2**30
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15, kv_cache_gib=gib * 1.001)
+    assert engine.num_slots == 5
+    requests = [Request(p, 100 + i) for i, p in enumerate(varied_problems(24))]
+    assert [e.tokens for e in episodes(engine, requests)] == [e.tokens for e in episodes(whole, requests)]
+    assert engine.kv.num_bytes + engine.prefix.num_bytes <= gib * 1.001 * 2**30
+
+
+def test_a_budget_for_no_episode_is_refused_with_one_that_would_do(tiny):
+    with pytest.raises(
+        ConfigurationError, match=r"kv_cache_gib=1e-09 does not hold one episode.* take ([0-9.]+) GiB"
+    ) as e:
+        RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15, kv_cache_gib=1e-9)
+    enough = float(re.search(r"take ([0-9.]+) GiB", str(e.value))[1])
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15, kv_cache_gib=enough)
+    assert engine.num_slots >= 1
+
+
+def test_a_request_has_a_budget_of_its_own(tiny):
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=4, max_new_tokens=15)
+    problems = varied_problems(12)
+    whole = episodes(engine, [Request(p, i) for i, p in enumerate(problems)])
+    short = episodes(engine, [Request(p, i, max_new_tokens=1 + i) for i, p in enumerate(problems)])
+    assert [e.tokens for e in short] == [e.tokens[: 1 + i] for i, e in enumerate(whole)]
+    with pytest.raises(ConfigurationError, match="wants 16 new tokens"):
+        episodes(engine, [Request(problems[0], max_new_tokens=16)])
+
+
+def test_long_prompts_are_prefilled_in_parts(tiny, monkeypatch):
+    requests = [Request(p, 100 + i) for i, p in enumerate(varied_problems(24))]
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=16, max_new_tokens=15)
+    at_once = episodes(engine, requests)
+    monkeypatch.setattr("ollm_rl.engine.PREFILL_TOKENS", 70)
+    assert [e.tokens for e in episodes(engine, requests)] == [e.tokens for e in at_once]
+
+
+def test_a_profile_accounts_for_the_whole_time(tiny):
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=8, max_new_tokens=15, profile=True)
+    start = time.perf_counter()
+    with engine.profiler.whole():
+        episodes(engine, [Request(p, i) for i, p in enumerate(varied_problems(8))])
+    taken = time.perf_counter() - start
+    assert sum(engine.profiler.seconds.values()) == pytest.approx(taken, rel=0.05)
+    assert all(engine.profiler.seconds[name] > 0 for name in ("prefill", "decode", "head", "options", "policy"))
+    assert sum(engine.profiler.shares().values()) == pytest.approx(1)

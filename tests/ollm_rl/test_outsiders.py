@@ -5,7 +5,7 @@ import torch
 
 from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.option_quality import bias_size, option_logits, shortlist_agreement, shortlist_logits, whole_logits
-from ollm_rl.outsiders import Outsiders
+from ollm_rl.outsiders import LEARNED, Outsiders
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
@@ -51,7 +51,7 @@ def test_an_option_that_says_an_outsider_learns_not_to(tiny, states):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    few = max(1, len(states) // 8)  # as many positions as the loss looks at
+    few = max(1, len(states) // LEARNED)  # as many positions as the loss looks at
     strays = whole_logits(backbone, states.block(0, few), biases[:few].detach()).argmax(-1) == token
     assert losses[-1] < losses[0] / 4 and not strays.any()
 

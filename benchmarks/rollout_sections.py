@@ -1,0 +1,309 @@
+"""The engine apart from its race with others: how full it stays, what environments and length cost, and what it holds.
+
+`benchmarks/rollout.py --sections ...` calls these. Each returns a few figures for its JSON line.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, median
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import envs  # noqa: F401 (registers the environments)
+from agents.random import Random
+from ollm_rl.attention import IMPLEMENTATION, KVCache
+from ollm_rl.backbone import Backbone
+from ollm_rl.config import compose
+from ollm_rl.engine import RolloutEngine
+from ollm_rl.hidden_cache import prefill_prefix
+from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
+from ollm_rl.progress import track
+from ollm_rl.rollout import Request, rollout
+from ollm_rl.workspace import Workspace, acting
+
+CONTEXTS = (64, 512, 4096)
+
+
+class Counted(RolloutEngine):
+    """Remembers how many rows every decode step had."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rows: list[int] = []
+
+    def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
+        self.rows.append(len(tokens))
+        super().advance(tokens, rows)
+
+
+def long_tailed(n: int, seed: int, mean: float = 40, most: int = 400) -> np.ndarray:
+    """n lengths from 1 to `most`, log-normal (sigma 1) and scaled to `mean`."""
+    draws = np.random.default_rng(seed).lognormal(0, 1, n)
+    low, high = 0.0, 10.0 * mean
+    while high - low > 1e-3:  # clipping lowers the mean: find the scale that has it
+        scale = (low + high) / 2
+        low, high = (scale, high) if np.clip(draws * scale, 1, most).mean() < mean else (low, scale)
+    return np.clip(draws * high, 1, most).round().astype(int)
+
+
+def occupancy(space: Workspace, episodes: int = 2000, slots: int = 64, seed: int = 0) -> dict:
+    """Share of slots that a decode step uses, on long-tailed lengths: texts end where a length says, never by themselves."""
+    lengths = long_tailed(episodes, seed)
+    engine = Counted(space.lm, space.prompter, num_slots=slots, max_new_tokens=int(lengths.max()))
+    engine.eos_ids = []
+    problems = space.problems("train", episodes, seed)
+    # One problem a request: samples of one problem would share rows, and a row fewer is no slot that stands empty.
+    requests = [Request(p, i, max_new_tokens=int(lengths[i])) for i, p in enumerate(problems)]
+    act, done = acting(Random(space), deterministic=False), 0
+    until = 0  # steps before the last request has begun
+    with track("occupancy", episodes, "episodes") as bar:
+        for _ in rollout(engine, requests, act, keep_hidden=False):
+            done += 1
+            bar.advance()
+            if done + slots <= episodes:
+                until = len(engine.rows)
+    return {
+        "episodes": episodes, "slots": slots, "mean_length": float(lengths.mean()), "longest": int(lengths.max()),
+        "occupancy": mean(engine.rows) / slots, "occupancy_while_requests_wait": mean(engine.rows[:until]) / slots,
+    }  # fmt: skip
+
+
+def environments(space: Workspace, num_envs: int = 64, repeats: int = 3, seed: int = 0) -> dict:
+    """The environments with random latents beside the engine, both with verdicts; and one environment beside a bare loop.
+
+    Rates are of tokens through the decode steps. The bare loop is body and head of one row at a time.
+    """
+    problems = space.problems("train", 8 * num_envs, seed)
+    engine = RolloutEngine(space.lm, space.prompter, num_slots=num_envs, max_new_tokens=space.task.max_new_tokens)
+    requests = [Request(p, i) for i, p in enumerate(problems)]
+    act = acting(Random(space), deterministic=False)
+
+    def of_engine() -> float:
+        before, start = engine.num_tokens, time.perf_counter()
+        space.judge([episode for _, episode in rollout(engine, requests, act, keep_hidden=False)])
+        return (engine.num_tokens - before) / (time.perf_counter() - start)
+
+    def of_vector(skip_forced: bool) -> float:
+        env = gymnasium.make_vec(
+            "ollm_rl/LatentReasoning-v0", num_envs, "vector_entry_point", workspace=space, num_problems=len(problems),
+            problem_seed=seed, skip_forced=skip_forced,
+        )  # fmt: skip
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+        stepped, ended, start = env.unwrapped.engine, 0, time.perf_counter()
+        before = stepped.num_tokens
+        while ended < len(problems):
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            ended += int((terminated | truncated).sum())
+        return (stepped.num_tokens - before) / (time.perf_counter() - start)
+
+    single = gymnasium.make("ollm_rl/LatentReasoning-v0", workspace=space, skip_forced=False)
+    single.action_space.seed(seed)
+    runs = []
+    with track("environments", repeats, "repeats") as bar:
+        for i in range(repeats):
+            steps, per_step = _single_steps(single, 20, seed + 100 * i)
+            bare = _bare_steps(space, steps)
+            runs.append((of_engine(), of_vector(True), of_vector(False), per_step, bare))
+            bar.advance()
+    engine_rate, skipping, stepping, per_step, bare = zip(*runs, strict=True)
+    return {
+        "num_envs": num_envs, "episodes": len(problems), "engine_tokens_per_s": median(engine_rate),
+        "env_tokens_per_s": median(skipping), "env_over_engine": _ratio(skipping, engine_rate),
+        "env_over_engine_every_token": _ratio(stepping, engine_rate),
+        "single_step_ms": 1e3 * median(per_step), "single_over_bare": _ratio(per_step, bare),
+    }  # fmt: skip
+
+
+def _single_steps(env: gymnasium.Env, episodes: int, seed: int) -> tuple[list[int], float]:
+    """Steps of whole episodes: the own length of the text at each, and seconds a step (resets are not counted)."""
+    lengths: list[int] = []
+    seconds = 0.0
+    for episode in range(episodes):
+        env.reset(seed=seed + episode)
+        ended = False
+        while not ended:
+            lengths.append(int(env.unwrapped.batch.engine.lengths[0]))
+            start = time.perf_counter()
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            seconds += time.perf_counter() - start
+            ended = terminated or truncated
+    return lengths, seconds / len(lengths)
+
+
+@torch.inference_mode()
+def _bare_steps(space: Workspace, lengths: list[int]) -> float:
+    """Seconds a step of one row through body and head, at these lengths."""
+    backbone = space.backbone
+    kv = KVCache(1, max(lengths) + 1, prefill_prefix(backbone, space.prompter.prefix))
+    body, token = backbone.model.base_model, torch.ones(1, 1, dtype=torch.long, device=backbone.device)
+    start = time.perf_counter()
+    for length in lengths:
+        at = torch.full((1, 1), length, device=backbone.device)
+        kv.begin(at)
+        hidden = body(input_ids=token, position_ids=at + kv.prefix_length, use_cache=False, kv=kv).last_hidden_state
+        int(backbone.logits(hidden[:, 0]).argmax())
+    return (time.perf_counter() - start) / len(lengths)
+
+
+def growth(space: Workspace, small: Workspace, few: int = 1000, many: int = 20_000, steps: int = 20) -> dict:
+    """Time a token against the number of episodes (`small`) and against the context (`space`).
+
+    `attention_ms` is what `scaled_dot_product_attention` alone takes for a step of all layers at the same context.
+    """
+    per_token = {n: _time_per_token(small, n) for n in (few, many)}
+    contexts = {c: _step_at(space, c, steps) for c in CONTEXTS}
+    return {
+        "ms_per_token": {str(n): 1e3 * t for n, t in per_token.items()},
+        "many_over_few_episodes": per_token[many] / per_token[few],
+        "step_ms": {str(c): 1e3 * step for c, (step, _) in contexts.items()},
+        "attention_ms": {str(c): 1e3 * attention for c, (_, attention) in contexts.items()},
+    }
+
+
+def _time_per_token(space: Workspace, episodes: int) -> float:
+    engine = RolloutEngine(space.lm, space.prompter, num_slots=128, max_new_tokens=8)
+    problems = space.problems("train", min(episodes, 1000), 0)
+    requests = [Request(problems[i % len(problems)], i) for i in range(episodes)]
+    act, start = acting(Random(space), deterministic=False), time.perf_counter()
+    tokens = sum(len(e.tokens) for _, e in rollout(engine, requests, act, keep_hidden=False))
+    return (time.perf_counter() - start) / tokens
+
+
+@torch.inference_mode()
+def _step_at(space: Workspace, context: int, steps: int, rows: int = 8) -> tuple[float, float]:
+    """Median seconds of a decode step of the engine with so many own tokens before it, and of its attention alone."""
+    engine = RolloutEngine(space.lm, space.prompter, rows, steps + 1, context)
+    engine.admit([[1] * 8] * rows)
+    engine.lengths[:] = context
+    taken = [_seconds(lambda: engine.advance(engine.options.tokens[:, 0])) for _ in range(steps)]
+    shape = space.backbone.model.config
+    key = next(iter(engine.kv.keys.values()))[:, :, :context]
+    query = key.new_ones(rows, shape.num_attention_heads, 1, key.shape[-1])
+
+    def attention() -> None:
+        for _ in range(shape.num_hidden_layers):
+            F.scaled_dot_product_attention(query, key, key, enable_gqa=True)
+
+    return median(taken), median(_seconds(attention) for _ in range(steps))
+
+
+def memory(space: Workspace, kv_cache_gib: float = 0.25, episodes: int = 512, seed: int = 0) -> dict:
+    """Peak memory of a rollout above that of the loaded model, beside the stated budget."""
+    requests = [Request(p, i) for i, p in enumerate(space.problems("train", episodes, seed))]
+    act = acting(Random(space), deterministic=False)
+    gc.collect()
+    loaded = _reset_peak()
+    engine = RolloutEngine(
+        space.lm, space.prompter, num_slots=256, max_new_tokens=space.task.max_new_tokens, kv_cache_gib=kv_cache_gib
+    )
+    for _ in rollout(engine, requests, act):
+        pass
+    above = _peak() - loaded
+    return {"kv_cache_gib": kv_cache_gib, "slots": engine.num_slots, "peak_above_model_gib": above / 2**30}
+
+
+def _reset_peak() -> int:
+    """Memory in use, in bytes; the peak counts from here."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def gpu(space: Workspace, batches: tuple[int, ...] = (64, 256), steps: int = 64) -> dict | str:
+    """Decode steps a second on a GPU, for this backbone and for the paper's 1.5B shape with random weights."""
+    if not torch.cuda.is_available():
+        return "none: no GPU on this machine"
+    found = {space.backbone.name: {str(b): decode_rates(space.lm, b, steps) for b in batches}}
+    large = random_lm("deepseek_r1_1_5b", space.backbone)
+    found[large.backbone.name] = {str(b): decode_rates(large, b, steps) for b in batches}
+    return {"device": torch.cuda.get_device_name(), "dtype": str(large.backbone.dtype), "shapes": found}
+
+
+def random_lm(backbone: str, like: Backbone) -> OptionLM:
+    """A backbone of a configured shape with random weights, and a random plug-in; tokenizer, device and dtype of `like`."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**compose([f"backbone={backbone}"]).config.backbone.shape)
+        )
+    model = model.to(like.dtype).to_empty(device=like.device)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config, device=like.device)
+    model.set_attn_implementation(IMPLEMENTATION)
+    lm = Backbone(backbone, model, like.tokenizer, like.dtype, like.device, "random weights")
+    return OptionLM(lm, PlugIn(lm.hidden_size, PlugInConfig(), lm.fingerprint, backbone).to(like.device).eval())
+
+
+@torch.inference_mode()
+def decode_rates(lm: OptionLM, batch: int, steps: int, prompt: int = 64, repeats: int = 3) -> dict:
+    """Tokens a second at a full batch: the engine with random latents, its backbone's bare steps, and `generate`."""
+    backbone = lm.backbone
+    engine = RolloutEngine(lm, _NoPrefix(), batch, steps, prompt)
+    ids = torch.randint(3, backbone.vocab_size, (batch, prompt), device=backbone.device)
+
+    def of_engine() -> None:
+        for _ in range(steps - 1):
+            latents = torch.randint(lm.num_options, (batch, 1), device=backbone.device)
+            engine.advance(engine.options.tokens.gather(1, latents)[:, 0])
+
+    def bare() -> None:
+        lengths, tokens = torch.full((batch, 1), prompt, device=backbone.device), ids[:, :1]
+        for step in range(steps - 1):
+            backbone.logits(backbone.hidden(tokens, lengths + step, engine.kv)[:, 0])
+
+    def by_generate() -> None:
+        backbone.model.generate(
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=steps, max_new_tokens=steps, do_sample=True,
+            top_k=0, pad_token_id=0,
+        )  # fmt: skip
+
+    taken: dict[str, list[float]] = {"engine": [], "limit": [], "generate": []}
+    for _ in range(repeats + 1):
+        engine.clear()
+        engine.admit(ids.tolist())
+        for name, peer in (("engine", of_engine), ("limit", bare), ("generate", by_generate)):
+            taken[name].append(_seconds(peer))
+    engine_s, limit, generate = (median(taken[name][1:]) for name in taken)  # the first pays for kernels and memory
+    return {
+        "tokens_per_s": batch * (steps - 1) / engine_s,
+        "ratio_to_limit": limit / engine_s,
+        "ratio_to_generate": (steps - 1) / engine_s / (steps / generate),
+    }
+
+
+class _NoPrefix:
+    """In a prompter's place where prompts are tokens."""
+
+    prefix: list[int] = []
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median of the ratios of runs that stood side by side."""
+    return median(a / b for a, b in zip(above, below, strict=True))

@@ -1,0 +1,212 @@
+"""Whole episodes from the engine: continuous batching, shared rows, policies asked at decision points only.
+
+An episode that ends frees its slot for the next request, so the batch stays full however different lengths are.
+
+Episodes of one problem that have said the same so far are one row: a group of GRPO or the samples of pass@k begin
+as one, and a row is forked where they first choose differently. Most positions are forced and policies are often
+sure, so a group of 8 costs about as much as 2 or 3 episodes (`docs/log.md`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ollm_rl.engine import RolloutEngine
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.prompts import Prompter
+from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
+
+# (hidden (m, d), mask (m, K), uniforms (m,)) -> (latents (m,), log-probabilities (m,))
+Act = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+REFILL = 16  # slots are refilled when this part of them is free: a prefill of one prompt costs as much as one of ten
+
+
+@dataclass
+class Request:
+    """One episode to be generated.
+
+    Attributes:
+        seed: of its random numbers, on which alone (and on the policy) the episode depends.
+        act: a policy of its own.
+        max_new_tokens: a token budget of its own, at most the engine's.
+    """
+
+    problem: Problem
+    seed: int = 0
+    act: Act | None = None
+    max_new_tokens: int | None = None
+
+
+def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
+    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
+    if deterministic:
+        return log_probs.argmax(-1)
+    if uniforms is None:
+        uniforms = torch.rand(len(log_probs), device=log_probs.device)
+    cumulative = log_probs.exp().cumsum(-1)
+    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return z.clamp_max(log_probs.shape[1] - 1)
+
+
+def rollout(
+    engine: RolloutEngine,
+    requests: Sequence[Request],
+    act: Act,
+    skip_forced: bool = True,
+    keep_hidden: bool = True,
+    from_logits: bool = False,
+) -> Iterator[tuple[Request, Episode]]:
+    """Generate one episode per request, yielded with it as they end; others take their places.
+
+    Args:
+        act: chooses latents for requests without a policy of their own; see `Act`. Policies are asked at
+            decision points only if `skip_forced`.
+        keep_hidden: keep the hidden states at decision points (for learning).
+        from_logits: `act` reads the backbone's logits (n, vocab) at every position and gives tokens, not latents.
+
+    Raises:
+        ConfigurationError: a request wants more tokens than the engine has room for.
+    """
+    most = max((r.max_new_tokens or 0 for r in requests), default=0)
+    if most > engine.max_new_tokens:
+        raise ConfigurationError(
+            f"a request wants {most} new tokens; the engine has room for {engine.max_new_tokens}. "
+            "Raise engine.max_new_tokens."
+        )
+    engine.clear()
+    waiting = list(reversed([(r, engine.prompter.encode(r.problem)) for r in requests]))
+    engine.make_room(max((len(p) for _, p in waiting), default=0))
+    yield from _Rollout(engine, act, skip_forced, keep_hidden, from_logits).run(waiting)
+
+
+class _Rollout:
+    """One call of `rollout`."""
+
+    def __init__(self, engine: RolloutEngine, act: Act, skip_forced: bool, keep_hidden: bool, from_logits: bool):
+        self.engine, self.act = engine, act
+        self.skip_forced, self.keep_hidden, self.from_logits = skip_forced, keep_hidden, from_logits
+
+    def run(self, waiting: list[tuple[Request, list[int]]]) -> Iterator[tuple[Request, Episode]]:
+        engine = self.engine
+        shared: list[list[_Row]] = []  # the episodes of each engine row
+        while waiting or shared:
+            free = engine.num_slots - sum(map(len, shared))  # any episode may come to need a row of its own
+            if waiting and (not shared or free >= min(len(waiting), max(1, engine.num_slots // REFILL))):
+                shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))])
+            rows = [row for group in shared for row in group]
+            at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
+            if self.from_logits:
+                asked = torch.zeros_like(at, dtype=torch.bool)
+                latents = torch.zeros_like(at)
+                tokens = self._choose(rows, engine.logits[at], engine.options.mask[at])[0]
+            else:
+                asked = engine.options.decision[at] if self.skip_forced else torch.ones_like(at, dtype=torch.bool)
+                latents = self._ask(rows, at, asked.nonzero()[:, 0])
+                tokens = engine.options.tokens[at, latents]
+            for row, token, z, was_asked in zip(rows, tokens.tolist(), latents.tolist(), asked.tolist(), strict=True):
+                row.append(token, z if was_asked else -1, engine.eos_ids)
+                if row.episode.stop:
+                    yield row.request, row.finish(engine.prompter)
+            shared = self._fork(shared)
+
+    def _begin(self, new: Sequence[tuple[Request, list[int]]]) -> list[list["_Row"]]:
+        """Admit requests with their prompts, those of one prompt as one row."""
+        together: dict[tuple[int, ...], list[_Row]] = {}
+        for request, prompt in new:
+            row = _Row(request, request.max_new_tokens or self.engine.max_new_tokens)
+            together.setdefault(tuple(prompt), []).append(row)
+        self.engine.admit([list(prompt) for prompt in together])
+        return list(together.values())
+
+    @torch.inference_mode()
+    def _fork(self, shared: list[list["_Row"]]) -> list[list["_Row"]]:
+        """Advance every row by its episodes' last token: drop ended episodes, fork rows whose episodes differ."""
+        branches: dict[tuple[int, int], list[_Row]] = {}
+        for i, group in enumerate(shared):
+            for row in group:
+                if not row.episode.stop:
+                    branches.setdefault((i, row.episode.tokens[-1]), []).append(row)
+        # A row's first branch stays in its place, so that only the others are copied.
+        stay = {i: (i, token) for i, token in reversed(branches) if i < len(branches)}
+        settled = set(stay.values())
+        others = iter([key for key in branches if key not in settled])
+        order = [stay[i] if i in stay else next(others) for i in range(len(branches))]
+        if order:
+            source, tokens = torch.tensor(order, device=self.engine.device).unbind(1)
+            self.engine.fork(source, tokens)
+        else:
+            self.engine.clear()
+        return [branches[key] for key in order]
+
+    def _choose(self, rows: list["_Row"], seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the episodes' policies choose, `act` where they have none: latents (n,) and log-probabilities (n,)."""
+        device = self.engine.device
+        uniforms = torch.tensor([row.uniform() for row in rows], device=device)
+        acts = [row.request.act or self.act for row in rows]
+        with self.engine.profiler.part("policy"):
+            if len(set(acts)) == 1:
+                return acts[0](seen, mask, uniforms)
+            z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=device), torch.zeros_like(uniforms)
+            for each in dict.fromkeys(acts):
+                mine = torch.tensor([i for i, other in enumerate(acts) if other is each], device=device)
+                z[mine], log_probs[mine] = each(seen[mine], mask[mine], uniforms[mine])
+            return z, log_probs
+
+    def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor) -> Tensor:
+        """Latents (n,) of all episodes: what their policies choose for the episodes `who`, zero elsewhere."""
+        latents = torch.zeros(len(rows), dtype=torch.long, device=self.engine.device)
+        if len(who):
+            asked = [rows[i] for i in who.tolist()]
+            hidden, mask = self.engine.hidden[at[who]], self.engine.options.mask[at[who]]
+            z, log_probs = self._choose(asked, hidden, mask)
+            latents[who] = z
+            for j, row in enumerate(asked):
+                row.decide(hidden[j] if self.keep_hidden else None, mask[j], z[j], log_probs[j])
+        return latents
+
+
+class _Row:
+    """An episode under way; it shares an engine row with those that have said the same."""
+
+    def __init__(self, request: Request, max_new_tokens: int):
+        self.request = request
+        self.episode = Episode(request.problem, request.seed)
+        self.max_new_tokens = max_new_tokens
+        self.uniforms = np.random.default_rng(request.seed).random(max_new_tokens, dtype=np.float32)
+        self.hidden: list[Tensor] = []
+        self.mask: list[Tensor] = []
+        self.z: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+
+    def uniform(self) -> float:
+        """The random number of the current position: it depends on the episode's seed only."""
+        return float(self.uniforms[len(self.episode.tokens)])
+
+    def decide(self, hidden: Tensor | None, mask: Tensor, z: Tensor, log_prob: Tensor) -> None:
+        if hidden is not None:
+            self.hidden.append(hidden)
+        self.mask.append(mask)
+        self.z.append(z)
+        self.log_probs.append(log_prob)
+
+    def append(self, token: int, latent: int, eos_ids: list[int]) -> None:
+        episode = self.episode
+        episode.tokens.append(token)
+        episode.latents.append(latent)
+        if token in eos_ids:
+            episode.stop = "eos"
+        elif len(episode.tokens) == self.max_new_tokens:
+            episode.stop = "length"
+
+    def finish(self, prompter: Prompter) -> Episode:
+        episode = self.episode
+        if self.z:
+            episode.hidden = torch.stack(self.hidden) if self.hidden else None
+            episode.mask, episode.z = torch.stack(self.mask), torch.stack(self.z)
+            episode.log_probs = torch.stack(self.log_probs)
+        episode.text = prompter.decode(episode.tokens)
+        return episode
