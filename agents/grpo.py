@@ -118,6 +118,8 @@ class GRPO(PolicyAgent):
                 counters["train_seconds"] += time.monotonic() - start
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
                 figures["time/judge_s"] = self.workspace.judge.seconds - judged
+                if self.workspace.engine.profiler.enabled:
+                    figures |= {f"profile/{k}_s": v for k, v in self.workspace.engine.profiler.seconds.items()}
                 step = counters["iteration"]
                 run.log_metrics(step, {**counters, **_describe(episodes, self.num_generations), **figures})
                 run.save_rollouts(f"train_{step}", episodes)

@@ -2,7 +2,7 @@
 
     python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
         [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
-        [--sections peers occupancy environments growth memory gpu]
+        [--sections peers occupancy environments growth memory gpu] [--llama-cpp BUILD GGUF]
 
 The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
 one after the other:
@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--llama-cpp", nargs=2, type=Path, metavar=("BUILD", "GGUF"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", type=Path)
     given = parser.parse_args()
@@ -221,6 +222,10 @@ def main() -> int:
             result[name] = sections.environments(workspace, repeats=given.repeats)
         else:
             result[name] = getattr(sections, name)(workspace)
+    if given.llama_cpp:
+        result["llama_cpp"] = sections.llama_cpp(*given.llama_cpp, given.new_tokens)
+        if "rows_per_s" in result:
+            result["ratio_to_llama_cpp"] = result["rows_per_s"] / result["llama_cpp"]["tokens_per_s"]
     workspace.close()
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,6 +4,8 @@
 """
 
 import gc
+import json
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -288,6 +290,22 @@ def decode_rates(lm: OptionLM, batch: int, steps: int, prompt: int = 64, repeats
         "ratio_to_limit": limit / engine_s,
         "ratio_to_generate": (steps - 1) / engine_s / (steps / generate),
     }
+
+
+def llama_cpp(build: Path, gguf: Path, tokens: int = 64, batches: Sequence[int] = (1, 8, 32, 64, 128)) -> dict:
+    """Tokens a second of llama.cpp's batched decode (`llama-batched-bench`) at every batch size, and the best of them.
+
+    Args:
+        build: the directory with its programs. gguf: the same model in its format, bf16.
+    """
+    program = build / "llama-batched-bench"
+    if not program.is_file() or not gguf.is_file():
+        raise SystemExit(f"--llama-cpp: expected {program} and the model file {gguf}")
+    sizes = ["-c", str(2 * tokens * max(batches)), "-npp", str(tokens), "-ntg", str(tokens)]
+    command = [str(program), "-m", str(gguf), *sizes, "-npl", ",".join(map(str, batches)), "--output-format", "jsonl"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rates = {str(run["pl"]): run["speed_tg"] for run in map(json.loads, (x for x in lines if x.startswith("{")))}
+    return {"tokens_per_s": max(rates.values()), "by_batch": rates}
 
 
 class _NoPrefix:

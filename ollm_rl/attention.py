@@ -38,6 +38,7 @@ class KVCache:
         self.positions = torch.zeros(0, 0, dtype=torch.long)  # (n, t): own position of each query of the call
         self.rows: Tensor | None = None  # (n,): the rows of the call; None for rows 0 to n - 1
         self.span = 0  # keys [0, span) are looked at
+        self.spread = 0  # rows [0, spread) take part in products, those of the call among them; 0: only those
         self.visible = torch.zeros(0)  # (n, 1, 1, t, span) additive mask
 
     @property
@@ -45,36 +46,50 @@ class KVCache:
         """Memory of the layers that have been written."""
         return sum(t.numel() * t.element_size() for side in (self.keys, self.values) for t in side.values())
 
-    def begin(self, positions: Tensor, rows: Tensor | None = None) -> None:
+    def begin(self, positions: Tensor, rows: Tensor | None = None, span: int | None = None) -> None:
         """Prepare one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
 
-        `rows` (n,) names the rows of the call; without it they are the first n, which costs no copy.
+        `rows` (n,) names the rows of the call; without it they are the first n, which costs no copy. `span`: how many
+        own keys are looked at, if it is known.
         """
         self.positions, self.rows = positions, rows
-        self.span = int(positions.max()) + 1
+        self.span = int(positions.max()) + 1 if span is None else span
+        # Copying the keys of a call's rows moves three times what reading them does: for most of the rows, all are read.
+        upto = 0 if rows is None else int(rows.max()) + 1
+        self.spread = upto if rows is not None and upto < 3 * len(rows) else 0
         hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
         self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
         self.visible = self.visible[:, None, None]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new (n, kv_heads, t, head_dim) pair ; return views of the visible span."""
+        """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
         n, heads, t, dim = key.shape
         if layer not in self.keys:
             self.keys[layer] = key.new_zeros(self.slots, heads, self.capacity, dim)
             self.values[layer] = value.new_zeros(self.slots, heads, self.capacity, value.shape[-1])
         keys, values = self.keys[layer], self.values[layer]
         if t == 1:
-            rows = torch.arange(n, device=key.device) if self.rows is None else self.rows
-            keys[rows, :, self.positions[:, 0]] = key[:, :, 0]
-            values[rows, :, self.positions[:, 0]] = value[:, :, 0]
+            rows = torch.arange(n, device=key.device) if self.rows is None else self.rows.to(key.device)
+            at = self.positions[:, 0].to(key.device)  # layers of a model spread over GPUs have devices of their own
+            keys[rows, :, at] = key[:, :, 0]
+            values[rows, :, at] = value[:, :, 0]
         else:  # a prefill: all rows start at the same own position
             start = int(self.positions[0, 0])
             to = slice(n) if self.rows is None else self.rows
             keys[to, :, start : start + t] = key
             values[to, :, start : start + t] = value
-        if self.rows is not None:
-            return keys[self.rows, :, : self.span], values[self.rows, :, : self.span]
-        return keys[:n, :, : self.span], values[:n, :, : self.span]
+        return keys[:, :, : self.span], values[:, :, : self.span]
+
+    def product(self, x: Tensor, stored: Tensor) -> Tensor:
+        """x (n, kv_heads, a, b) of the call's rows times what the cache has of them: stored (slots, kv_heads, b, c)."""
+        if self.rows is None:
+            return torch.matmul(x, stored[: len(x)])
+        rows = self.rows.to(x.device)
+        if not self.spread:
+            return torch.matmul(x, stored[rows])
+        among = x.new_zeros(self.spread, *x.shape[1:])
+        among[rows] = x
+        return torch.matmul(among, stored[: self.spread])[rows]
 
     def copy_rows(self, source: "KVCache", from_rows: Tensor, to_rows: Tensor, length: int) -> None:
         """Copy the first `length` own tokens of `source`'s rows into rows of this cache."""
@@ -120,7 +135,7 @@ def attend(
 
     # All query heads of one key head stand together, so that each product is one batched matrix product.
     q = query.reshape(n, kv_heads, group * t, dim)
-    scores = torch.matmul(q, keys.transpose(-1, -2)).view(n, kv_heads, group, t, span).float()
+    scores = kv.product(q, keys.transpose(-1, -2)).view(n, kv_heads, group, t, span).float()
     if prefix:
         assert kv.prefix is not None
         prefix_keys, prefix_values = kv.prefix.keys[layer][0], kv.prefix.values[layer][0]
@@ -130,13 +145,13 @@ def attend(
     scores = scores * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores[..., prefix:] += kv.visible
+    scores[..., prefix:] += kv.visible.to(scores.device)
     if sliding_window is not None and prefix + span > sliding_window:
         at = torch.arange(prefix + span, device=query.device)
         too_old = at <= (kv.positions[..., None] + prefix - sliding_window)
         scores = scores.masked_fill(too_old[:, None, None], float("-inf"))
     weights = scores.softmax(-1).to(query.dtype)
-    out = torch.matmul(weights[..., prefix:].reshape(n, kv_heads, group * t, span), values)
+    out = kv.product(weights[..., prefix:].reshape(n, kv_heads, group * t, span), values)
     if prefix:
         by_head = weights[..., :prefix].transpose(0, 1).reshape(kv_heads, n * group * t, prefix)
         out = out + torch.matmul(by_head, prefix_values).view(kv_heads, n, group * t, -1).transpose(0, 1)

@@ -77,18 +77,20 @@ class Backbone:
         return sum(p.numel() for p in self.model.parameters())
 
     @torch.inference_mode()
-    def hidden(self, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None = None, span: int | None = None
+    ) -> Tensor:
         """Run new tokens through the body: the hidden states that the head would read.
 
         tokens, positions: (n, t) int64; `positions` count from the end of the shared prefix. Explicit
         position ids matter: a model that counts padding itself silently loses accuracy. `rows` (n,) names the
-        rows of `kv`, by default the first n.
+        rows of `kv`, by default the first n; `span` how many of its own keys are looked at.
         Returns (n, t, d) in the backbone's dtype.
         """
         if tokens.numel() == 1:  # twice: products of one row have a kernel, and roundings, of their own
             pair = torch.zeros(2, dtype=torch.long, device=tokens.device) if rows is None else rows.expand(2)
-            return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair)[:1]
-        kv.begin(positions, rows)
+            return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span)[:1]
+        kv.begin(positions, rows, span)
         body = getattr(self.model, self.model.base_model_prefix)
         out = body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False, kv=kv)
         return out.last_hidden_state

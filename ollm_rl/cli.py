@@ -67,10 +67,10 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
 
     run, lab = _run(settings, "oracle"), Lab()
     try:
-        row, curve = run_oracle(settings, run, lab, settings.config.seed)
+        rows, curves = run_oracle(settings, run, lab, settings.config.seed)
     finally:
         lab.close()
-    _present(settings, run, {**_header(settings), "rows": [row], "curve": curve, "conversion": _conversion(run)})
+    _present(settings, run, {**_header(settings), "rows": rows, "curves": curves, "conversion": _conversion(run)})
 
 
 def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
+from ollm_rl.cuda_graphs import GraphedSteps
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.hidden_cache import prefill_prefix
 from ollm_rl.plugin import OptionLM, Options
@@ -53,6 +54,21 @@ def _gib(size: int) -> str:
     return f"{math.ceil(size / 2**30 * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
+def stay_in_place(sources: Sequence[int]) -> list[int]:
+    """An order of rows that come from `sources` in which as many as possible stay where they are, and are not copied.
+
+    Returns:
+        indices into `sources`, one for every new row.
+    """
+    first: dict[int, int] = {}
+    for i, source in enumerate(sources):
+        if source < len(sources):
+            first.setdefault(source, i)
+    settled = set(first.values())
+    others = iter([i for i in range(len(sources)) if i not in settled])
+    return [first[row] if row in first else next(others) for row in range(len(sources))]
+
+
 class RolloutEngine:
     """Steps up to `num_slots` episodes at once.
 
@@ -61,6 +77,7 @@ class RolloutEngine:
         max_new_tokens: token budget of an episode.
         max_prompt_tokens: room for prompts after the shared prefix; grows where it can.
         kv_cache_gib: budget of the KV cache, the shared prefix included; None for what `num_slots` take.
+        cuda_graphs: replay decode steps as CUDA graphs where there is a GPU and it can be done.
         profile: measure where the time goes (`profiler`).
 
     Attributes:
@@ -79,6 +96,7 @@ class RolloutEngine:
         max_new_tokens: int = 48,
         max_prompt_tokens: int = 64,
         kv_cache_gib: float | None = None,
+        cuda_graphs: bool = True,
         profile: bool = False,
     ):
         if num_slots < 1 or max_new_tokens < 1:
@@ -88,6 +106,7 @@ class RolloutEngine:
             )
         self.lm, self.prompter, self.backbone = lm, prompter, lm.backbone
         self.most_slots, self.max_new_tokens, self.kv_cache_gib = num_slots, max_new_tokens, kv_cache_gib
+        self.cuda_graphs = cuda_graphs
         self.eos_ids = self.backbone.eos_ids
         self.profiler = Profiler(profile)
         self.prefix = prefill_prefix(self.backbone, prompter.prefix)
@@ -99,6 +118,8 @@ class RolloutEngine:
         own = max_prompt_tokens + self.max_new_tokens
         self.num_slots = slots_within(self.backbone, len(self.prompter.prefix), own, self.most_slots, self.kv_cache_gib)
         self.kv = KVCache(self.num_slots, own, self.prefix)
+        self.graphs = GraphedSteps(self.backbone, self.kv)
+        self.graphs.enabled &= self.cuda_graphs
 
     @property
     def device(self) -> torch.device:
@@ -124,19 +145,26 @@ class RolloutEngine:
             self._allocate(max_prompt_tokens)
 
     @torch.inference_mode()
-    def admit(self, prompts: Sequence[list[int]]) -> None:
-        """Append one row per prompt (tokens after the shared prefix); equal prompts are prefilled once."""
+    def admit(self, prompts: Sequence[list[int]], room: int | None = None) -> None:
+        """Append one row per prompt (tokens after the shared prefix); equal prompts are prefilled once.
+
+        Args:
+            room: new tokens that they may get, by default `max_new_tokens`.
+        """
         if len(prompts) > self.free:
             raise ConfigurationError(f"{len(prompts)} prompts for {self.free} free slots; raise engine.num_slots")
-        self.replace(self._extend(len(prompts)), prompts)
+        self.replace(self._extend(len(prompts)), prompts, room)
 
     @torch.inference_mode()
-    def restore(self, kept: KVCache, rows: Tensor, lengths: Tensor, tokens: Tensor) -> None:
-        """Append one row per kept one: the first `lengths` (m,) own tokens of `kept`'s `rows` (m,), then `tokens`."""
+    def restore(self, kept: KVCache, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Append one row per kept one, the first `lengths` (m,) own tokens of `kept`'s `rows` (m,); their numbers.
+
+        What they say next is not known before they are advanced.
+        """
         new = self._extend(len(rows))
         self.kv.copy_rows(kept, rows, new, int(lengths.max()))
         self.lengths[new] = lengths
-        self.advance(tokens, new if len(new) < len(self.lengths) else None)
+        return new
 
     def _extend(self, n: int) -> Tensor:
         """Append n blank rows; their numbers."""
@@ -151,13 +179,13 @@ class RolloutEngine:
         return torch.arange(first, first + n, device=self.device)
 
     @torch.inference_mode()
-    def replace(self, rows: Tensor, prompts: Sequence[list[int]]) -> None:
-        """Start active `rows` (m,) anew with these prompts."""
+    def replace(self, rows: Tensor, prompts: Sequence[list[int]], room: int | None = None) -> None:
+        """Start active `rows` (m,) anew with these prompts; `room` as in `admit`."""
         place: dict[tuple[int, ...], int] = {}
         for i, prompt in enumerate(prompts):
             place.setdefault(tuple(prompt), i)
         longest = max(map(len, place))
-        if longest > self.kv.capacity - self.max_new_tokens:
+        if longest + (self.max_new_tokens if room is None else room) > self.kv.capacity:
             if len(rows) < len(self.lengths):
                 raise ConfigurationError(
                     f"a prompt of {longest} tokens does not fit; set engine.max_prompt_tokens to at least {longest}"
@@ -199,7 +227,10 @@ class RolloutEngine:
         """Append one token (m,) to each of `rows` (m,), by default (in order) to all, and look at the new states."""
         at = torch.arange(len(self.lengths), device=self.device) if rows is None else rows
         with self.profiler.part("decode"):
-            hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
+            if rows is None and self.graphs.enabled:
+                hidden = self.graphs.hidden(tokens, self.lengths)
+            else:
+                hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
         self._look(at, hidden, self.lengths[at] + 1)
         self.num_tokens += len(tokens)
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ollm_rl.config import Settings, compose, locate, members
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, pool_breakdowns, wilson
 from ollm_rl.oracle import Oracle, summarise
+from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import replay
 from ollm_rl.runs import Run
 from ollm_rl.session import make_agent, make_oracle, open_session
@@ -64,21 +66,26 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     return row
 
 
-def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[dict, list[dict]]:
-    """The oracle's row and its curve, on the same problems as the agents."""
+def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The oracle's rows, one a search, and their curves, on the same problems as the agents."""
     done = run.path / "results.json"
     if done.exists():
         stored = json.loads(done.read_text())
-        return stored["rows"][0], stored["curve"]
+        return stored["rows"], stored["curves"]
     config = settings.config
     space, report = lab.workspace(settings, seed)
-    oracle = make_oracle(space, config, search_policy(space, settings))
     problems = space.problems(config.evaluate.split, config.oracle.num_problems, seed)
-    row, curve = solve_and_store(space, oracle, problems, run, seed)
+    policy, rows, curves = search_policy(space, settings), [], {}
+    for name in dict.fromkeys([config.oracle.search, *config.oracle.also]):
+        if name == "teacher_forced":
+            rows += [{**teacher_forced(space, problems, picker), "seed": seed} for picker in PICKERS]
+            continue
+        row, curves[name] = solve_and_store(space, make_oracle(space, config, policy, name), problems, run, seed)
+        rows.append(row if name == config.oracle.search else {**row, "agent": f"oracle_{name}"})
     run.write_json("conversion.json", report)
-    results = {"task": space.task.name, "backbone": space.backbone.name, "rows": [row], "curve": curve}
+    results = {"task": space.task.name, "backbone": space.backbone.name, "rows": rows, "curves": curves}
     run.write_json("results.json", results)
-    return row, curve
+    return rows, curves
 
 
 def search_policy(space: Workspace, settings: Settings):
@@ -96,12 +103,14 @@ def search_policy(space: Workspace, settings: Settings):
 
 
 def solve_and_store(space: Workspace, oracle: Oracle, problems: list, run: Run, seed: int) -> tuple[dict, list[dict]]:
-    searches = oracle.solve(problems, seed)
-    row, curve = summarise(searches, oracle.search, oracle.budget)
-    solved = [s.solution for s in searches if s.solution is not None]
-    run.save_rollouts("oracle", solved)
-    run.write_json("replays.json", replay(space, solved[: 2 * SHOWN]))
-    return {**row, "seed": seed}, curve
+    name, start = oracle.search, time.monotonic()
+    searches = oracle.solve(problems, seed, run.path / f"searches_{name}.jsonl")
+    row, curve = summarise(searches, name, oracle.budget)
+    solved = [s.shortest for s in searches if s.shortest is not None]
+    run.save_rollouts(f"oracle_{name}", solved)
+    if not (run.path / "replays.json").exists():  # of the first search
+        run.write_json("replays.json", replay(space, solved[: 2 * SHOWN]))
+    return {**row, "seed": seed, "occupancy": oracle.occupancy, "search_seconds": time.monotonic() - start}, curve
 
 
 def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
@@ -110,7 +119,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     cells = {name: cell_settings(overrides, settings, name) for name in config.agents}
     lab = Lab()
     rows: list[dict] = []
-    curve: list[dict] = []
+    curves: dict[str, list[dict]] = {}
     try:
         for seed in config.seeds:
             for name, cell in cells.items():
@@ -119,15 +128,15 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
                 rows.append(run_cell(cell, part, lab, seed))
             if config.with_oracle:
                 part = Run(run.path, f"oracle-{seed}", settings.yaml(), config.resume)
-                row, curve = run_oracle(settings, part, lab, seed)
-                rows.append(row)
+                found, curves = run_oracle(settings, part, lab, seed)
+                rows += found
     finally:
         lab.close()
     results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows}
     add_thresholds(rows, run.path)
     results["pooled"] = pool(rows)
-    if curve:
-        results["curve"] = curve
+    if curves:
+        results["curves"] = curves
     results["conversion"] = json.loads((run.path / f"{_cell_name(rows[0])}" / "conversion.json").read_text())
     run.write_json("results.json", results)
     return results

@@ -68,20 +68,37 @@ def _learning(root: Path, results: dict) -> Path | None:
     return _save(figure, root / "plots" / "learning_curve.png")
 
 
+def draw_curves(curves: dict[str, list[dict]], title: str, path: Path) -> Path:
+    """Solved share against budget, one line a search, written to `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    figure, axes = _curves(curves)
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _save(figure, path)
+
+
+def _curves(curves: dict[str, list[dict]]):
+    figure, axes = _figure("generated tokens per problem (budget)", "share solved")
+    for colour, (name, curve) in zip(PALETTE, curves.items(), strict=False):
+        x = [p["budget"] for p in curve]
+        axes.plot(x, [p["solved"] for p in curve], "o-", color=colour, label=f"oracle: {name}")
+        axes.fill_between(x, [p["ci95"][0] for p in curve], [p["ci95"][1] for p in curve], color=colour, alpha=0.15)
+    axes.set_xscale("log")
+    return figure, axes
+
+
 def _budget(root: Path, results: dict) -> Path | None:
     """Solved share against the oracle's budget in tokens, with the 95% band."""
-    curve = results.get("curve")
-    if not curve:
+    curves = results.get("curves")
+    if not curves:
         return None
-    figure, axes = _figure("generated tokens per problem (budget)", "share solved")
-    x = [p["budget"] for p in curve]
-    axes.plot(x, [p["solved"] for p in curve], "o-", color=PALETTE[0], label="oracle")
-    axes.fill_between(x, [p["ci95"][0] for p in curve], [p["ci95"][1] for p in curve], color=PALETTE[0], alpha=0.15)
+    figure, axes = _curves(curves)
     for i, row in enumerate(r for r in results["rows"] if r.get("pass_at_8") is not None):
-        colour = PALETTE[(i + 1) % len(PALETTE)]
+        colour = PALETTE[(len(curves) + i) % len(PALETTE)]
         tokens = 8 * row["mean_length"]
         axes.plot([tokens], [row["pass_at_8"]], "s", color=colour, label=f"{row['agent']}, seed {row['seed']}: pass@8")
-    axes.set_xscale("log")
     axes.set_title(f"What could the best latents reach? {results['backbone']} on {results['task']}", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _save(figure, root / "plots" / "solved_against_budget.png")

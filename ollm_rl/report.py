@@ -178,15 +178,42 @@ def _verdicts_note(results: dict) -> str:
 
 
 def _oracle_note(results: dict) -> str:
-    rows = [r for r in results["rows"] if r["agent"] == "oracle"]
+    rows = [r for r in results["rows"] if r["agent"] == "oracle" and r["search"] != "teacher_forced"]
     if not rows:
-        return ""
+        return _teacher_note(results)
     row = rows[0]
     return (
         f'<p class="note">The oracle ({row["search"]}) may look at the verdict: its accuracy is the share of problems for '
         f"which it found a right answer within {row['budget']} generated tokens ({row['mean_tokens']:.0f} on average, "
-        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included.</p>"
+        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included. {_departures(row)}</p>"
+        + _teacher_note(results)
     )
+
+
+def _departures(row: dict) -> str:
+    found = row.get("departures")
+    if not found:
+        return ""
+    where = "" if found["position"] is None else f", half of them before {found['position'][1]:.0%} of the text"
+    return (
+        f"Solved texts depart from the policy's first choice {found['mean']:.1f} times ({found['none']:.0%} never)"
+        f"{where}; their choices have a log-probability of {found['log_prob']:.1f} nats."
+    )
+
+
+def _teacher_note(results: dict) -> str:
+    rows = [r for r in results["rows"] if r.get("search") == "teacher_forced"]
+    said = " ".join(
+        f"{r['agent'].removeprefix('teacher_forced_')}: {r['exact_reproduction']:.3f} of {r['n_problems']} solutions said to "
+        f"the token, {r['tokens_reproduced']:.4f} of their tokens, answers right in {r['accuracy']:.3f}."
+        for r in rows
+    )
+    why = (
+        "Teacher forcing asks whether the options can say one given text, the gold solution: one token that no option says "
+        "ends it. A search needs any text with the right answer, so it can be ahead where options lack words, and it "
+        "needs luck or a good policy where they do not."
+    )
+    return f'<p class="note">{why} {html.escape(said)}</p>' if rows else ""
 
 
 def _options_html(conversion: dict) -> str:

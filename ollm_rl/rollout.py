@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ollm_rl.engine import RolloutEngine
+from ollm_rl.engine import RolloutEngine, stay_in_place
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import Problem
@@ -130,17 +130,14 @@ class _Rollout:
             for row in group:
                 if not row.episode.stop:
                     branches.setdefault((i, row.episode.tokens[-1]), []).append(row)
-        # A row's first branch stays in its place, so that only the others are copied.
-        stay = {i: (i, token) for i, token in reversed(branches) if i < len(branches)}
-        settled = set(stay.values())
-        others = iter([key for key in branches if key not in settled])
-        order = [stay[i] if i in stay else next(others) for i in range(len(branches))]
-        if order:
-            source, tokens = torch.tensor(order, device=self.engine.device).unbind(1)
+        keys = list(branches)
+        keys = [keys[i] for i in stay_in_place([row for row, _ in keys])]
+        if keys:
+            source, tokens = torch.tensor(keys, device=self.engine.device).unbind(1)
             self.engine.fork(source, tokens)
         else:
             self.engine.clear()
-        return [branches[key] for key in order]
+        return [branches[key] for key in keys]
 
     def _choose(self, rows: list["_Row"], seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the episodes' policies choose, `act` where they have none: latents (n,) and log-probabilities (n,)."""

@@ -91,7 +91,7 @@ def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = Non
     return made
 
 
-def make_oracle(workspace: Workspace, config: DictConfig, policy) -> Oracle:
-    """The configured search over `policy`."""
-    values = {k: v for k, v in plain(config.oracle).items() if k != "num_problems"}
-    return Oracle(workspace, policy, **values)
+def make_oracle(workspace: Workspace, config: DictConfig, policy, search: str | None = None) -> Oracle:
+    """The configured search over `policy`, or `search` with its settings."""
+    values = {k: v for k, v in plain(config.oracle).items() if k not in ("num_problems", "also", "search")}
+    return Oracle(workspace, policy, search=search or config.oracle.search, **values)

@@ -1,0 +1,67 @@
+"""Decode steps as CUDA graphs: on a GPU, launching a small model's kernels one by one takes longer than running them."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ollm_rl.attention import KVCache
+from ollm_rl.backbone import Backbone
+
+log = logging.getLogger(__name__)
+SPAN = 64  # spans of the cache are rounded up to multiples of this
+TOLERANCE = 0.05  # of the hidden states' deviation: more than roundings of bf16 between two batch sizes
+
+
+class GraphedSteps:
+    """The body on one token of each of the first rows of a cache, captured once for every size of batch and span.
+
+    A batch is padded to a power of two with rows that are free, where a write does no harm. A graph is used only if its
+    first replay gives what the ordinary call gives; if it does not, or cannot be captured, `enabled` becomes False.
+    """
+
+    def __init__(self, backbone: Backbone, kv: KVCache):
+        self.backbone, self.kv = backbone, kv
+        self.enabled = backbone.device.type == "cuda"
+        self._steps: dict[tuple[int, int], Callable[[], Tensor]] = {}
+        self._tokens = torch.zeros(kv.slots, 1, dtype=torch.long, device=backbone.device)
+        self._positions = torch.zeros(kv.slots, 1, dtype=torch.long, device=backbone.device)
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states (n, d) of tokens (n,) at own positions `lengths` (n,) of rows 0 to n - 1."""
+        n, slots, capacity = len(tokens), self.kv.slots, self.kv.capacity
+        rows = min(1 << (n - 1).bit_length(), slots)
+        span = min(-(-(int(lengths.max()) + 1) // SPAN) * SPAN, capacity)
+        self._tokens.zero_()[:n, 0] = tokens
+        self._positions.zero_()[:n, 0] = lengths
+        if self.enabled and (rows, span) not in self._steps:
+            self._capture(rows, span)
+        if not self.enabled:
+            return self.backbone.hidden(tokens[:, None], lengths[:, None], self.kv)[:, 0]
+        return self._steps[rows, span]()[:n].clone()
+
+    def _step(self, rows: int, span: int) -> Tensor:
+        return self.backbone.hidden(self._tokens[:rows], self._positions[:rows], self.kv, span=span)[:, 0]
+
+    def _capture(self, rows: int, span: int) -> None:
+        try:
+            expected = self._step(rows, span)  # warms up as well: nothing is allocated or chosen during the capture
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = self._step(rows, span)
+            graph.replay()
+            off = (captured.float() - expected.float()).abs().max() / expected.float().std()
+            if off > TOLERANCE:
+                raise RuntimeError(f"a replay differs from the ordinary step by {off:.2f} deviations")
+        except RuntimeError as error:
+            log.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+            self.enabled = False
+            return
+
+        def replay() -> Tensor:
+            graph.replay()
+            return captured
+
+        self._steps[rows, span] = replay

@@ -1,0 +1,272 @@
+"""One problem's search: the texts under way, and the order in which those not begun are looked at.
+
+From every text, the options not taken at its decision points become branches. A frontier holds the branches that nobody
+followed yet and says which is next; options that decode to the same token are one branch, so no text is found twice.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
+
+
+class Choice(NamedTuple):
+    """What was chosen at a decision point: the token's position, the policy's rank of the latent (0 is its first
+    choice), and its log-probability."""
+
+    position: int
+    rank: int
+    log_prob: float
+
+
+@dataclass
+class Branch:
+    """A text: under way, ended, or (its last token not run through the model yet) waiting in a frontier.
+
+    Attributes:
+        latents: of every token; -1 where the options agreed.
+        choices: at its decision points; log_prob: their sum.
+        parent: the text that this one shares all tokens but its last with.
+        kept: the row of `KeptTexts` that holds this text, once it has ended.
+        left: some of its branches were left in the frontier.
+        stop: `eos`, `length`, or `budget` for one that was cut off; `pruned` for one that a beam let go.
+        node: where `Puct` has it.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    latents: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    log_prob: float = 0.0
+    parent: "Branch | None" = None
+    kept: int | None = None
+    left: bool = False
+    stop: str = ""
+    node: "Node | None" = None
+
+    def child(self, token: int, latent: int, choice: Choice | None) -> "Branch":
+        """The text with one more token."""
+        self.left = True
+        text = Branch(list(self.tokens), list(self.latents), list(self.choices), self.log_prob, self)
+        text.extend(token, latent, choice)
+        return text
+
+    def extend(self, token: int, latent: int, choice: Choice | None) -> None:
+        """One more token, in place."""
+        self.tokens.append(token)
+        self.latents.append(latent)
+        if choice is not None:
+            self.choices.append(choice)
+            self.log_prob += choice.log_prob
+
+
+class Frontier:
+    """Branches not begun yet; by itself, the latest first: `exhaustive`, depth first, without regard to the policy."""
+
+    beam = False  # branches of a wave compete at every token, and the best `width` go on
+
+    def __init__(self) -> None:
+        self._branches: list[Branch] = []
+
+    def __len__(self) -> int:
+        return len(self._branches)
+
+    def push(self, branch: Branch) -> None:
+        self._branches.append(branch)
+
+    def pop(self) -> Branch:
+        return self._branches.pop()
+
+    def leave(self, line: Branch, others: list[Branch], taken: Choice) -> None:
+        """A followed text made a choice: the others wait here."""
+        for branch in others:
+            self.push(branch)
+
+    def ended(self, line: Branch, reward: float) -> None:
+        """A followed text was judged."""
+
+
+class BestFirst(Frontier):
+    """The likeliest first, by the policy's cumulative log-probability.
+
+    Args:
+        bonus: nats that the text with fewest departures so far is ahead by, per departure: branches off the policy's
+            own first text come before branches of branches.
+    """
+
+    def __init__(self, bonus: float = 0.0):
+        super().__init__()
+        self.bonus = bonus
+        self._heap: list[tuple[float, int, Branch]] = []
+        self._serial = 0  # breaks ties between equally likely branches
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, branch: Branch) -> None:
+        departures = sum(choice.rank > 0 for choice in branch.choices)
+        self._serial += 1
+        heapq.heappush(self._heap, (self.bonus * departures - branch.log_prob, self._serial, branch))
+
+    def pop(self) -> Branch:
+        return heapq.heappop(self._heap)[2]
+
+
+class Beam(BestFirst):
+    """Beam search; when a beam has ended without a solution, the next starts from the likeliest branches it let go."""
+
+    beam = True
+
+
+@dataclass
+class Node:
+    """A branch or a decision point in the tree of `Puct`: visits, summed rewards, and branches not begun below it."""
+
+    parent: "Node | None" = None
+    prior: float = 1.0
+    visits: int = 0
+    value: float = 0.0
+    waiting: int = 0
+    branch: Branch | None = None
+    children: list["Node"] = field(default_factory=list)
+
+    def up(self) -> "list[Node]":
+        """Itself and all above."""
+        path, node = [], self
+        while node is not None:
+            path.append(node)
+            node = node.parent
+        return path
+
+
+class Puct(Frontier):
+    """Monte Carlo tree search: at every decision point the child with the largest Q + c P sqrt(N) / (1 + n).
+
+    P is the policy's probability, n and N are the visits of child and parent, Q the mean reward (Silver et al. 2017,
+    "Mastering the game of Go without human knowledge"). A leaf's value is the verdict on the text that the policy's
+    first choices make of it.
+    """
+
+    def __init__(self, exploration: float = 1.5):
+        super().__init__()
+        self.exploration, self.root = exploration, Node()
+
+    def __len__(self) -> int:
+        return self.root.waiting
+
+    def push(self, branch: Branch) -> None:
+        self._hang(self.root, branch, 1.0)
+
+    def pop(self) -> Branch:
+        node = self.root
+        while node.branch is None:
+            scale = self.exploration * math.sqrt(node.visits + 1)
+            node = max((c for c in node.children if c.waiting), key=lambda c: self._score(c, scale))
+        branch, node.branch, branch.node = node.branch, None, node
+        for above in node.up():
+            above.visits += 1  # of those under way too, so that a wave spreads
+            above.waiting -= 1
+        return branch
+
+    @staticmethod
+    def _score(node: Node, scale: float) -> float:
+        return node.value / max(node.visits, 1) + scale * node.prior / (1 + node.visits)
+
+    def leave(self, line: Branch, others: list[Branch], taken: Choice) -> None:
+        at = line.node
+        assert at is not None
+        for branch in others:
+            self._hang(at, branch, math.exp(branch.choices[-1].log_prob))
+        line.node = Node(at, math.exp(taken.log_prob), visits=1)
+        at.children.append(line.node)
+
+    def _hang(self, parent: Node, branch: Branch, prior: float) -> None:
+        node = Node(parent, prior, branch=branch)
+        parent.children.append(node)
+        for above in node.up():
+            above.waiting += 1
+
+    def ended(self, line: Branch, reward: float) -> None:
+        assert line.node is not None
+        for above in line.node.up():
+            above.value += reward
+
+
+FRONTIERS: dict[str, type[Frontier]] = {
+    "exhaustive": Frontier, "best_first": BestFirst, "beam": Beam, "puct": Puct,
+}  # fmt: skip
+
+
+def new_frontier(search: str, bonus: float, exploration: float) -> Frontier:
+    """The frontier of a tree search.
+
+    Raises:
+        ConfigurationError: there is no such search.
+    """
+    if search not in FRONTIERS:
+        raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(FRONTIERS)}, best_of_n")
+    kind = FRONTIERS[search]
+    if kind is Puct:
+        return Puct(exploration)
+    return kind(bonus) if issubclass(kind, BestFirst) else kind()
+
+
+@dataclass
+class Search:
+    """One problem's search and what it found.
+
+    Attributes:
+        spent: generated tokens. recomputed: tokens of texts that were run again because they were not kept.
+        tried: texts that were judged; timeouts: those of them that the verifier did not get through.
+        solution: the first solved text, found when `solved_at` tokens were spent; shortest: the shortest one.
+        choices: those of the solution.
+    """
+
+    problem: Problem
+    frontier: Frontier
+    spent: int = 0
+    recomputed: int = 0
+    tried: int = 0
+    timeouts: int = 0
+    solution: Episode | None = None
+    solved_at: int | None = None
+    shortest: Episode | None = None
+    choices: list[Choice] = field(default_factory=list)
+
+    def found(self, episode: Episode, choices: list[Choice]) -> None:
+        """A text was judged."""
+        self.tried += 1
+        self.timeouts += episode.verdict == "timeout"
+        if not episode.solved:
+            return
+        if self.solution is None:
+            self.solution, self.solved_at, self.choices = episode, self.spent, choices
+        if self.shortest is None or len(episode.tokens) < len(self.shortest.tokens):
+            self.shortest = episode
+
+    def record(self) -> dict:
+        """What a resumed run needs."""
+        episode = {} if self.solution is None else _stored(self.solution)
+        shortest = {} if self.shortest is None or self.shortest is self.solution else _stored(self.shortest)
+        names = ("spent", "recomputed", "tried", "timeouts", "solved_at")
+        return {
+            "problem_id": self.problem.id, **{name: getattr(self, name) for name in names}, "solution": episode,
+            "shortest": shortest, "choices": self.choices,
+        }  # fmt: skip
+
+    def restore(self, record: dict) -> None:
+        """Take over what `record` gave."""
+        for name in ("spent", "recomputed", "tried", "timeouts", "solved_at"):
+            setattr(self, name, record[name])
+        self.choices = [Choice(*c) for c in record["choices"]]
+        self.solution = Episode(self.problem, **record["solution"]) if record["solution"] else None
+        self.shortest = Episode(self.problem, **record["shortest"]) if record["shortest"] else self.solution
+
+
+def _stored(episode: Episode) -> dict:
+    return {
+        k: getattr(episode, k) for k in ("seed", "tokens", "latents", "stop", "text", "answer", "reward", "verdict")
+    }

@@ -1,0 +1,50 @@
+"""What the benchmarks compute from what they measure."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import oracle as oracle_benchmark
+import rollout as rollout_benchmark
+import rollout_sections as sections
+
+from ollm_rl.oracle import Search
+from ollm_rl.oracle.search import Frontier
+from ollm_rl.tasks import Problem
+
+
+def test_a_ratio_that_fell_by_more_than_a_tenth_is_named():
+    committed = {"ratio_to_generate": 10.0, "ratio_to_limit": 0.9}
+    assert rollout_benchmark.worse({"ratio_to_generate": 9.1, "ratio_to_limit": 0.82}, committed) == []
+    complaints = rollout_benchmark.worse({"ratio_to_generate": 8.9, "ratio_to_limit": 0.9}, committed)
+    assert len(complaints) == 1 and "ratio_to_generate is 8.90" in complaints[0]
+
+
+def test_long_tailed_lengths_have_the_mean_and_the_tail():
+    lengths = sections.long_tailed(2000, 0)
+    assert lengths.mean() == pytest.approx(40, rel=0.01)
+    assert lengths.max() == 400 and lengths.min() >= 1 and sorted(lengths)[1000] < 30
+
+
+def test_sections_measure_the_tiny_model(tiny):
+    found = sections.occupancy(tiny, episodes=60, slots=8)
+    assert 0.3 < found["occupancy"] <= found["occupancy_while_requests_wait"] <= 1
+    envs = sections.environments(tiny, num_envs=4, repeats=1)
+    assert envs["env_tokens_per_s"] > 0 and envs["single_over_bare"] > 0
+    assert sections.memory(tiny, kv_cache_gib=0.01, episodes=20)["slots"] <= 256
+    assert set(sections.decode_rates(tiny.lm, 4, 6, repeats=1)) == {
+        "tokens_per_s",
+        "ratio_to_limit",
+        "ratio_to_generate",
+    }
+
+
+def test_tokens_to_reach_a_share_count_what_the_unsolved_spent():
+    searches = [Search(Problem(str(i), "", ""), Frontier()) for i in range(4)]
+    for search, spent, solved_at in zip(searches, (10, 20, 40, 100), (10, 20, 40, None), strict=True):
+        search.spent, search.solved_at = spent, solved_at
+    assert oracle_benchmark.tokens_to_reach(searches, 0.5) == (10 + 20 + 20 + 20) / 4
+    assert oracle_benchmark.tokens_to_reach(searches, 0.75) == (10 + 20 + 40 + 40) / 4
+    assert oracle_benchmark.tokens_to_reach(searches, 1.0) is None

@@ -1,0 +1,45 @@
+"""Decode steps on padded batches and spans; captured as graphs where there is a GPU."""
+
+import pytest
+import torch
+
+from ollm_rl.cuda_graphs import GraphedSteps
+from ollm_rl.engine import RolloutEngine
+
+
+def prepared(tiny) -> RolloutEngine:
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=9, max_new_tokens=20)
+    engine.admit([[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]])
+    return engine
+
+
+def test_a_padded_step_is_an_ordinary_one(tiny):
+    tokens = torch.tensor([20, 21, 22])
+    expected, engine = prepared(tiny), prepared(tiny)
+    expected.advance(tokens)
+    steps = GraphedSteps(tiny.backbone, engine.kv)
+    steps.enabled, steps._capture = (
+        True,
+        lambda rows, span: steps._steps.update(  # no GPU here: called, not replayed
+            {(rows, span): lambda: steps._step(rows, span)}
+        ),
+    )
+    found = steps.hidden(tokens, engine.lengths)
+    assert list(steps._steps) == [(4, 64)]
+    torch.testing.assert_close(found, expected.hidden, atol=1e-5, rtol=1e-4)
+    engine.advance(tokens)
+    expected.advance(tokens)
+    engine.advance(tokens)  # rows of the padding did no harm to those in use
+    torch.testing.assert_close(engine.hidden, expected.hidden, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_captured_falls_back(tiny, caplog):
+    engine = prepared(tiny)
+    steps = GraphedSteps(tiny.backbone, engine.kv)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: it can be captured")
+    assert not steps.enabled
+    steps.enabled = True
+    expected = tiny.backbone.hidden(torch.full((3, 1), 20), engine.lengths[:, None], engine.kv)[:, 0]
+    torch.testing.assert_close(steps.hidden(torch.tensor([20, 20, 20]), engine.lengths), expected)
+    assert not steps.enabled and "without CUDA graphs" in caplog.text
