@@ -9,8 +9,10 @@ model is called with ``kv=KVCache`` and without its own cache, which keeps this 
 architecture; without ``kv`` the call falls back to ordinary attention, so ``model.generate`` still works.
 """
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -65,8 +67,8 @@ class KVCache:
         """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
         n, heads, t, dim = key.shape
         if layer not in self.keys:
-            self.keys[layer] = key.new_zeros(self.slots, heads, self.capacity, dim)
-            self.values[layer] = value.new_zeros(self.slots, heads, self.capacity, value.shape[-1])
+            self.keys[layer] = _zeros(key, self.slots, heads, self.capacity, dim)
+            self.values[layer] = _zeros(value, self.slots, heads, self.capacity, value.shape[-1])
         keys, values = self.keys[layer], self.values[layer]
         if t == 1:
             rows = torch.arange(n, device=key.device) if self.rows is None else self.rows.to(key.device)
@@ -96,8 +98,20 @@ class KVCache:
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             for layer, tensor in theirs.items():
                 if layer not in mine:
-                    mine[layer] = tensor.new_zeros(self.slots, tensor.shape[1], self.capacity, tensor.shape[3])
+                    mine[layer] = _zeros(tensor, self.slots, tensor.shape[1], self.capacity, tensor.shape[3])
                 mine[layer][to_rows, :, :length] = tensor[from_rows, :, :length]
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of the device and precision of `like`; on a CPU memory that is only taken where it is written.
+
+    They have to be zeros: a masked key has weight 0, but 0 times what unwritten memory holds may not be a number.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    raw = np.zeros(math.prod(shape) * like.element_size() + 64, dtype=np.uint8)  # from calloc, unlike torch's
+    start = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[start : len(raw) - 64 + start]).view(like.dtype).view(shape)
 
 
 def attend(

@@ -187,7 +187,7 @@ class Oracle:
                 break
             waiting.popleft()
             free -= need
-            branches = []
+            branches: list[Branch] = []
             while len(branches) < min(most, need) and len(search.frontier) and search.spent < self.budget:
                 branches.append(search.frontier.pop())
                 search.spent += bool(branches[-1].tokens)  # the token in which it differs from its parent

@@ -135,7 +135,8 @@ class Node:
 
     def up(self) -> "list[Node]":
         """Itself and all above."""
-        path, node = [], self
+        path: list[Node] = []
+        node: Node | None = self
         while node is not None:
             path.append(node)
             node = node.parent

@@ -8,7 +8,6 @@ from torch import Tensor
 from ollm_rl.errors import DataError
 from ollm_rl.evaluation import breakdown, misbehaviour, wilson
 from ollm_rl.hidden_cache import compute_hidden_states
-from ollm_rl.option_quality import canonical_labels
 from ollm_rl.rollout import Act, Request
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
@@ -53,16 +52,14 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
         )
     backbone, plugin, prompter = workspace.backbone, workspace.plugin, workspace.prompter
     states = compute_hidden_states(backbone, prompter, list(problems), plugin.config.shortlist)
-    covered, lowest = canonical_labels(backbone, plugin, states)
+    parts = [states.block(at, at + 256) for at in range(0, len(states), 256)]
+    says = torch.cat([workspace.lm.options(p.hidden).tokens == p.gold[:, None] for p in parts])  # (N, K)
     if picker == "encoder":
-        parts = [states.block(at, at + 256) for at in range(0, len(states), 256)]
-        picked = torch.cat(
-            [plugin.encoder_logits(p.hidden, backbone.head.weight[p.gold]).argmax(-1).cpu() for p in parts]
-        )
+        picked = torch.cat([plugin.encoder_logits(p.hidden, backbone.head.weight[p.gold]).argmax(-1) for p in parts])
     else:
-        picked = lowest
-    says = _says_gold(workspace, states, picked)
-    owner = states.owner.cpu()
+        picked = says.float().argmax(-1)
+    reproduced = says.gather(1, picked[:, None]).float().mean()
+    owner, picked = states.owner.cpu(), picked.cpu()
     latents = [picked[owner == i].tolist() for i in range(len(problems))]
     room = workspace.engine.max_new_tokens
     requests = [
@@ -78,18 +75,8 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
         "agent": f"teacher_forced_{picker}", "search": "teacher_forced", "n_problems": n,
         "accuracy": sum(right) / n, "accuracy_ci95": list(wilson(sum(right), n)), "avg_at_8": None, "pass_at_8": None,
         "exact_reproduction": sum(same) / n, "exact_reproduction_ci95": list(wilson(sum(same), n)),
-        "tokens_reproduced": float(says.float().mean()), "tokens_covered": float(covered.mean()),
+        "tokens_reproduced": float(reproduced), "tokens_covered": float(says.any(-1).float().mean()),
         "mean_tokens": sum(len(e.tokens) for e in episodes) / n, **misbehaviour(episodes),
         "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0,
         "breakdown": breakdown(list(zip(problems, right, strict=True))),
     }  # fmt: skip
-
-
-def _says_gold(workspace: Workspace, states, picked: Tensor) -> Tensor:
-    """(N,) bool: the picked option says the gold token."""
-    found = []
-    for at in range(0, len(states), 256):
-        part = states.block(at, at + 256)
-        tokens = workspace.lm.options(part.hidden).tokens
-        found.append(tokens.gather(1, picked[at : at + 256, None].to(tokens.device))[:, 0] == part.gold)
-    return torch.cat(found).cpu()
