@@ -218,6 +218,8 @@ def main() -> int:
             result |= measure(work, given.batches, given.repeats)
         elif name == "growth":
             result[name] = sections.growth(workspace, open_workspace("tiny", given.task, dtype="float32"))
+        elif name == "occupancy":  # of slots, which does not depend on the model
+            result[name] = sections.occupancy(open_workspace("tiny", given.task, dtype="float32"))
         elif name == "environments":
             result[name] = sections.environments(workspace, repeats=given.repeats)
         else:

@@ -77,12 +77,12 @@ def occupancy(space: Workspace, episodes: int = 2000, slots: int = 64, seed: int
     }  # fmt: skip
 
 
-def environments(space: Workspace, num_envs: int = 64, repeats: int = 3, seed: int = 0) -> dict:
+def environments(space: Workspace, num_envs: int = 64, episodes: int = 192, repeats: int = 3, seed: int = 0) -> dict:
     """The environments with random latents beside the engine, both with verdicts; and one environment beside a bare loop.
 
     Rates are of tokens through the decode steps. The bare loop is body and head of one row at a time.
     """
-    problems = space.problems("train", 8 * num_envs, seed)
+    problems = space.problems("train", episodes, seed)
     engine = RolloutEngine(space.lm, space.prompter, num_slots=num_envs, max_new_tokens=space.task.max_new_tokens)
     requests = [Request(p, i) for i, p in enumerate(problems)]
     act = acting(Random(space), deterministic=False)
@@ -111,7 +111,7 @@ def environments(space: Workspace, num_envs: int = 64, repeats: int = 3, seed: i
     runs = []
     with track("environments", repeats, "repeats") as bar:
         for i in range(repeats):
-            steps, per_step = _single_steps(single, 20, seed + 100 * i)
+            steps, per_step = _single_steps(single, 5, seed + 100 * i)
             bare = _bare_steps(space, steps)
             runs.append((of_engine(), of_vector(True), of_vector(False), per_step, bare))
             bar.advance()
@@ -197,7 +197,7 @@ def _step_at(space: Workspace, context: int, steps: int, rows: int = 8) -> tuple
     return median(taken), median(_seconds(attention) for _ in range(steps))
 
 
-def memory(space: Workspace, kv_cache_gib: float = 0.25, episodes: int = 512, seed: int = 0) -> dict:
+def memory(space: Workspace, kv_cache_gib: float = 0.25, episodes: int = 192, seed: int = 0) -> dict:
     """Peak memory of a rollout above that of the loaded model, beside the stated budget."""
     requests = [Request(p, i) for i, p in enumerate(space.problems("train", episodes, seed))]
     act = acting(Random(space), deterministic=False)

@@ -16,6 +16,8 @@ from ollm_rl.tasks import make_task
 
 OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
+SEARCHES = ("best_first", "puct", "beam", "exhaustive", "best_of_n", "teacher_forced")
+POSITIVE = ("engine.kv_cache_gib", "oracle.max_tries", "oracle.max_seconds")  # or null
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "cluster", "experiment")
 FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
@@ -189,6 +191,16 @@ def preflight(config: DictConfig) -> None:
         raise ConfigurationError(
             f"convert.objective={config.convert.objective}; expected one of {', '.join(OBJECTIVES)}"
         )
+    for name in (config.oracle.search, *config.oracle.also):
+        if name not in SEARCHES:
+            near = did_you_mean(str(name), SEARCHES)
+            raise ConfigurationError(
+                f"unknown search '{name}' of the oracle; expected one of {', '.join(SEARCHES)}.{near}"
+            )
+    for key in POSITIVE:
+        value = OmegaConf.select(config, key)
+        if value is not None and (isinstance(value, bool | str) or not value > 0):
+            raise ConfigurationError(f"{key}={value}; expected null or a positive number")
     if config.resume not in ("auto", "never", "must"):
         raise ConfigurationError(f"resume={config.resume}; expected auto, never or must")
     name = str(config.backbone.name)

@@ -71,7 +71,10 @@ def _rollout_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     slots, length = config.engine.num_slots, config.engine.max_new_tokens + config.engine.max_prompt_tokens
-    cache = slots * length * 2 * shape.num_hidden_layers * heads * dim * width
+    per_slot = length * 2 * shape.num_hidden_layers * heads * dim * width
+    if config.engine.kv_cache_gib is not None:
+        slots = min(slots, max(1, int(config.engine.kv_cache_gib * 2**30 // per_slot)))
+    cache = slots * per_slot
     sizes = plugin.config
     step = slots * (head.shape[0] * (width + 4) + sizes.shortlist * plugin.hidden_size * width)
     step += slots * sizes.num_options * (plugin.hidden_size + 2 * sizes.decoder_width) * 4

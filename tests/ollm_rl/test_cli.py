@@ -125,6 +125,9 @@ def test_the_doctor_lists_malformed_golds(tmp_path, capsys):
         (["train", "plugin.path=nowhere"], "plugin.json"),
         (["compare", "agents=[prior,gropo]"], "Did you mean 'grpo'?"),
         (["train", "--fast"], "unknown option"),
+        (["train", "engine.kv_cache_gib=much"], "expected null or a positive number"),
+        (["train", "backbone=tiny", "engine.kv_cache_gib=1e-9"], "does not hold one episode"),
+        (["oracle", "oracle.also=[best_frist]"], "Did you mean 'best_first'?"),
         (["train", "reward=math_verfy"], "Did you mean 'math_verify'?"),
         (["train", "reward=nowhere.reward"], "reward._target_=nowhere.reward: No module named"),
         (["train", "reward._target_=math.nothing"], "no 'nothing' in 'math'"),
@@ -163,3 +166,26 @@ def test_dry_run_says_what_it_would_take(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "134,515,008" in printed and "KV cache" in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_searches_are_compared_in_one_run(tmp_path, capsys):
+    main(["oracle", "oracle=puct", "oracle.also=[best_first,best_of_n,teacher_forced]", *QUICK_KEYS])
+    run = tmp_path / "runs" / "oracle"
+    results = json.loads((run / "results.json").read_text())
+    agents = ["oracle", "oracle_best_first", "oracle_best_of_n", "teacher_forced_encoder", "teacher_forced_cover"]
+    assert [r["agent"] for r in results["rows"]] == agents
+    assert list(results["curves"]) == ["puct", "best_first", "best_of_n"]
+    assert (run / "plots" / "solved_against_budget.png").exists()
+    assert len((run / "searches_puct.jsonl").read_text().splitlines()) == 6
+    page = (run / "report.html").read_text()
+    assert "Teacher forcing asks" in page and "oracle (puct)" in page
+
+
+def test_a_policy_is_distilled_from_searches(tmp_path, capsys):
+    small = ["agent.problems_per_round=6", "agent.budget=60", "agent.rounds=1"]
+    main(["train", "agent=distill", "name=distilled", "engine.profile=true", *small, *QUICK_KEYS])
+    row = json.loads((tmp_path / "runs/distilled/results.json").read_text())["rows"][0]
+    assert row["agent"] == "distill" and row["train_tokens"] > 0
+    main(["evaluate", "agent=distill", "policy=runs/distilled/policy", "name=again", *QUICK_KEYS])
+    again = json.loads((tmp_path / "runs/again/results.json").read_text())["rows"][0]
+    assert again["accuracy"] == row["accuracy"]

@@ -37,13 +37,23 @@ def zero_decoder(backbone) -> OptionLM:
     return OptionLM(backbone, plugin.eval())
 
 
-def greedy_by_generate(backbone, prompter, problem, max_new_tokens):
-    ids = torch.tensor([[*prompter.prefix, *prompter.encode(problem)]])
-    out = backbone.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-        eos_token_id=backbone.eos_ids, pad_token_id=0,
-    )  # fmt: skip
-    return out[0, ids.shape[1] :].tolist()
+def greedy_by_generate(backbone, prompter, problems, max_new_tokens) -> list[list[int]]:
+    """What `generate` says to each prompt, those of one length in one batch: nothing is padded."""
+    by_length: dict[int, list[tuple[int, list[int]]]] = {}
+    for i, problem in enumerate(problems):
+        prompt = [*prompter.prefix, *prompter.encode(problem)]
+        by_length.setdefault(len(prompt), []).append((i, prompt))
+    found: list[list[int]] = [[] for _ in problems]
+    for length, prompts in by_length.items():
+        ids = torch.tensor([prompt for _, prompt in prompts])
+        out = backbone.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            eos_token_id=backbone.eos_ids, pad_token_id=0,
+        )  # fmt: skip
+        for (i, _), row in zip(prompts, out[:, length:].tolist(), strict=True):
+            ends = [row.index(e) + 1 for e in backbone.eos_ids if e in row]
+            found[i] = row[: min(ends, default=len(row))]
+    return found
 
 
 def varied_problems(n):
@@ -52,20 +62,19 @@ def varied_problems(n):
 
 
 def test_zero_decoder_equals_generate(tiny):
-    prompter = tiny.prompter
+    prompter, problems = tiny.prompter, varied_problems(200)
     engine = RolloutEngine(zero_decoder(tiny.backbone), prompter, num_slots=7, max_new_tokens=12)
-    problems = varied_problems(20)
-    for episode in episodes(engine, [Request(p, i) for i, p in enumerate(problems)]):
-        assert episode.tokens == greedy_by_generate(tiny.backbone, prompter, episode.problem, 12)
-        assert episode.num_decisions == 0
+    found = episodes(engine, [Request(p, i) for i, p in enumerate(problems)])
+    assert [e.tokens for e in found] == greedy_by_generate(tiny.backbone, prompter, problems, 12)
+    assert all(e.num_decisions == 0 for e in found)
 
 
 @pytest.mark.slow
 def test_zero_decoder_equals_generate_on_smollm2(smollm2):
-    prompter = Prompter.for_task(smollm2, ChainSum())
+    prompter, problems = Prompter.for_task(smollm2, ChainSum()), varied_problems(200)
     engine = RolloutEngine(zero_decoder(smollm2), prompter, num_slots=16, max_new_tokens=16)
-    for episode in episodes(engine, [Request(p, i) for i, p in enumerate(varied_problems(50))]):
-        assert episode.tokens == greedy_by_generate(smollm2, prompter, episode.problem, 16)
+    found = episodes(engine, [Request(p, i) for i, p in enumerate(problems)])
+    assert [e.tokens for e in found] == greedy_by_generate(smollm2, prompter, problems, 16)
 
 
 @pytest.mark.parametrize("slots", [1, 7, 64])
