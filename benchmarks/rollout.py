@@ -8,13 +8,15 @@ The workload is GRPO's: samples of every problem from the prior, after the task'
 one after the other:
 
 * engine: whole episodes with options, policy and verdicts, all of the group's tokens counted that belong to an answer;
-* limit: the bare backbone, body and head, on the decode steps that the engine made: the same rows at the same lengths;
-* one: the same steps with one option decoded, and all: with all K;
+* limit: the bare backbone, body and head, on the decode steps of these episodes: as many rows at the same lengths;
+* rows: the same on the steps that the engine made, in which episodes that said the same so far are one row;
+* one: the latter with one option decoded, and all: with all K;
 * generate: `transformers`' `generate` with sampling, left-padded, at its best batch size (found in a first round), the same
   prompts; the tokens of a row up to its end of text are counted.
 
 `tokens_per_s` counts a group's shared beginning for every sample, as `generate` computes it; `rows_per_s` counts what went
-through the model. `ratio_to_limit` is the time of the bare steps over the engine's whole time. Medians over repetitions.
+through the model. `ratio_to_limit` compares tokens a second; `ratio_to_rows` is the time of the engine's own steps, bare, over its
+whole time, prefill included. Medians over repetitions.
 The other sections are in `rollout_sections.py`. Prints one JSON line last; `--check` ends with 1 if a ratio is more
 than 10% below that file's.
 """
@@ -37,6 +39,7 @@ from agents.prior import Prior
 from ollm_rl.attention import KVCache
 from ollm_rl.engine import RolloutEngine
 from ollm_rl.plugin import OptionLM
+from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.workspace import Workspace, acting, open_workspace
@@ -44,7 +47,8 @@ from ollm_rl.workspace import Workspace, acting, open_workspace
 sys.path.insert(0, str(Path(__file__).parent))
 import rollout_sections as sections
 
-RATIOS = ("ratio_to_generate", "ratio_to_limit")
+RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
+QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
 SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "gpu")
 
 
@@ -92,6 +96,9 @@ class Workload:
             self.workspace.judge(episodes)
         self._wait()
         steps = self.engine.trace
+        starts = torch.tensor([len(self.prompter.encode(e.problem)) for e in episodes], device=self.backbone.device)
+        made = torch.tensor([len(e.tokens) for e in episodes], device=self.backbone.device)
+        self.unshared = [(starts + t)[made > t + 1] for t in range(int(made.max()) - 1)]
         return {
             "seconds": time.perf_counter() - start,
             "tokens": sum(len(e.tokens) for e in episodes),
@@ -99,17 +106,17 @@ class Workload:
         }
 
     @torch.inference_mode()
-    def run_steps(self, lm: OptionLM | None) -> dict[str, float]:
-        """The engine's last decode steps again: bare, or with the options of `lm`."""
+    def run_steps(self, steps: list[Tensor], lm: OptionLM | None = None) -> dict[str, float]:
+        """Decode steps of rows at these lengths: bare, or with the options of `lm`."""
         start = time.perf_counter()
-        for lengths in self.engine.trace:
+        for lengths in steps:
             tokens = torch.ones(len(lengths), 1, dtype=torch.long, device=self.backbone.device)
             hidden = self.backbone.hidden(tokens, lengths[:, None], self.kv)[:, 0]
             logits = self.backbone.logits(hidden)
             if lm is not None:
                 lm.options(hidden, logits)
         self._wait()
-        return {"seconds": time.perf_counter() - start, "rows": sum(map(len, self.engine.trace))}
+        return {"seconds": time.perf_counter() - start, "rows": sum(map(len, steps))}
 
     @torch.inference_mode()
     def run_generate(self, batch: int, batches: int = 1) -> dict[str, float]:
@@ -139,7 +146,7 @@ class Workload:
 def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
     """All peers in alternation."""
     batches = sorted({min(b, len(work.requests)) for b in batches})
-    with track("rollout", len(batches) + 5 * repeats + 1, "runs") as bar:
+    with track("rollout", len(batches) + 6 * repeats + 1, "runs") as bar:
         rates = {}
         for batch in batches:
             run = work.run_generate(batch)
@@ -150,9 +157,10 @@ def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
         bar.advance()
         peers = {
             "engine": work.run_engine,
-            "limit": lambda: work.run_steps(None),
-            "one": lambda: work.run_steps(work.one),
-            "all": lambda: work.run_steps(work.workspace.lm),
+            "limit": lambda: work.run_steps(work.unshared),
+            "rows": lambda: work.run_steps(work.engine.trace),
+            "one": lambda: work.run_steps(work.engine.trace, work.one),
+            "all": lambda: work.run_steps(work.engine.trace, work.workspace.lm),
             "generate": lambda: work.run_generate(best, max(1, 128 // best)),
         }
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
@@ -163,6 +171,7 @@ def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
     seconds = {name: [run["seconds"] for run in done] for name, done in runs.items()}
     engine = [run["tokens"] / run["seconds"] for run in runs["engine"]]
     generate = [run["tokens"] / run["seconds"] for run in runs["generate"]]
+    limit = [run["rows"] / run["seconds"] for run in runs["limit"]]
     return {
         "tokens_per_s": median(engine),
         "rows_per_s": median(run["rows"] / run["seconds"] for run in runs["engine"]),
@@ -170,7 +179,9 @@ def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
         "generate_batch": best,
         "generate_by_batch": {str(b): round(r, 1) for b, r in rates.items()},
         "ratio_to_generate": median(engine[i] / generate[i] for i in range(repeats)),
-        "ratio_to_limit": median(seconds["limit"][i] / seconds["engine"][i] for i in range(repeats)),
+        "limit_tokens_per_s": median(limit),
+        "ratio_to_limit": median(engine[i] / limit[i] for i in range(repeats)),
+        "ratio_to_rows": median(seconds["rows"][i] / seconds["engine"][i] for i in range(repeats)),
         "all_options_over_one": median(seconds["all"][i] / seconds["one"][i] for i in range(repeats)),
         "tokens": runs["engine"][0]["tokens"],
         "rows": runs["engine"][0]["rows"],
@@ -217,9 +228,11 @@ def main() -> int:
             work = Workload(workspace, given.problems, given.samples, given.new_tokens, given.slots, given.seed)
             result |= measure(work, given.batches, given.repeats)
         elif name == "growth":
-            result[name] = sections.growth(workspace, open_workspace("tiny", given.task, dtype="float32"))
+            result[name] = sections.growth(
+                workspace, open_workspace("tiny", given.task, dtype="float32", convert=QUICK)
+            )
         elif name == "occupancy":  # of slots, which does not depend on the model
-            result[name] = sections.occupancy(open_workspace("tiny", given.task, dtype="float32"))
+            result[name] = sections.occupancy(open_workspace("tiny", given.task, dtype="float32", convert=QUICK))
         elif name == "environments":
             result[name] = sections.environments(workspace, repeats=given.repeats)
         else:

@@ -147,24 +147,24 @@ def attend(
     scaling = dim**-0.5 if scaling is None else scaling
     span, prefix = kv.span, kv.prefix_length
 
-    # All query heads of one key head stand together, so that each product is one batched matrix product.
-    q = query.reshape(n, kv_heads, group * t, dim)
-    scores = kv.product(q, keys.transpose(-1, -2)).view(n, kv_heads, group, t, span).float()
+    # All query heads of one key head stand together, so that each product is one batched matrix product. Queries are
+    # scaled, for there are fewer than scores; scores keep the products' precision up to the softmax.
+    q = (query * scaling).reshape(n, kv_heads, group * t, dim)
+    scores = kv.product(q, keys.transpose(-1, -2)).view(n, kv_heads, group, t, span)
     if prefix:
         assert kv.prefix is not None
         prefix_keys, prefix_values = kv.prefix.keys[layer][0], kv.prefix.values[layer][0]
         q_by_head = q.transpose(0, 1).reshape(kv_heads, n * group * t, dim)
         shared = torch.matmul(q_by_head, prefix_keys.transpose(-1, -2)).view(kv_heads, n, group, t, prefix)
-        scores = torch.cat([shared.transpose(0, 1).float(), scores], dim=-1)
-    scores = scores * scaling
+        scores = torch.cat([shared.transpose(0, 1), scores], dim=-1)
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        scores = torch.tanh(scores.float() / softcap) * softcap
     scores[..., prefix:] += kv.visible.to(scores.device)
     if sliding_window is not None and prefix + span > sliding_window:
         at = torch.arange(prefix + span, device=query.device)
         too_old = at <= (kv.positions[..., None] + prefix - sliding_window)
         scores = scores.masked_fill(too_old[:, None, None], float("-inf"))
-    weights = scores.softmax(-1).to(query.dtype)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     out = kv.product(weights[..., prefix:].reshape(n, kv_heads, group * t, span), values)
     if prefix:
         by_head = weights[..., :prefix].transpose(0, 1).reshape(kv_heads, n * group * t, prefix)

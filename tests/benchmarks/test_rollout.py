@@ -16,8 +16,11 @@ from ollm_rl.tasks import Problem
 
 
 def test_a_ratio_that_fell_by_more_than_a_tenth_is_named():
-    committed = {"ratio_to_generate": 10.0, "ratio_to_limit": 0.9}
-    assert rollout_benchmark.worse({"ratio_to_generate": 9.1, "ratio_to_limit": 0.82}, committed) == []
+    committed = {"ratio_to_generate": 10.0, "ratio_to_limit": 0.9, "ratio_to_rows": 0.8}
+    assert (
+        rollout_benchmark.worse({"ratio_to_generate": 9.1, "ratio_to_limit": 0.82, "ratio_to_rows": 0.8}, committed)
+        == []
+    )
     complaints = rollout_benchmark.worse({"ratio_to_generate": 8.9, "ratio_to_limit": 0.9}, committed)
     assert len(complaints) == 1 and "ratio_to_generate is 8.90" in complaints[0]
 
