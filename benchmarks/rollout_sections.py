@@ -55,7 +55,7 @@ def long_tailed(n: int, seed: int, mean: float = 40, most: int = 400) -> np.ndar
     return np.clip(draws * high, 1, most).round().astype(int)
 
 
-def occupancy(space: Workspace, episodes: int = 6000, slots: int = 64, seed: int = 0) -> dict:
+def occupancy(space: Workspace, episodes: int = 10_000, slots: int = 64, seed: int = 0) -> dict:
     """Share of slots that a decode step uses, on long-tailed lengths: texts end where a length says, never by themselves."""
     lengths = long_tailed(episodes, seed)
     engine = Counted(space.lm, space.prompter, num_slots=slots, max_new_tokens=int(lengths.max()))
