@@ -139,7 +139,7 @@ def finds_what_exhaustive_finds(seed: int, monkeypatch) -> tuple[bool, int]:
     rare = int(chance.choice([2, 10, 50, 10**9]))
     solved, tried = {}, 0
     for search in FRONTIERS:
-        width = int(chance.integers(1, 17))
+        width = int(chance.integers(1, 65))
         found = Oracle(space, log_probs, search, budget=10**9, width=width).solve([problem])[0]
         solved[search] = found.solution is not None
         tried = max(tried, found.tried)
