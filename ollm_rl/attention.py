@@ -77,7 +77,7 @@ class KVCache:
             values[rows, :, at] = value[:, :, 0]
         else:  # a prefill: all rows start at the same own position
             start = int(self.positions[0, 0])
-            to = slice(n) if self.rows is None else self.rows
+            to = slice(n) if self.rows is None else self.rows.to(key.device)
             keys[to, :, start : start + t] = key
             values[to, :, start : start + t] = value
         return keys[:, :, : self.span], values[:, :, : self.span]
@@ -162,7 +162,7 @@ def attend(
     scores[..., prefix:] += kv.visible.to(scores.device)
     if sliding_window is not None and prefix + span > sliding_window:
         at = torch.arange(prefix + span, device=query.device)
-        too_old = at <= (kv.positions[..., None] + prefix - sliding_window)
+        too_old = at <= (kv.positions.to(at.device)[..., None] + prefix - sliding_window)
         scores = scores.masked_fill(too_old[:, None, None], float("-inf"))
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     out = kv.product(weights[..., prefix:].reshape(n, kv_heads, group * t, span), values)

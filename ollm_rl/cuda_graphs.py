@@ -17,7 +17,7 @@ TOLERANCE = 0.05  # of the hidden states' deviation: more than roundings of bf16
 class GraphedSteps:
     """The body on one token of each of the first rows of a cache, captured once for every size of batch and span.
 
-    A batch is padded to a power of two with rows that are free, where a write does no harm. A graph is used only if its
+    A batch is padded to a power of two, at least two, with rows that are free, where a write does no harm. A graph is used only if its
     first replay gives what the ordinary call gives; if it does not, or cannot be captured, `enabled` becomes False.
     """
 
@@ -32,13 +32,14 @@ class GraphedSteps:
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states (n, d) of tokens (n,) at own positions `lengths` (n,) of rows 0 to n - 1."""
         n, slots, capacity = len(tokens), self.kv.slots, self.kv.capacity
-        rows = min(1 << (n - 1).bit_length(), slots)
+        rows = min(max(2, 1 << (n - 1).bit_length()), slots)
         span = min(-(-(int(lengths.max()) + 1) // SPAN) * SPAN, capacity)
         self._tokens.zero_()[:n, 0] = tokens
         self._positions.zero_()[:n, 0] = lengths
-        if self.enabled and (rows, span) not in self._steps:
+        usable = self.enabled and rows > 1  # one row of one slot is run as a pair, see `Backbone.hidden`
+        if usable and (rows, span) not in self._steps:
             self._capture(rows, span)
-        if not self.enabled:
+        if not usable or not self.enabled:
             return self.backbone.hidden(tokens[:, None], lengths[:, None], self.kv)[:, 0]
         return self._steps[rows, span]()[:n].clone()
 

@@ -13,17 +13,18 @@ def prepared(tiny) -> RolloutEngine:
     return engine
 
 
+def called_not_replayed(steps: GraphedSteps) -> GraphedSteps:
+    """As on a GPU, but for the capture."""
+    steps.enabled = True
+    steps._capture = lambda rows, span: steps._steps.update({(rows, span): lambda: steps._step(rows, span)})
+    return steps
+
+
 def test_a_padded_step_is_an_ordinary_one(tiny):
     tokens = torch.tensor([20, 21, 22])
     expected, engine = prepared(tiny), prepared(tiny)
     expected.advance(tokens)
-    steps = GraphedSteps(tiny.backbone, engine.kv)
-    steps.enabled, steps._capture = (
-        True,
-        lambda rows, span: steps._steps.update(  # no GPU here: called, not replayed
-            {(rows, span): lambda: steps._step(rows, span)}
-        ),
-    )
+    steps = called_not_replayed(GraphedSteps(tiny.backbone, engine.kv))
     found = steps.hidden(tokens, engine.lengths)
     assert list(steps._steps) == [(4, 64)]
     torch.testing.assert_close(found, expected.hidden, atol=1e-5, rtol=1e-4)
@@ -31,6 +32,19 @@ def test_a_padded_step_is_an_ordinary_one(tiny):
     expected.advance(tokens)
     engine.advance(tokens)  # rows of the padding did no harm to those in use
     torch.testing.assert_close(engine.hidden, expected.hidden, atol=1e-5, rtol=1e-4)
+
+
+def test_a_single_row_is_padded_to_two(tiny):
+    """Run as a pair of the same row, it could not be captured, and one short text would end all graphs."""
+    expected = RolloutEngine(tiny.lm, tiny.prompter, num_slots=4, max_new_tokens=20)
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=4, max_new_tokens=20)
+    for each in (expected, engine):
+        each.admit([[5, 6, 7]])
+    steps = called_not_replayed(GraphedSteps(tiny.backbone, engine.kv))
+    found = steps.hidden(torch.tensor([20]), engine.lengths)
+    assert list(steps._steps) == [(2, 64)]
+    expected.advance(torch.tensor([20]))
+    torch.testing.assert_close(found, expected.hidden, atol=1e-5, rtol=1e-4)
 
 
 def test_what_cannot_be_captured_falls_back(tiny, caplog):
