@@ -251,3 +251,11 @@ def test_departures_are_those_of_the_solution(tiny, prior, monkeypatch):
 def test_an_unknown_search_is_refused(tiny, prior):
     with pytest.raises(ConfigurationError, match="best_first, .*best_of_n"):
         Oracle(tiny, prior, "bestfirst")
+
+
+def test_a_beam_wider_than_the_engine_is_as_wide_as_the_engine(tiny, prior, monkeypatch):
+    monkeypatch.setattr(tiny, "judge", lambda episodes: None)
+    slots = tiny.engine.num_slots
+    found = Oracle(tiny, prior, "beam", 600, 4 * slots).solve(tiny.problems("test", 2))
+    narrow = Oracle(tiny, prior, "beam", 600, slots).solve(tiny.problems("test", 2))
+    assert [facts(s) for s in found] == [facts(s) for s in narrow]
