@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import rollout_sections as sections
 import torch
 from torch import Tensor
 
@@ -43,9 +44,6 @@ from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.workspace import Workspace, acting, open_workspace
-
-sys.path.insert(0, str(Path(__file__).parent))
-import rollout_sections as sections
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only

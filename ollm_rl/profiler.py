@@ -10,7 +10,7 @@ PARTS = ("prefill", "decode", "head", "options", "policy", "verifier", "python")
 
 
 class Profiler:
-    """Wall time by part, each without the parts inside it; `python` is what is left of `whole`.
+    """Wall time by part, each without the parts inside it: `part("python")` around all has what is left.
 
     Args:
         enabled: measure. A GPU is waited for at the borders of every part then, which costs some speed.
@@ -25,10 +25,6 @@ class Profiler:
     def part(self, name: str) -> AbstractContextManager[None]:
         """The time in this block belongs to part `name`."""
         return self._measured(name) if self.enabled else nullcontext()
-
-    def whole(self) -> AbstractContextManager[None]:
-        """A block whose time is to be accounted for."""
-        return self.part("python")
 
     def shares(self) -> dict[str, float]:
         """Share of every part in the measured time."""

@@ -178,7 +178,7 @@ def _verdicts_note(results: dict) -> str:
 
 
 def _oracle_note(results: dict) -> str:
-    rows = [r for r in results["rows"] if r["agent"] == "oracle" and r["search"] != "teacher_forced"]
+    rows = [r for r in results["rows"] if r["agent"] == "oracle"]
     if not rows:
         return _teacher_note(results)
     row = rows[0]

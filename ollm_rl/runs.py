@@ -49,10 +49,8 @@ class Run:
         self._tensorboard: Any = None
 
     def metrics(self) -> list[dict]:
-        """All whole lines of `metrics.jsonl` so far; a kill may leave half a line at the end."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """All whole lines of `metrics.jsonl` so far."""
+        return whole_lines(self.path / "metrics.jsonl")
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl` and the same scalars to TensorBoard."""
@@ -118,6 +116,12 @@ class Run:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+
+
+def whole_lines(path: Path) -> list[dict]:
+    """The records of a JSON lines file that may be missing; a kill may leave half a line at its end, which is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _write_whole(path: Path, text: str) -> None:

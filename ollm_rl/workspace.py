@@ -82,7 +82,7 @@ class Workspace:
         place = {id(r): i for i, r in enumerate(requests)}
         found: list[Episode | None] = [None] * len(requests)
         profiler = self.engine.profiler
-        with profiler.whole():
+        with profiler.part("python"):
             for request, episode in rollout(self.engine, requests, act, skip_forced, keep_hidden, from_logits):
                 if bar is not None:
                     bar.advance()

@@ -22,6 +22,7 @@ from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, choose
+from ollm_rl.runs import whole_lines
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 
@@ -77,7 +78,9 @@ class Oracle:
             store: a file of finished searches: those in it are not searched again, and others are added.
         """
         searches = [Search(p, self._new_frontier()) for p in problems]
-        done = _stored(store)
+        done = {record["problem_id"]: record for record in whole_lines(store)} if store is not None else {}
+        if store is not None and store.exists():  # without the half line that a kill may have left
+            store.write_text("".join(json.dumps(record) + "\n" for record in done.values()))
         for search in searches:
             if search.problem.id in done:
                 search.restore(done[search.problem.id])
@@ -128,13 +131,3 @@ class Oracle:
                     search.found(episode, [])
             yield from [s for s in still if not self._open(s)]
             still = [s for s in still if self._open(s)]
-
-
-def _stored(store: Path | None) -> dict[str, dict]:
-    """Finished searches by problem; a kill may leave half a line at the end, which is dropped."""
-    if store is None or not store.exists():
-        return {}
-    lines = [line for line in store.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    store.write_text("".join(lines))
-    records = [json.loads(line) for line in lines]
-    return {record["problem_id"]: record for record in records}

@@ -6,7 +6,9 @@ import torch
 from agents.distill import Distill
 from agents.prior import Prior
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.runs import Run
+from ollm_rl.oracle import Search
+from ollm_rl.oracle.search import Frontier
+from ollm_rl.runs import Run, whole_lines
 from ollm_rl.trajectory import Decisions
 
 
@@ -34,12 +36,8 @@ def test_it_makes_the_solved_texts_likelier(tiny, tmp_path, monkeypatch):
 
 
 def _solutions(tiny, run):
-    from ollm_rl.oracle import Search
-    from ollm_rl.oracle.oracle import _stored
-    from ollm_rl.oracle.search import Frontier
-
     problems = {p.id: p for p in tiny.problems("train", 24, tiny.seed)}
-    for record in _stored(run.path / "round_1.jsonl").values():
+    for record in whole_lines(run.path / "round_1.jsonl"):
         search = Search(problems[record["problem_id"]], Frontier())
         search.restore(record)
         if search.solution is not None:

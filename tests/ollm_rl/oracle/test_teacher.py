@@ -8,16 +8,6 @@ from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.tasks import Problem
 
 
-@pytest.fixture
-def roomy(tiny):
-    """Room for whole solutions."""
-    tiny.engine_settings = {"num_slots": 16, "max_new_tokens": 80}
-    tiny.__dict__.pop("engine", None)
-    yield tiny
-    tiny.engine_settings = {"num_slots": 16, "max_new_tokens": 20}
-    tiny.__dict__.pop("engine", None)
-
-
 @pytest.mark.parametrize("picker", PICKERS)
 def test_what_is_reproduced_is_the_gold_text(roomy, picker):
     problems = [p for p in roomy.problems("tune", 30) if p.extra["style"] != "steps"]
