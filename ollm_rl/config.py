@@ -44,9 +44,10 @@ def agent_label(choice: str, agent: DictConfig) -> str:
 
 
 def members(group: str) -> list[str]:
-    """The names that a group offers."""
+    """The names that a group offers; files that begin with an underscore are parts of others."""
     folder = resources.files("configs") / group
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def compose(overrides: list[str]) -> Settings:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ollm_rl import config
 from ollm_rl.backbone import load_backbone
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.oracle import FRONTIERS, Oracle, summarise
@@ -237,6 +238,12 @@ def test_departures_are_those_of_the_solution(tiny, prior, monkeypatch):
     first = [s for s in solved if s.tried == 1]
     assert all(c.rank == 0 for s in first for c in s.choices)
     assert any(c.rank > 0 for s in solved if s.tried > 1 for c in s.choices)
+
+
+def test_the_configuration_knows_the_searches():
+    """It names them apart, for checking a key should not import torch."""
+    assert set(config.SEARCHES) == {*SEARCHES, "teacher_forced"}
+    assert set(config.members("oracle")) == set(config.SEARCHES)
 
 
 def test_an_unknown_search_is_refused(tiny, prior):
