@@ -106,6 +106,22 @@ class LatentPolicy(nn.Module):
         return policy
 
 
+class Sampling:
+    """A latent policy as the rollout engine asks for it: latents (m,) and their log-probabilities (m,).
+
+    Nothing but the policy, for it may be sent to other machines.
+    """
+
+    def __init__(self, policy: LatentPolicy):
+        self.policy = policy
+
+    @torch.inference_mode()
+    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = self.policy(hidden, mask)
+        z = choose(log_probs, False, uniforms)
+        return z, log_probs.gather(1, z[:, None])[:, 0]
+
+
 class PolicyAgent(Agent):
     """An agent that acts by a `LatentPolicy`."""
 
@@ -116,13 +132,6 @@ class PolicyAgent(Agent):
         self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
     ) -> Tensor:
         return choose(self.policy(hidden, mask), deterministic, uniforms)
-
-    @torch.inference_mode()
-    def act(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample latents and give their log-probabilities, as the rollout engine wants it."""
-        log_probs = self.policy(hidden, mask)
-        z = choose(log_probs, False, uniforms)
-        return z, log_probs.gather(1, z[:, None])[:, 0]
 
     def save(self, path: str | Path) -> None:
         backbone = self.workspace.backbone

@@ -13,6 +13,7 @@ policy climbs as high, but best of 8 falls (`docs/log.md` has the figures).
 import json
 import math
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import LatentPolicy, PolicyAgent
+from agents.ahead import GroupsAhead
+from agents.base import LatentPolicy, PolicyAgent, Sampling
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request
@@ -105,21 +107,25 @@ class GRPO(PolicyAgent):
         self._resume(run)
         problems = self.workspace.problems("train", self.num_problems, self.workspace.seed)
         per_iteration = self.problems_per_iteration * self.num_generations
-        counters = self.counters
+        counters, groups = self.counters, min(self.problems_per_iteration, len(problems))
+        ahead = None
+        if self.workspace.max_staleness:
+            ahead = GroupsAhead(self.workspace, problems, groups, self.num_generations, counters.get("drawn", 0))
         with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
             while counters["train_episodes"] < self.total_episodes:
-                start, judged = time.monotonic(), self.workspace.judge.seconds
+                start = time.monotonic()
                 counters["iteration"] += 1
-                episodes = self._sample(problems, counters["iteration"])
+                if ahead is None:
+                    episodes, figures = self._sample(problems, counters["iteration"]), {}
+                else:
+                    episodes, figures = self._take(ahead)
                 sampled = time.monotonic()
-                figures = self._update(episodes, counters["iteration"])
+                figures |= self._update(episodes, counters["iteration"])
                 counters["train_episodes"] += len(episodes)
                 counters["train_tokens"] += sum(len(e.tokens) for e in episodes)
                 counters["train_seconds"] += time.monotonic() - start
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
-                figures["time/judge_s"] = self.workspace.judge.seconds - judged
-                if self.workspace.engine.profiler.enabled:
-                    figures |= {f"profile/{k}_s": v for k, v in self.workspace.engine.profiler.seconds.items()}
+                figures |= self.workspace.figures()
                 step = counters["iteration"]
                 run.log_metrics(step, {**counters, **_describe(episodes, self.num_generations), **figures})
                 run.save_rollouts(f"train_{step}", episodes)
@@ -127,7 +133,19 @@ class GRPO(PolicyAgent):
                 if step % self.save_every == 0 or last:
                     self._checkpoint(run, step)
                 bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
-        return {k: v for k, v in counters.items() if k != "iteration"}
+        if ahead is not None:
+            self.workspace.drop()
+        return {k: v for k, v in counters.items() if k.startswith("train_")}
+
+    def _take(self, ahead: GroupsAhead) -> tuple[list[Episode], dict]:
+        """Groups that were sampled while earlier ones were learned from."""
+        start, left = time.monotonic(), self.total_episodes - self.counters["train_episodes"]
+        updates = -(-left // (ahead.groups * self.num_generations))
+        version = self.counters["iteration"] - 1
+        episodes, lag = ahead.take(version, lambda: Sampling(deepcopy(self.policy)), updates * ahead.groups)
+        self.counters["drawn"] = ahead.drawn
+        waited = time.monotonic() - start
+        return episodes, {"staleness": lag, "dropped_episodes": ahead.dropped, "time/learner_idle_s": waited}
 
     def _sample(self, problems: list, iteration: int) -> list[Episode]:
         """Groups of episodes. All randomness follows from the seed and the iteration, so resuming needs no state."""
@@ -136,7 +154,7 @@ class GRPO(PolicyAgent):
         chosen = draw.choice(len(problems), size, replace=False)
         seeds = draw.integers(2**31, size=(size, self.num_generations))
         requests = [Request(problems[p], int(s)) for p, row in zip(chosen, seeds, strict=True) for s in row]
-        return self.workspace.rollout(requests, self.act)
+        return self.workspace.rollout(requests, Sampling(self.policy))
 
     def _update(self, episodes: list[Episode], iteration: int) -> dict:
         """A few small steps; figures for the log."""

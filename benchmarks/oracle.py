@@ -43,7 +43,7 @@ def tokens_to_reach(searches: Sequence[Search], share: float) -> float | None:
 def one_seed(overrides: list[str], names: Sequence[str], seed: int, n: int, budget: int, split: str) -> dict:
     """All searches on one seed's problems."""
     settings = compose(overrides)
-    space = open_session(settings, seed)[0]
+    space = open_session(settings, seed)
     problems, policy = space.problems(split, n, seed), search_policy(space, settings)
     eight = Oracle(space, policy, "best_of_n", 10**9, 8, max_tries=8).solve(problems, seed)
     share, tokens = sum(s.solution is not None for s in eight) / n, sum(s.spent for s in eight) / n
@@ -69,7 +69,7 @@ def teachers(overrides: list[str], sizes: Sequence[int], n: int, split: str) -> 
     """Teacher forcing with options of several K."""
     rows = []
     for k in sizes:
-        space = open_session(compose([*overrides, f"plugin.num_options={k}", "engine.max_new_tokens=96"]))[0]
+        space = open_session(compose([*overrides, f"plugin.num_options={k}", "engine.max_new_tokens=96"]))
         problems = [p for p in space.problems(split, n) if p.solution]
         for picker in PICKERS:
             rows.append({"num_options": k, **teacher_forced(space, problems, picker)})

@@ -43,7 +43,7 @@ from ollm_rl.plugin import OptionLM
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, rollout
-from ollm_rl.workspace import Workspace, acting, open_workspace
+from ollm_rl.workspace import Acting, Workspace, open_workspace
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
@@ -75,7 +75,7 @@ class Workload:
         longest = max(map(len, self.prompts)) - len(self.prompter.prefix)
         self.kv = KVCache(slots, longest + new_tokens, self.engine.prefix)
         self.one = self._first_option(workspace.lm)
-        self.act = acting(Prior(workspace), deterministic=False)
+        self.act = Acting(Prior(workspace), deterministic=False)
 
     @staticmethod
     def _first_option(lm: OptionLM) -> OptionLM:

@@ -28,7 +28,7 @@ from ollm_rl.hidden_cache import prefill_prefix
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, rollout
-from ollm_rl.workspace import Workspace, acting
+from ollm_rl.workspace import Acting, Workspace
 
 CONTEXTS = (64, 512, 4096)
 
@@ -63,7 +63,7 @@ def occupancy(space: Workspace, episodes: int = 10_000, slots: int = 64, seed: i
     problems = space.problems("train", episodes, seed)
     # One problem a request: samples of one problem would share rows, and a row fewer is no slot that stands empty.
     requests = [Request(p, i, max_new_tokens=int(lengths[i])) for i, p in enumerate(problems)]
-    act, done = acting(Random(space), deterministic=False), 0
+    act, done = Acting(Random(space), deterministic=False), 0
     until = 0  # steps before the last request has begun
     with track("occupancy", episodes, "episodes") as bar:
         for _ in rollout(engine, requests, act, keep_hidden=False):
@@ -85,17 +85,17 @@ def environments(space: Workspace, num_envs: int = 64, episodes: int = 192, repe
     problems = space.problems("train", episodes, seed)
     engine = RolloutEngine(space.lm, space.prompter, num_slots=num_envs, max_new_tokens=space.task.max_new_tokens)
     requests = [Request(p, i) for i, p in enumerate(problems)]
-    act = acting(Random(space), deterministic=False)
+    act = Acting(Random(space), deterministic=False)
 
     def of_engine() -> float:
         before, start = engine.num_tokens, time.perf_counter()
         space.judge([episode for _, episode in rollout(engine, requests, act, keep_hidden=False)])
         return (engine.num_tokens - before) / (time.perf_counter() - start)
 
-    def of_vector(skip_forced: bool) -> float:
+    def of_vector(**skipping: float) -> float:
         env = gymnasium.make_vec(
             "ollm_rl/LatentReasoning-v0", num_envs, "vector_entry_point", workspace=space, num_problems=len(problems),
-            problem_seed=seed, skip_forced=skip_forced,
+            problem_seed=seed, **skipping,
         )  # fmt: skip
         env.reset(seed=seed)
         env.action_space.seed(seed)
@@ -113,12 +113,20 @@ def environments(space: Workspace, num_envs: int = 64, episodes: int = 192, repe
         for i in range(repeats):
             steps, per_step = _single_steps(single, 5, seed + 100 * i)
             bare = _bare_steps(space, steps)
-            runs.append((of_engine(), of_vector(True), of_vector(False), per_step, bare))
+            rates = (
+                of_engine(),
+                of_vector(),
+                of_vector(wait_for=0.75),
+                of_vector(wait_for=0.5),
+                of_vector(skip_forced=False),
+            )
+            runs.append((*rates, per_step, bare))
             bar.advance()
-    engine_rate, skipping, stepping, per_step, bare = zip(*runs, strict=True)
+    engine_rate, skipping, most, half, stepping, per_step, bare = zip(*runs, strict=True)
     return {
         "num_envs": num_envs, "episodes": len(problems), "engine_tokens_per_s": median(engine_rate),
         "env_tokens_per_s": median(skipping), "env_over_engine": _ratio(skipping, engine_rate),
+        "env_over_engine_wait_for": {"0.75": _ratio(most, engine_rate), "0.5": _ratio(half, engine_rate)},
         "env_over_engine_every_token": _ratio(stepping, engine_rate),
         "single_step_ms": 1e3 * median(per_step), "single_over_bare": _ratio(per_step, bare),
     }  # fmt: skip
@@ -174,7 +182,7 @@ def _time_per_token(space: Workspace, episodes: int) -> float:
     engine = RolloutEngine(space.lm, space.prompter, num_slots=128, max_new_tokens=8)
     problems = space.problems("train", min(episodes, 1000), 0)
     requests = [Request(problems[i % len(problems)], i) for i in range(episodes)]
-    act, start = acting(Random(space), deterministic=False), time.perf_counter()
+    act, start = Acting(Random(space), deterministic=False), time.perf_counter()
     tokens = sum(len(e.tokens) for _, e in rollout(engine, requests, act, keep_hidden=False))
     return (time.perf_counter() - start) / tokens
 
@@ -200,7 +208,7 @@ def _step_at(space: Workspace, context: int, steps: int, rows: int = 8) -> tuple
 def memory(space: Workspace, kv_cache_gib: float = 0.25, episodes: int = 192, seed: int = 0) -> dict:
     """Peak memory of a rollout above that of the loaded model, beside the stated budget."""
     requests = [Request(p, i) for i, p in enumerate(space.problems("train", episodes, seed))]
-    act = acting(Random(space), deterministic=False)
+    act = Acting(Random(space), deterministic=False)
     gc.collect()
     loaded = _reset_peak()
     engine = RolloutEngine(

@@ -26,6 +26,9 @@ class LatentReasoningVectorEnv(VectorEnv):
         split, num_problems, problem_seed: where problems come from.
         max_new_tokens: the token budget, by default the task's; an episode that spends it is truncated.
         skip_forced: run on through positions where all options decode to one token.
+        wait_for: with `skip_forced`, the share of running episodes that a step waits for. Rows that have reached their
+            decision point stand idle until it ends; below 1, those still in a forced run are handed out at a forced
+            position, where all latents do the same (and the mask leaves one of them).
         action_mask: observe `{"observation", "action_mask"}`; the mask hides duplicates of lower-numbered options.
         workspace: an open workspace to share instead of the first three.
     """
@@ -44,13 +47,16 @@ class LatentReasoningVectorEnv(VectorEnv):
         problem_seed: int = 0,
         max_new_tokens: int | None = None,
         skip_forced: bool = True,
+        wait_for: float = 1.0,
         action_mask: bool = False,
         render_mode: str | None = None,
         workspace: Workspace | None = None,
     ):
         self.num_envs, self.render_mode = num_envs, render_mode
         self.workspace = workspace or open_workspace(backbone, task, plugin, dtype)
-        self.skip_forced, self.action_mask = skip_forced, action_mask
+        if not 0 < wait_for <= 1:
+            raise ConfigurationError(f"wait_for={wait_for}; expected a share above 0 and at most 1")
+        self.skip_forced, self.wait_for, self.action_mask = skip_forced, wait_for, action_mask
         self.problems = self.workspace.problems(split, num_problems, problem_seed)
         self.prompts = [self.workspace.prompter.encode(p) for p in self.problems]
         longest = max(map(len, self.prompts))
@@ -157,12 +163,13 @@ class LatentReasoningVectorEnv(VectorEnv):
             self.engine.advance(torch.tensor(fed, device=device), None if every else torch.tensor(on, device=device))
 
     def _run_on(self, rows) -> None:
-        """Feed forced tokens until every one of `rows` stands at a decision point or has ended."""
+        """Feed forced tokens until `wait_for` of `rows` stand at a decision point or have ended."""
         waiting = list(rows)
+        patience = (1 - self.wait_for) * len(waiting)
         while True:
             deciding = self.engine.options.decision.tolist()
             waiting = [i for i in waiting if not self.episodes[i].stop and not deciding[i]]
-            if not waiting:
+            if len(waiting) <= patience:
                 return
             self._feed(waiting, [0] * len(waiting))
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ollm_rl.config import GROUPS, Settings, compose, members, preflight
-from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
 from ollm_rl.processes import processes
 from ollm_rl.progress import console as err
 from ollm_rl.runs import Run
@@ -27,16 +27,17 @@ def convert(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.session import open_session
 
     if not processes().is_main:
-        open_session(settings)[0].close()
+        open_session(settings).close()
         return
     with_run = _run(settings, "convert")
-    space, report, path = open_session(settings, run=with_run)
-    shutil.copytree(path, with_run.path / "plugin", dirs_exist_ok=True)
+    space = open_session(settings, run=with_run)
+    assert space.plugin_path is not None
+    shutil.copytree(space.plugin_path, with_run.path / "plugin", dirs_exist_ok=True)
     space.lm.save_pretrained(with_run.path / "plugin")
-    with_run.write_json("conversion.json", report)
+    with_run.write_json("conversion.json", space.conversion)
     space.close()
     with_run.close()
-    out.print_json(json.dumps(report))
+    out.print_json(json.dumps(space.conversion))
     out.print(f"plug-in: {with_run.path / 'plugin'}")
 
 
@@ -97,7 +98,7 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.session import open_session
 
     config = settings.config
-    space, _, path = open_session(settings)
+    space = open_session(settings)
     try:
         if config.inspect.prompt is not None:
             out.print(prompt_table(inspect_prompt(space, str(config.inspect.prompt))))
@@ -108,7 +109,9 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
             raise DataError(f"task '{space.task.name}' has no solutions in split '{config.inspect.split}' to look at")
         run = _run(settings, "inspect")
         positions = inspect_problems(space, problems)
-        facts = f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {path}"
+        facts = (
+            f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {space.plugin_path}"
+        )
         title = f"Options of {space.backbone.name} on {space.task.name}"
         meanings = latent_meanings(positions, space.plugin.num_options)
         page = write_page(run.path / "inspect.html", title, facts, problems, positions, meanings)
@@ -176,9 +179,9 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         _dispatch(arguments)
-    except OLLMError as error:
+    except (OLLMError, WorkerError) as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, OLLMError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted; the same command continues from the last checkpoint", soft_wrap=True)
         sys.exit(130)

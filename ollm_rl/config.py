@@ -6,6 +6,7 @@ Everything wrong with a key or a value is found here, before a model is loaded.
 import sys
 from dataclasses import dataclass
 from importlib import import_module, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
 SEARCHES = ("best_first", "puct", "beam", "exhaustive", "best_of_n", "teacher_forced")
 POSITIVE = ("engine.kv_cache_gib", "oracle.max_tries", "oracle.max_seconds")  # or null
-GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "cluster", "experiment")
+GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
 FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 
@@ -202,6 +203,7 @@ def preflight(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value is not None and (isinstance(value, bool | str) or not value > 0):
             raise ConfigurationError(f"{key}={value}; expected null or a positive number")
+    _check_rollout(config.rollout)
     if config.resume not in ("auto", "never", "must"):
         raise ConfigurationError(f"resume={config.resume}; expected auto, never or must")
     name = str(config.backbone.name)
@@ -219,6 +221,22 @@ def preflight(config: DictConfig) -> None:
     locate(config.agent._target_)
     if config.reward._target_ != MATH_VERIFY:  # that one is known to be there, and costs its imports
         locate(config.reward._target_, "reward._target_")
+
+
+def _check_rollout(rollout: DictConfig) -> None:
+    for key in ("chunk", "hang_s", "max_failures", "num_cpus_per_worker"):
+        if not rollout[key] > 0:
+            raise ConfigurationError(f"rollout.{key}={rollout[key]}; expected a positive number")
+    for key in ("num_workers", "num_gpus_per_worker", "max_staleness"):
+        if rollout[key] < 0:
+            raise ConfigurationError(f"rollout.{key}={rollout[key]}; expected zero or more")
+    if rollout.max_staleness and not rollout.num_workers:
+        raise ConfigurationError(
+            f"rollout.max_staleness={rollout.max_staleness} lets rollouts run beside learning; that needs "
+            "rollout.num_workers of at least 1"
+        )
+    if rollout.num_workers and find_spec("ray") is None:
+        raise ConfigurationError("rollout.num_workers needs Ray. Install it with `pip install 'ollm_rl[rllib]'`.")
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

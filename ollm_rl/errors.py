@@ -28,6 +28,10 @@ class CheckpointError(OLLMError, ValueError):
     """A saved plug-in, policy or run that does not fit what it is loaded into."""
 
 
+class WorkerError(RuntimeError):
+    """Workers failed too often in a row. No mistake in what was given, as far as we can tell: exit code 1."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A clause such as ``" Did you mean 'seed'?"``, or an empty string if nothing is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -15,7 +15,7 @@ from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.base import values_of
 from ollm_rl.trajectory import Episode
-from ollm_rl.workspace import Workspace, acting
+from ollm_rl.workspace import Acting, Workspace
 
 BREAKDOWN = ("domain", "difficulty", "source")
 
@@ -126,7 +126,7 @@ def evaluate(
     """
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
-    greedy, sampling = acting(agent, True), acting(agent, False)
+    greedy, sampling = Acting(agent, True), Acting(agent, False)
     # All episodes of a problem go together, so that the engine runs what they share once.
     requests = [
         Request(p, x, sampling if i else greedy) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)

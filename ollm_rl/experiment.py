@@ -16,7 +16,7 @@ from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import replay
 from ollm_rl.runs import Run
-from ollm_rl.session import make_agent, make_oracle, open_session
+from ollm_rl.session import make_agent, make_oracle, open_workers
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -26,18 +26,18 @@ SHOWN = 4  # solved and failed episodes that the report shows per agent
 class Lab:
     """Opens the workspace when it is first needed: an experiment whose cells are all done loads no model."""
 
-    _session: tuple[Workspace, dict] | None = None
+    _space: Workspace | None = None
 
-    def workspace(self, settings: Settings, seed: int) -> tuple[Workspace, dict]:
-        """The workspace, set to `seed`, and the report of its conversion."""
-        if self._session is None:
-            self._session = open_session(settings, seed)[:2]
-        self._session[0].seed = seed
-        return self._session
+    def workspace(self, settings: Settings, seed: int) -> Workspace:
+        """The workspace, set to `seed`."""
+        if self._space is None:
+            self._space = open_workers(settings, seed)
+        self._space.seed = seed
+        return self._space
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session[0].close()
+        if self._space is not None:
+            self._space.close()
 
 
 def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = True) -> dict:
@@ -47,10 +47,10 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
         log.info("%s: already done", run.path)
         return json.loads(done.read_text())["rows"][0]
     config = settings.config
-    space, report = lab.workspace(settings, seed)
+    space = lab.workspace(settings, seed)
     agent = make_agent(space, config.agent, config.policy)
     problems = space.problems(config.evaluate.split, config.evaluate.num_problems, seed)
-    run.write_json("conversion.json", report)
+    run.write_json("conversion.json", space.conversion)
     cost = {"train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
     if learn:
         cost |= agent.learn(run) or {}
@@ -59,7 +59,7 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
     shown = [e for e in found.greedy if e.solved][:SHOWN] + [e for e in found.greedy if not e.solved][:SHOWN]
-    run.write_json("replays.json", [] if getattr(agent, "acts_on_logits", False) else replay(space, shown))
+    run.write_json("replays.json", [] if getattr(agent, "acts_on_logits", False) else space.call(replay, shown))
     row = {**found.row, "seed": seed, **cost}
     run.write_json("results.json", {"task": space.task.name, "backbone": space.backbone.name, "rows": [row]})
     run.close()
@@ -73,16 +73,16 @@ def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[
         stored = json.loads(done.read_text())
         return stored["rows"], stored["curves"]
     config = settings.config
-    space, report = lab.workspace(settings, seed)
+    space = lab.workspace(settings, seed)
     problems = space.problems(config.evaluate.split, config.oracle.num_problems, seed)
     policy, rows, curves = search_policy(space, settings), [], {}
     for name in dict.fromkeys([config.oracle.search, *config.oracle.also]):
         if name == "teacher_forced":
-            rows += [{**teacher_forced(space, problems, picker), "seed": seed} for picker in PICKERS]
+            rows += [{**space.call(teacher_forced, problems, picker), "seed": seed} for picker in PICKERS]
             continue
         row, curves[name] = solve_and_store(space, make_oracle(space, config, policy, name), problems, run, seed)
         rows.append(row if name == config.oracle.search else {**row, "agent": f"oracle_{name}"})
-    run.write_json("conversion.json", report)
+    run.write_json("conversion.json", space.conversion)
     results = {"task": space.task.name, "backbone": space.backbone.name, "rows": rows, "curves": curves}
     run.write_json("results.json", results)
     return rows, curves
@@ -109,7 +109,7 @@ def solve_and_store(space: Workspace, oracle: Oracle, problems: list, run: Run, 
     solved = [s.shortest for s in searches if s.shortest is not None]
     run.save_rollouts(f"oracle_{name}", solved)
     if not (run.path / "replays.json").exists():  # of the first search
-        run.write_json("replays.json", replay(space, solved[: 2 * SHOWN]))
+        run.write_json("replays.json", space.call(replay, solved[: 2 * SHOWN]))
     return {**row, "seed": seed, "occupancy": oracle.occupancy, "search_seconds": time.monotonic() - start}, curve
 
 

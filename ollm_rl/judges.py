@@ -82,12 +82,12 @@ class Judge:
             conversational data sets.
 
     Attributes:
-        seconds: time spent in judging so far.
+        seconds: time spent in judging so far. num_judged: episodes so far.
     """
 
     def __init__(self, reward: Callable[..., Any], conversational: bool = False):
         self.reward, self.conversational = reward, conversational
-        self.seconds = 0.0
+        self.seconds, self.num_judged = 0.0, 0
         parameters = inspect.signature(reward).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes = set(parameters)
@@ -122,6 +122,7 @@ class Judge:
             episode.reward = 0.0 if reward is None else float(reward)
             episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
         self.seconds += time.perf_counter() - start
+        self.num_judged += len(episodes)
 
     def _check(self, rewards: Any, n: int) -> None:
         name = getattr(self.reward, "__name__", type(self.reward).__name__)

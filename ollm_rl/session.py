@@ -3,8 +3,9 @@
 import inspect
 import logging
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.backbone import Backbone
 from ollm_rl.config import Settings, locate, plain
@@ -37,10 +38,14 @@ def conversion_config(config: DictConfig) -> ConversionConfig:
     return ConversionConfig(**plain(config.convert), plugin=PlugInConfig(**sizes))
 
 
-def open_session(settings: Settings, seed: int | None = None, run: Run | None = None) -> tuple[Workspace, dict, Path]:
-    """Workspace, conversion report and plug-in directory of a configuration that passed `preflight`.
+def open_session(
+    settings: Settings, seed: int | None = None, run: Run | None = None, plugin: PlugIn | None = None
+) -> Workspace:
+    """The workspace of a configuration that passed `preflight`, with the model in this process.
 
-    A conversion that is needed logs its metrics to `run`.
+    Args:
+        run: a conversion that is needed logs its metrics there.
+        plugin: use this one instead.
     """
     config = settings.config
     task = task_of(config)
@@ -48,15 +53,41 @@ def open_session(settings: Settings, seed: int | None = None, run: Run | None = 
     conversion = conversion_config(config)
     backbone = shared_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, plain(config.engine))
-    if config.plugin.path is not None:
+    path, report = None, {}
+    if plugin is not None:
+        plugin = plugin.to(backbone.device)
+    elif config.plugin.path is not None:
         path = Path(config.plugin.path)
         plugin = PlugIn.from_pretrained(path, backbone)
-        report: dict = {}
     else:
         plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion, run)
     seed = config.seed if seed is None else seed
     space = Workspace(backbone, plugin, task, plain(config.engine), seed, judge)
-    return space, report, path
+    space.conversion, space.plugin_path = report, path
+    space.recipe = recipe_of(settings)
+    return space
+
+
+def recipe_of(settings: Settings) -> tuple[Any, dict[str, str]]:
+    """A configuration as plain values, to be sent."""
+    return OmegaConf.to_container(settings.config, resolve=True), settings.choices
+
+
+def open_again(recipe: tuple[Any, dict[str, str]], seed: int, plugin: PlugIn | None = None) -> Workspace:
+    """In another process, the workspace of a configuration: all that are sent there become this one."""
+    config, choices = recipe
+    space = open_session(Settings(OmegaConf.create(config), choices), seed, plugin=plugin)
+    Workspace.current = space
+    return space
+
+
+def open_workers(settings: Settings, seed: int) -> Workspace:
+    """The workspace of a driver whose workers have the model, if there are to be any; else as `open_session`."""
+    if not settings.config.rollout.num_workers:
+        return open_session(settings, seed)
+    from ollm_rl.cluster.workspace import ClusterWorkspace
+
+    return ClusterWorkspace(settings, task_of(settings.config), seed)
 
 
 def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:

@@ -1,7 +1,9 @@
 """What an episode leaves behind: its text, and hidden state, latent and log-probability at its decision points."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class Episode:
         hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
             `equal`, `different` or `no_answer`, empty if the judge gives none.
+        policy_version: updates that the policy had seen, where rollouts run beside learning.
     """
 
     problem: Problem
@@ -36,6 +39,7 @@ class Episode:
     answer: str | None = None
     reward: float = 0.0
     verdict: str = ""
+    policy_version: int | None = None
 
     @property
     def solved(self) -> bool:
@@ -58,6 +62,7 @@ class Episode:
             "verdict": self.verdict,
             "stop": self.stop,
             "seed": self.seed,
+            "policy_version": self.policy_version,
             "latents": self.latents,
             "tokens": self.tokens,
         }
@@ -85,3 +90,54 @@ class Decisions:
 
     def __len__(self) -> int:
         return len(self.z)
+
+
+_PLAIN = ("seed", "stop", "text", "answer", "reward", "verdict")
+
+
+def pack(episodes: Sequence[Episode]) -> dict:
+    """Episodes without their problems as few large arrays, to be sent elsewhere; hidden states keep their precision."""
+    packed: dict = {name: [getattr(e, name) for e in episodes] for name in _PLAIN}
+    packed["tokens"] = np.array([t for e in episodes for t in e.tokens], dtype=np.int32)
+    packed["latents"] = np.array([z for e in episodes for z in e.latents], dtype=np.int16)
+    packed["lengths"] = [len(e.tokens) for e in episodes]
+    packed["counts"] = [e.num_decisions for e in episodes]
+    deciding = [e for e in episodes if e.num_decisions]
+    if deciding:
+        packed["z"] = torch.cat([_known(e.z) for e in deciding]).to(torch.int16).cpu().numpy()
+        packed["log_probs"] = torch.cat([_known(e.log_probs) for e in deciding]).cpu().numpy()
+        packed["mask"] = np.packbits(torch.cat([_known(e.mask) for e in deciding]).cpu().numpy(), axis=1)
+        packed["num_options"] = _known(deciding[0].mask).shape[1]
+        if deciding[0].hidden is not None:
+            hidden = torch.cat([_known(e.hidden) for e in deciding]).cpu()
+            packed["dtype"] = str(hidden.dtype).removeprefix("torch.")
+            packed["hidden"] = hidden.view(torch.uint8).numpy()  # numpy has no bf16
+    return packed
+
+
+def unpack(packed: dict, problems: Sequence[Problem], device: torch.device | str = "cpu") -> list[Episode]:
+    """What `pack` took apart, with the problems again."""
+    episodes = []
+    ends, stops = np.cumsum(packed["lengths"]), np.cumsum(packed["counts"])
+    arrays = {}
+    if "z" in packed:
+        arrays["z"] = torch.from_numpy(packed["z"].astype(np.int64)).to(device)
+        arrays["log_probs"] = torch.from_numpy(packed["log_probs"].copy()).to(device)
+        mask = np.unpackbits(packed["mask"], axis=1, count=packed["num_options"]).astype(bool)
+        arrays["mask"] = torch.from_numpy(mask).to(device)
+    if "hidden" in packed:
+        hidden = torch.from_numpy(packed["hidden"].copy()).view(getattr(torch, packed["dtype"]))
+        arrays["hidden"] = hidden.to(device)
+    for i, problem in enumerate(problems):
+        plain = {name: packed[name][i] for name in _PLAIN}
+        own = slice(ends[i] - packed["lengths"][i], ends[i])
+        at = slice(stops[i] - packed["counts"][i], stops[i])
+        states = {name: array[at] for name, array in arrays.items()} if packed["counts"][i] else {}
+        texts = {"tokens": packed["tokens"][own].tolist(), "latents": packed["latents"][own].tolist()}
+        episodes.append(Episode(problem, **plain, **texts, **states))
+    return episodes
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor

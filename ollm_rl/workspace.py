@@ -2,9 +2,10 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +32,18 @@ class Workspace:
     Args:
         engine: settings of the `RolloutEngine`.
         judge: gives the rewards; by default, whether the final answer is right.
+
+    Attributes:
+        current: in a worker of a cluster, its only workspace. That is what any other becomes on its way there, so that
+            agents and searches can be sent without their model.
+        conversion: the report of the plug-in's conversion, if known; plugin_path: where it is.
+        recipe: the configuration that it was opened with, if any: what another process needs to open the same.
     """
+
+    current: "ClassVar[Workspace | None]" = None
+    recipe: tuple[Any, dict[str, str]] | None = None
+    max_staleness = 0  # how far rollouts may run beside learning: here, in one process, they do not
+    plugin_path: Path | None = None
 
     def __init__(
         self,
@@ -47,6 +59,8 @@ class Workspace:
         self.lm = OptionLM(backbone, plugin)
         self.engine_settings = {"max_new_tokens": task.max_new_tokens, **(engine or {})}
         self.judge = judge or Judge(MathVerify())
+        self.conversion: dict = {}
+        self._judged_s = self.judge.seconds
 
     @cached_property
     def engine(self) -> RolloutEngine:
@@ -92,6 +106,32 @@ class Workspace:
                 self.judge(episodes)
         return episodes
 
+    def call(self, function: Callable, *args: Any) -> Any:
+        """`function(workspace, *args)`, run where the model is."""
+        return function(self, *args)
+
+    def spread(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
+        """The results of `function(workspace, items, *args)`, which gives an iterable with one for every item.
+
+        On a cluster every worker gets some of the items, and the function has to be importable there.
+        """
+        yield from function(self, items, *args)
+
+    def figures(self) -> dict[str, float]:
+        """For the log: seconds of judging since this was last asked and, if the engine is profiled, of everything so far."""
+        judged, self._judged_s = self.judge.seconds - self._judged_s, self.judge.seconds
+        profiler = self.engine.profiler
+        parts = {f"profile/{k}_s": v for k, v in profiler.seconds.items()} if profiler.enabled else {}
+        return {"time/judge_s": judged, **parts}
+
+    @property
+    def beats(self) -> int:
+        """A number that grows while there is progress."""
+        return self.judge.num_judged + (self.engine.num_tokens if "engine" in self.__dict__ else 0)
+
+    def __reduce__(self):
+        return _current, ()
+
     def __deepcopy__(self, memo) -> "Workspace":
         return self  # Gymnasium copies the arguments of environments; the model in here is meant to be shared
 
@@ -101,22 +141,32 @@ class Workspace:
             log.info("%s", self.engine.profiler)
 
 
-def acting(agent, deterministic: bool) -> Act:
+def _current() -> Workspace:
+    if Workspace.current is None:
+        raise RuntimeError("a workspace was sent to a process that has none of its own")
+    return Workspace.current
+
+
+class Acting:
     """An agent's `predict` as the engine's policy.
 
     `mask` and `uniforms` are handed over only if the agent takes them: `predict(hidden, deterministic=...)` is
     all that an agent needs. Log-probabilities are not known here and given as zero.
     """
-    accepted = inspect.signature(agent.predict).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
-    def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(self, agent, deterministic: bool):
+        accepted = inspect.signature(agent.predict).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        self.agent, self.deterministic = agent, deterministic
+        self.takes = [k for k in ("mask", "uniforms") if anything or k in accepted]
+
+    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         extra = {"mask": mask, "uniforms": uniforms}
-        wanted = {k: v for k, v in extra.items() if anything or k in accepted}
-        z = torch.as_tensor(agent.predict(hidden, deterministic=deterministic, **wanted), device=hidden.device)
+        wanted = {k: extra[k] for k in self.takes}
+        z = torch.as_tensor(
+            self.agent.predict(hidden, deterministic=self.deterministic, **wanted), device=hidden.device
+        )
         return z.long(), torch.zeros(len(z), device=hidden.device)
-
-    return act
 
 
 @cache

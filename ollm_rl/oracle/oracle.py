@@ -37,14 +37,15 @@ class Oracle:
         search: `best_first`, `puct`, `beam`, `exhaustive` or `best_of_n`.
         budget: generated tokens per problem.
         width: most texts of one problem that are followed at the same time.
+        slots: most texts of all problems that a tree search follows at the same time.
         keep_gib: memory for keys and values of texts that branches go on from.
-        bonus: of `best_first`, see `BestFirst`; exploration: of `puct`.
+        bonus, brevity: of `best_first`, see `BestFirst`; exploration: of `puct`.
         max_tries: texts per problem that the verifier is asked about, or None.
         max_seconds: for all problems; then every search stops with what it has. None: no limit.
         stop_when_solved: a problem's search ends with the first solved text; else it goes on for the shortest one.
 
     Attributes:
-        occupancy: mean share of the engine's slots that a decode step of the last tree search used.
+        occupancy: mean share of `slots` that a decode step of the last tree search used.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Oracle:
         search: str = "best_first",
         budget: int = 1000,
         width: int = 8,
+        slots: int = 64,
         keep_gib: float = 2.0,
         bonus: float = 0.0,
+        brevity: float = 0.0,
         exploration: float = 1.5,
         max_tries: int | None = None,
         max_seconds: float | None = None,
@@ -67,7 +70,7 @@ class Oracle:
             raise ConfigurationError(f"oracle: expected budget and width of at least 1, got {budget} and {width}")
         self.workspace, self.policy = workspace, policy
         self.search, self.budget, self.width, self.keep_gib = search, budget, width, keep_gib
-        self.bonus, self.exploration = bonus, exploration
+        self.slots, self.bonus, self.brevity, self.exploration = slots, bonus, brevity, exploration
         self.max_tries, self.max_seconds, self.stop_when_solved = max_tries, max_seconds, stop_when_solved
         self.occupancy: float | None = None
 
@@ -77,7 +80,7 @@ class Oracle:
         Args:
             store: a file of finished searches: those in it are not searched again, and others are added.
         """
-        searches = [Search(p, self._new_frontier()) for p in problems]
+        searches = [Search(p, Frontier()) for p in problems]
         done = {record["problem_id"]: record for record in whole_lines(store)} if store is not None else {}
         if store is not None and store.exists():  # without the half line that a kill may have left
             store.write_text("".join(json.dumps(record) + "\n" for record in done.values()))
@@ -85,22 +88,31 @@ class Oracle:
             if search.problem.id in done:
                 search.restore(done[search.problem.id])
         open_ones = [s for s in searches if s.problem.id not in done]
-        deadline = None if self.max_seconds is None else time.monotonic() + self.max_seconds
+        deadline = None if self.max_seconds is None else time.time() + self.max_seconds
         with track(f"oracle {self.search}", len(searches), "problems", done=len(done)) as bar:
-            tree = TreeSearch(self.workspace, self.policy, self._open, self.budget, self.width, self.keep_gib)
-            sampled = self.search == "best_of_n"
-            run = self._best_of_n(open_ones, seed, deadline) if sampled else tree.run(open_ones, deadline)
-            for search in run:
+            of = {s.problem.id: s for s in open_ones}
+            for record in self.workspace.spread(_search, [s.problem for s in open_ones], self, seed, deadline):
+                of[record["problem_id"]].restore(record)
                 if store is not None:
                     with store.open("a") as out:
-                        out.write(json.dumps(search.record()) + "\n")
+                        out.write(json.dumps(record) + "\n")
                 solved = sum(s.solution is not None for s in searches)
                 bar.advance(1, f"{solved} solved")
-        self.occupancy = tree.rows / (tree.steps * self.workspace.engine.num_slots) if tree.steps else None
         return searches
 
+    def records(self, problems: Sequence[Problem], seed: int, deadline: float | None) -> Iterator[dict]:
+        """Search these problems here; what `Search.record` gives, in the order in which they end."""
+        searches = [Search(p, self._new_frontier()) for p in problems]
+        tree = TreeSearch(self.workspace, self.policy, self._open, self.budget, self.width, self.slots, self.keep_gib)
+        run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
+        for search in run:
+            yield search.record()
+        self.occupancy = tree.rows / (tree.steps * tree.slots) if tree.steps else None
+
     def _new_frontier(self) -> Frontier:
-        return Frontier() if self.search == "best_of_n" else new_frontier(self.search, self.bonus, self.exploration)
+        if self.search == "best_of_n":
+            return Frontier()
+        return new_frontier(self.search, self.bonus, self.brevity, self.exploration)
 
     def _open(self, search: Search) -> bool:
         wanted = search.solution is None or not self.stop_when_solved
@@ -116,7 +128,7 @@ class Oracle:
         draws = {id(s): np.random.default_rng([seed, *s.problem.id.encode()]) for s in searches}
         still = list(searches)
         while still:
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and time.time() > deadline:
                 yield from still
                 return
             requests = [Request(s.problem, int(draws[id(s)].integers(2**31))) for s in still for _ in range(self.width)]
@@ -131,3 +143,10 @@ class Oracle:
                     search.found(episode, [])
             yield from [s for s in still if not self._open(s)]
             still = [s for s in still if self._open(s)]
+
+
+def _search(
+    workspace: Workspace, problems: Sequence[Problem], oracle: Oracle, seed: int, deadline: float | None
+) -> Iterator[dict]:
+    """For `Workspace.spread`; on a cluster, the oracle's workspace is the worker's."""
+    return oracle.records(problems, seed, deadline)

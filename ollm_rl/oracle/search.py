@@ -95,24 +95,37 @@ class BestFirst(Frontier):
     Args:
         bonus: nats that the text with fewest departures so far is ahead by, per departure: branches off the policy's
             own first text come before branches of branches.
+        brevity: nats by which a branch that needs half of the tokens is ahead, over log 2. At 1 the order is by
+            probability per token. What a branch needs is what the text that it leaves went on to say.
     """
 
-    def __init__(self, bonus: float = 0.0):
+    def __init__(self, bonus: float = 0.0, brevity: float = 0.0):
         super().__init__()
-        self.bonus = bonus
+        self.bonus, self.brevity = bonus, brevity
         self._heap: list[tuple[float, int, Branch]] = []
         self._serial = 0  # breaks ties between equally likely branches
+        self._left: dict[int, list[Branch]] = {}  # by id of a followed text: it has to end before they can be ranked
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def push(self, branch: Branch) -> None:
         departures = sum(choice.rank > 0 for choice in branch.choices)
+        parent = branch.parent
+        needs = 1 if parent is None else max(1, len(parent.tokens) - len(branch.tokens) + 1)
         self._serial += 1
-        heapq.heappush(self._heap, (self.bonus * departures - branch.log_prob, self._serial, branch))
+        cost = self.bonus * departures + self.brevity * math.log(needs) - branch.log_prob
+        heapq.heappush(self._heap, (cost, self._serial, branch))
 
     def pop(self) -> Branch:
         return heapq.heappop(self._heap)[2]
+
+    def leave(self, line: Branch, others: list[Branch], taken: Choice) -> None:
+        self._left.setdefault(id(line), []).extend(others)
+
+    def ended(self, line: Branch, reward: float) -> None:
+        for branch in self._left.pop(id(line), []):
+            self.push(branch)
 
 
 class Beam(BestFirst):
@@ -201,7 +214,7 @@ FRONTIERS: dict[str, type[Frontier]] = {
 }  # fmt: skip
 
 
-def new_frontier(search: str, bonus: float, exploration: float) -> Frontier:
+def new_frontier(search: str, bonus: float, brevity: float, exploration: float) -> Frontier:
     """The frontier of a tree search.
 
     Raises:
@@ -212,7 +225,7 @@ def new_frontier(search: str, bonus: float, exploration: float) -> Frontier:
     kind = FRONTIERS[search]
     if kind is Puct:
         return Puct(exploration)
-    return kind(bonus) if issubclass(kind, BestFirst) else kind()
+    return kind(bonus, brevity) if issubclass(kind, BestFirst) else kind()
 
 
 @dataclass

@@ -22,6 +22,8 @@ from ollm_rl.rollout import REFILL
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
+PATIENCE = 2  # texts that did not help, for every one that the next wave has more
+
 Policy = Callable[[Tensor, Tensor], Tensor]  # hidden (n, d), mask (n, K) -> log-probabilities (n, K)
 
 
@@ -65,7 +67,7 @@ class TreeSearch:
     """All searches of one call.
 
     Args:
-        is_open: whether a search goes on; budget, width and keep_gib as in `Oracle`.
+        is_open: whether a search goes on; budget, width, slots and keep_gib as in `Oracle`.
 
     Attributes:
         steps, rows: decode steps so far, and the rows that they had in all.
@@ -78,10 +80,12 @@ class TreeSearch:
         is_open: Callable[[Search], bool],
         budget: int,
         width: int,
+        slots: int,
         keep_gib: float,
     ):
         self.workspace, self.engine, self.policy = workspace, workspace.engine, policy
-        self.is_open, self.budget, self.width, self.keep_gib = is_open, budget, width, keep_gib
+        self.is_open, self.budget, self.width = is_open, budget, width
+        self.slots, self.keep_gib = slots, keep_gib
         self.steps = self.rows = 0
         self.prompts: dict[int, list[int]] = {}  # by id of the search
         self.kept: KeptTexts | None = None
@@ -92,12 +96,13 @@ class TreeSearch:
         self.prompts = {id(s): self.workspace.prompter.encode(s.problem) for s in searches}
         engine.clear()
         engine.make_room(max(map(len, self.prompts.values()), default=0))
-        self.width = min(self.width, engine.num_slots)
+        self.slots = min(self.slots, engine.num_slots)
+        self.width = min(self.width, self.slots)
         for search in searches:
             search.frontier.push(Branch())
         waiting, waves = deque(searches), list[_Wave]()
         while waiting or waves:
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and time.time() > deadline:
                 yield from [*(wave.search for wave in waves), *waiting]
                 break
             waves += self._begin(waiting, waves)
@@ -111,7 +116,12 @@ class TreeSearch:
             for wave in [w for w in waves if not w.rows]:
                 waves.remove(wave)
                 if self.is_open(wave.search) and len(wave.search.frontier):
-                    waiting.append(wave.search)
+                    if deadline is None:
+                        waiting.appendleft(
+                            wave.search
+                        )  # the hard ones run beside the rest, not by themselves at the end
+                    else:
+                        waiting.append(wave.search)  # in turn: what is left at the deadline has had its share
                     continue
                 if self.kept is not None:
                     self.kept.forget(wave.search)
@@ -120,15 +130,14 @@ class TreeSearch:
 
     def _begin(self, waiting: deque[Search], waves: list[_Wave]) -> list[_Wave]:
         """Waves of waiting searches, put into the engine as long as they find room; a beam reserves its width."""
-        slots = self.engine.num_slots
-        free = slots - sum(self.width if w.search.frontier.beam else len(w.rows) for w in waves)
-        if not waiting or (waves and free < max(1, slots // REFILL)):
+        free = self.slots - sum(self.width if w.search.frontier.beam else len(w.rows) for w in waves)
+        if not waiting or (waves and free < max(1, self.slots // REFILL)):
             return []
         begun: list[_Wave] = []
         while waiting:
             search = waiting[0]
             beam, frontier = search.frontier.beam, search.frontier
-            most = self.width if beam and search.tried else min(1 + search.tried // 2, self.width)
+            most = self.width if beam and search.tried else min(1 + search.tried // PATIENCE, self.width)
             need = self.width if beam else min(most, len(frontier))
             if need > free:
                 break

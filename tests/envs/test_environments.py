@@ -7,6 +7,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs  # noqa: F401  (registers the environments)
+from ollm_rl.errors import ConfigurationError
 
 NAME = "ollm_rl/LatentReasoning-v0"
 
@@ -67,3 +68,30 @@ def test_an_ended_episode_starts_anew_at_the_next_step(settings):
         episodes += int(was_done.sum())
         was_done = terminated | truncated
     assert episodes > 3
+
+
+def test_not_waiting_for_all_gives_the_same_texts(settings):
+    """Handed out at forced positions too, with one latent left: the same tokens and decisions, in more steps."""
+
+    def first_episodes(**waiting):
+        batch = gymnasium.make_vec(NAME, 12, "vector_entry_point", action_mask=True, **settings, **waiting)
+        observation, _ = batch.reset(seed=3)
+        ended, single = {}, 0
+        while len(ended) < 12:
+            mask = observation["action_mask"]
+            single += int((mask.sum(1) == 1).sum())
+            last = mask.shape[1] - 1 - mask[:, ::-1].argmax(1)  # the last latent that the mask leaves
+            observation, _, terminated, truncated, infos = batch.step(last)
+            for i in set(np.flatnonzero(terminated | truncated)) - set(ended):
+                ended[i] = infos["text"][i], infos["num_decisions"][i]
+        return ended, single
+
+    texts, none = first_episodes()
+    same, some = first_episodes(wait_for=0.5)
+    assert same == texts
+    assert none < some  # rows that have ended may show one
+
+
+def test_wait_for_is_checked(settings):
+    with pytest.raises(ConfigurationError, match="wait_for=0"):
+        gymnasium.make_vec(NAME, 2, "vector_entry_point", wait_for=0, **settings)

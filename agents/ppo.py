@@ -1,0 +1,205 @@
+"""PPO on latents with RLlib: its learner and its checkpoints, whole episodes from our rollout engine.
+
+Proximal policy optimisation (Schulman et al. 2017) with a value head on h, gamma 1, and decision points only. Other
+algorithms of RLlib for discrete actions take PPO's place by name (`algorithm`), with their own settings under `training`.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.base import LatentPolicy, PolicyAgent
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.progress import track
+from ollm_rl.runs import Run
+from ollm_rl.workspace import Workspace
+
+try:
+    import ray  # noqa: F401
+    from ray.rllib.core import DEFAULT_MODULE_ID
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+    from ray.tune.registry import get_trainable_cls
+
+    from agents.rllib import EpisodeRunner, LatentModule, PriorKLLearner, spaces
+except ModuleNotFoundError as error:
+    raise ConfigurationError(
+        f"agent=ppo needs RLlib ({error}). Install it with `pip install 'ollm_rl[rllib]'`."
+    ) from error
+
+
+class PPO(PolicyAgent):
+    """RLlib's PPO, or another of its algorithms, on pi(z | h).
+
+    Args:
+        total_episodes: training ends after this many.
+        episodes_per_iteration: whole episodes that an update learns from.
+        algorithm: a name of RLlib's registry: PPO, APPO, IMPALA.
+        learning_rate, num_epochs, minibatch_size, grad_clip: of the optimiser; a minibatch is so many decisions.
+        gae_lambda: of generalised advantage estimation.
+        clip_param, entropy_coeff, vf_loss_coeff: of the loss, with RLlib's names.
+        beta: weight of the KL to the prior (PPO only).
+        value_width: hidden units of the value head.
+        min_entropy: decisions of which the prior is surer than this (nats) are not learned from.
+        num_env_runners: processes of RLlib that sample; 0: this one does, or the workers of `rollout=ray`.
+        num_problems: size of the training set drawn from split `train`.
+        training: further settings of RLlib's algorithm, as its `training()` takes them.
+        save_every: iterations between checkpoints.
+        path: a saved policy to start from instead of the prior.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        total_episodes: int = 8192,
+        episodes_per_iteration: int = 256,
+        algorithm: str = "PPO",
+        learning_rate: float = 2e-4,
+        num_epochs: int = 4,
+        minibatch_size: int = 256,
+        grad_clip: float = 1.0,
+        gae_lambda: float = 1.0,
+        clip_param: float = 0.2,
+        entropy_coeff: float = 0.0,
+        vf_loss_coeff: float = 0.5,
+        beta: float = 0.02,
+        value_width: int = 128,
+        min_entropy: float = 0.02,
+        num_env_runners: int = 0,
+        num_problems: int = 2000,
+        training: dict[str, Any] | None = None,
+        save_every: int = 1,
+        path: str | None = None,
+    ):
+        super().__init__(workspace)
+        if episodes_per_iteration < 1 or minibatch_size < 1 or num_env_runners < 0:
+            raise ConfigurationError(
+                f"agent=ppo: expected at least 1 episode an iteration, 1 decision a minibatch and 0 env runners, got "
+                f"{episodes_per_iteration}, {minibatch_size} and {num_env_runners}"
+            )
+        self.total_episodes, self.per_iteration, self.algorithm = total_episodes, episodes_per_iteration, algorithm
+        self.learning_rate, self.num_epochs, self.minibatch_size = learning_rate, num_epochs, minibatch_size
+        self.grad_clip, self.gae_lambda, self.clip_param = grad_clip, gae_lambda, clip_param
+        self.entropy_coeff, self.vf_loss_coeff, self.beta = entropy_coeff, vf_loss_coeff, beta
+        self.value_width, self.min_entropy = value_width, min_entropy
+        self.num_env_runners, self.num_problems = num_env_runners, num_problems
+        self.training, self.save_every = training or {}, save_every
+        self.policy = LatentPolicy.from_prior(workspace.plugin)
+        if path is not None:
+            self.load(path)
+        self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def learn(self, run: Run) -> dict:
+        Workspace.current = self.workspace  # what the workspace in RLlib's configuration becomes when that is copied
+        algorithm = self._config().build_algo(logger_creator=lambda config: _no_logs())
+        try:
+            return self._train(algorithm, run)
+        finally:
+            algorithm.stop()
+
+    def _train(self, algorithm: Any, run: Run) -> dict:
+        counters = self.counters
+        latest = run.latest_checkpoint()
+        run.truncate_metrics(latest[0] if latest else 0)
+        if latest is not None:
+            algorithm.restore_from_path(str((Path(latest[1]) / "rllib").absolute()))
+            counters |= json.loads((Path(latest[1]) / "counters.json").read_text())
+            self._take(algorithm)
+        with track("ppo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
+            while counters["train_episodes"] < self.total_episodes:
+                start = time.monotonic()
+                result = algorithm.train()
+                sampled = result.get("env_runners", {})
+                if not sampled.get("ollm_episodes"):
+                    continue  # all runners were lost; RLlib starts them again
+                n = int(sampled["ollm_episodes"])
+                counters["iteration"] += 1
+                counters["train_episodes"] += n
+                counters["train_tokens"] += int(sampled["ollm_tokens"])
+                counters["train_seconds"] += time.monotonic() - start
+                step = counters["iteration"]
+                figures = {
+                    "reward": sampled["ollm_solved"] / n,
+                    "no_answer_rate": sampled["ollm_no_answer"] / n,
+                    "completions/clipped_ratio": sampled["ollm_truncated"] / n,
+                    "completions/mean_length": sampled["ollm_tokens"] / n,
+                    "decisions/mean": sampled.get("num_env_steps_sampled", 0) / n,
+                    **_numbers(result.get("learners", {}).get(DEFAULT_MODULE_ID, {})),
+                    "time/rollout_s": float(sampled.get("sample", 0.0)),
+                    "time/update_s": float(result.get("timers", {}).get("learner_update_timer", 0.0)),
+                }
+                run.log_metrics(step, {**counters, **figures, **self.workspace.figures()})
+                if step % self.save_every == 0 or counters["train_episodes"] >= self.total_episodes:
+                    self._checkpoint(algorithm, run, step)
+                bar.advance(n, f"reward {figures['reward']:.3f}")
+        self._take(algorithm)
+        return {k: v for k, v in counters.items() if k != "iteration"}
+
+    def _config(self) -> Any:
+        """RLlib's configuration."""
+        space = self.workspace
+        seen, chosen = spaces(space)
+        sizes = {k: getattr(self.policy, k) for k in ("hidden_size", "width", "num_options", "depth")}
+        weights = {k: v.cpu().numpy() for k, v in self.policy.state_dict().items()}
+        module = RLModuleSpec(
+            module_class=LatentModule, observation_space=seen, action_space=chosen,
+            model_config={"sizes": sizes, "weights": weights, "value_width": self.value_width},
+        )  # fmt: skip
+        is_ppo = self.algorithm == "PPO"
+        try:
+            config = get_trainable_cls(self.algorithm).get_default_config()
+        except Exception as error:
+            raise ConfigurationError(
+                f"agent.algorithm={self.algorithm!r}: RLlib has no such algorithm; expected PPO, APPO or IMPALA"
+            ) from error
+        mine: dict[str, Any] = {
+            "gamma": 1.0, "lr": self.learning_rate, "grad_clip": self.grad_clip,
+            "entropy_coeff": self.entropy_coeff, "vf_loss_coeff": self.vf_loss_coeff,
+            "train_batch_size_per_learner": self.minibatch_size,
+        }  # fmt: skip
+        if is_ppo:
+            mine |= {
+                "lambda_": self.gae_lambda, "clip_param": self.clip_param, "use_kl_loss": False, "vf_clip_param": 10.0,
+                "num_epochs": self.num_epochs, "minibatch_size": self.minibatch_size,
+                "learner_class": PriorKLLearner, "learner_config_dict": {"beta": self.beta},
+            }  # fmt: skip
+        runners = max(1, self.num_env_runners)
+        elsewhere = space.elsewhere() if self.num_env_runners else (lambda: space)
+        return (
+            config.environment(
+                "ollm_rl/LatentReasoning-v0", observation_space=seen, action_space=chosen,
+                env_config={
+                    "open": elsewhere, "episodes": -(-self.per_iteration // runners), "problems": self.num_problems,
+                    "min_entropy": self.min_entropy, "seed": space.seed,
+                },
+            )
+            .env_runners(
+                env_runner_cls=EpisodeRunner, num_env_runners=self.num_env_runners, num_envs_per_env_runner=1,
+                create_env_on_local_worker=self.num_env_runners == 0, sample_timeout_s=3600.0,
+            )
+            .fault_tolerance(restart_failed_env_runners=True)
+            .rl_module(rl_module_spec=module)
+            .debugging(seed=space.seed, log_level="ERROR")
+            .training(**(mine | self.training))
+        )  # fmt: skip
+
+    def _take(self, algorithm: Any) -> None:
+        """The learner's weights as ours."""
+        state = algorithm.get_module().policy.state_dict()
+        self.policy.load_state_dict(state)
+
+    def _checkpoint(self, algorithm: Any, run: Run, step: int) -> None:
+        """RLlib's own for resuming, our policy beside it for everything else."""
+        self._take(algorithm)
+        path = run.checkpoint_dir(step)
+        self.save(path)
+        algorithm.save_to_path(str((path / "rllib").absolute()))
+        (path / "counters.json").write_text(json.dumps(self.counters))
+        run.commit_checkpoint(step)
+
+
+def _numbers(values: dict) -> dict[str, float]:
+    """The scalars of a result of RLlib."""
+    return {f"rllib/{k}": float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}

@@ -1,0 +1,177 @@
+"""The three parts that RLlib's new API stack takes from us: where episodes come from, what learns, and by which loss.
+
+RLlib's own runner steps environments one token at a time, and in its batch mode for whole episodes keeps short ones more
+often than long ones. This one hands over whole episodes of the rollout engine instead.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector.utils import batch_space
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis.target_network_api import TargetNetworkAPI
+from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.models.torch.torch_distributions import TorchCategorical
+from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
+from torch import Tensor
+
+from agents.base import LatentPolicy, Sampling
+from ollm_rl.plugin import mlp
+from ollm_rl.rollout import Request
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace
+
+PRIOR = "prior_log_probs"  # column of the training batch
+
+
+def spaces(workspace: Workspace) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Discrete]:
+    """What a decision is seen by, and what can be chosen."""
+    d, k = workspace.backbone.hidden_size, workspace.plugin.num_options
+    hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
+    mask = gymnasium.spaces.Box(0, 1, (k,), np.int8)
+    return gymnasium.spaces.Dict({"observation": hidden, "action_mask": mask}), gymnasium.spaces.Discrete(k)
+
+
+class LatentModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
+    """A latent policy that starts as the prior, and a value head on the same hidden states.
+
+    `model_config`: `sizes` of the `LatentPolicy`, `weights` to start from (arrays), `value_width`.
+    """
+
+    def setup(self) -> None:
+        config: dict[str, Any] = self.model_config
+        self.policy = LatentPolicy(**config["sizes"])
+        self.policy.load_state_dict({k: torch.from_numpy(v) for k, v in config["weights"].items()})
+        self.value = mlp(config["sizes"]["hidden_size"], config["value_width"], 1, 2)
+        self.action_dist_cls = TorchCategorical
+
+    def _forward(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
+        seen = batch[Columns.OBS]
+        return {Columns.ACTION_DIST_INPUTS: self.policy(seen["observation"], seen["action_mask"] > 0)}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        return self.value(self.policy.standardize(batch[Columns.OBS]["observation"]))[:, 0]
+
+    def make_target_networks(self) -> None:  # of APPO
+        self.target = LatentPolicy(**self.model_config["sizes"]).requires_grad_(False)
+        self.target.load_state_dict(self.policy.state_dict())
+
+    def get_target_network_pairs(self) -> list:
+        return [(self.policy, self.target)]
+
+    def forward_target(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
+        seen = batch[Columns.OBS]
+        return {Columns.ACTION_DIST_INPUTS: self.target(seen["observation"], seen["action_mask"] > 0)}
+
+
+class PriorKLLearner(PPOTorchLearner):
+    """RLlib's PPO loss plus `beta` times the KL of the policy to the prior, over all K latents."""
+
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out):
+        loss = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
+        now = fwd_out[Columns.ACTION_DIST_INPUTS]
+        kl = (now.exp() * (now - batch[PRIOR])).sum(-1)
+        mask = batch[Columns.LOSS_MASK]
+        kl = kl[mask].mean()
+        self.metrics.log_value((module_id, "kl_from_prior"), kl.item(), window=1)
+        return loss + config.learner_config_dict["beta"] * kl
+
+
+class EpisodeRunner(SingleAgentEnvRunner):
+    """Whole episodes of the rollout engine as RLlib's `SingleAgentEpisode`s.
+
+    `env_config`: `open`, a function that gives the workspace; `episodes`, how many a call of `sample` makes; `problems`,
+    the size of the training set; `min_entropy`: decisions of which the prior is surer (nats) are left to the policy,
+    but not learned from; `seed`.
+    """
+
+    space: Workspace
+
+    def make_env(self) -> None:
+        config = self.config.env_config
+        make: Callable[[], Workspace] = config["open"]
+        self.space = make()
+        seen, chosen = spaces(self.space)
+        # The connectors around it look at spaces only.
+        self.env = SimpleNamespace(
+            single_observation_space=seen, single_action_space=chosen, num_envs=1, close=lambda: None,
+            observation_space=batch_space(seen, 1), action_space=batch_space(chosen, 1),
+        )  # fmt: skip
+        self.env.unwrapped = self.env
+        self.num_envs = 1
+        self.problems = self.space.problems("train", config["problems"], config["seed"])
+        self.prior = LatentPolicy.from_prior(self.space.plugin)
+
+    def sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool | None = None,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        config = self.config.env_config
+        n = num_episodes or config["episodes"]
+        # The lifetime count comes from the algorithm with the weights: a runner that was replaced draws anew.
+        draw = np.random.default_rng((config["seed"], self.worker_index or 0, self.num_env_steps_sampled_lifetime))
+        chosen = draw.integers(len(self.problems), size=n).tolist()
+        requests = [
+            Request(self.problems[p], int(s)) for p, s in zip(chosen, draw.integers(2**31, size=n), strict=True)
+        ]
+        self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, window=1)
+        with self.metrics.log_time(SAMPLE_TIMER):
+            episodes = self.space.rollout(requests, Sampling(self.module.policy))
+        found = [e for e in map(self._convert, episodes) if e is not None]
+        self._done_episodes_for_metrics += found
+        steps = sum(map(len, found))
+        self.num_env_steps_sampled_lifetime += steps
+        self._increase_sampled_metrics(steps, n)
+        figures = {
+            "episodes": (n, "sum"), "tokens": (sum(len(e.tokens) for e in episodes), "sum"),
+            "solved": (sum(e.reward for e in episodes), "sum"),
+            "no_answer": (sum(e.answer is None for e in episodes), "sum"),
+            "truncated": (sum(e.stop == "length" for e in episodes), "sum"),
+        }  # fmt: skip
+        for name, (value, reduce) in figures.items():
+            self.metrics.log_value(f"ollm_{name}", value, reduce=reduce)
+        return found
+
+    def _convert(self, episode: Episode) -> SingleAgentEpisode | None:
+        """None for an episode without a decision to learn from."""
+        if episode.hidden is None or episode.mask is None or episode.z is None:
+            return None
+        with torch.no_grad():
+            prior = self.prior(episode.hidden, episode.mask)
+            policy = self.module.policy(episode.hidden, episode.mask)
+        entropy = -(prior.exp() * prior).sum(-1)
+        learned = (entropy > self.config.env_config["min_entropy"]).nonzero()[:, 0].cpu()
+        if not len(learned):
+            return None
+        hidden = episode.hidden[learned].float().cpu().numpy()
+        mask, z = episode.mask[learned].to(torch.int8).cpu().numpy(), episode.z[learned].cpu().numpy()
+        seen = [{"observation": h, "action_mask": m} for h, m in zip(hidden, mask, strict=True)]
+        rewards = [0.0] * (len(learned) - 1) + [episode.reward]
+        policy = policy[learned]
+        logp = policy.gather(1, episode.z[learned].to(policy.device)[:, None])[:, 0]
+        made = SingleAgentEpisode(
+            observations=[*seen, seen[-1]],  # the end of a text has no state, and needs none: no reward follows
+            actions=list(z), rewards=rewards, terminated=True, len_lookback_buffer=0,
+            observation_space=self.env.single_observation_space, action_space=self.env.single_action_space,
+            extra_model_outputs={
+                Columns.ACTION_DIST_INPUTS: list(policy.cpu().numpy()), Columns.ACTION_LOGP: list(logp.cpu().numpy()),
+                PRIOR: list(prior[learned].cpu().numpy()), WEIGHTS_SEQ_NO: [self._weights_seq_no] * len(z),
+            },
+        )  # fmt: skip
+        return made.to_numpy()
+
+    def stop(self) -> None:
+        """The workspace is closed by whoever opened it, or ends with the process."""

@@ -1,0 +1,304 @@
+"""Units of work on Ray actors that may die, hang or raise: every unit gives exactly one result.
+
+A unit is a function that is called with what its worker made at the start (a workspace, usually). It must give the same
+whenever it is run, for it is run again when its worker is lost. This file knows nothing of language models, and imports no
+torch: a simulation of a cluster has many workers on one machine.
+"""
+
+import itertools
+import logging
+import os
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from ollm_rl.errors import OLLMError, WorkerError
+
+log = logging.getLogger(__name__)
+BEAT_S = 1.0  # between looks at workers
+
+
+def start_ray(address: str | None = None, num_cpus: int | None = None) -> None:
+    """Join the cluster at `address`, that of the Ray job which this process is, or start one on this machine only.
+
+    A cluster that happens to run on the machine is not joined unless it is named, and what is started here listens on
+    loopback only.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    common: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": False}
+    if address != "local":
+        ray.init(address=address, **common)
+        return
+    ray.init(
+        address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
+        **common,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A unit that was begun and gave no result. kind: `died`, `hung` or `raised`."""
+
+    worker: int
+    kind: str
+    error: str
+
+
+class _Worker:
+    """The actor: one thread works on one unit after the other, another answers that it is alive."""
+
+    def __init__(self, make: Callable[..., Any], *args: Any):
+        self.made = make(*args)
+        self.shared: dict[str, Any] = {}
+
+    @ray.method(concurrency_group="work")
+    def ready(self) -> bool:
+        return True
+
+    @ray.method(concurrency_group="work")
+    def run(self, function: Callable, args: tuple, common: list) -> tuple[bytes, dict]:
+        start = time.monotonic()
+        values = [self._fetch(ref) for ref in common]
+        fetched = time.monotonic()
+        result = function(self.made, *values, *args)
+        took = {"fetch_s": fetched - start, "work_s": time.monotonic() - fetched}
+        return pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL), took
+
+    @ray.method(concurrency_group="life")
+    def pid(self) -> int:
+        """The process, for whoever wants to look at it or to end it."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="life")
+    def beats(self) -> int | None:
+        """A number that grows while work goes on; None if nobody counts."""
+        return getattr(self.made, "beats", None)
+
+    def _fetch(self, ref: Any) -> Any:
+        """What a reference stands for; the last few are kept."""
+        key = ref.hex()
+        if key not in self.shared:
+            while len(self.shared) > 3:
+                self.shared.pop(next(iter(self.shared)))
+            self.shared[key] = ray.get(ref)
+        return self.shared[key]
+
+
+@dataclass
+class _Unit:
+    ticket: int
+    function: Callable
+    args: tuple
+    common: list
+
+
+@dataclass
+class _Place:
+    """A worker as the pool sees it."""
+
+    number: int
+    actor: Any
+    ready: Any  # reference, until it has started
+    unit: _Unit | None = None
+    result: Any = None
+    beat: Any = None
+    beats: int | None = None
+    alive: float = field(default_factory=time.monotonic)  # when it was last seen to get on
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a unit gave. num_bytes: its size on the way back; fetch_s, work_s: seconds of getting what is common, and of work."""
+
+    ticket: int
+    value: Any
+    num_bytes: int
+    fetch_s: float
+    work_s: float
+
+
+class Pool:
+    """Workers and the units that wait for them.
+
+    Args:
+        make: called with `args` in every worker that starts; references among the latter are resolved by Ray.
+        num_cpus, num_gpus: of one worker; fractions share a GPU.
+        hang_s: a worker that works but does not get on for so long is replaced. What gets on is counted by the attribute
+            `beats` of what `make` gave; without one, a worker only has to answer.
+        max_failures: so many failures in a row end the run.
+
+    Attributes:
+        failures: of all units so far.
+
+    Raises:
+        WorkerError: from `next`, `call` and `map`, too many failures in a row; the message has the first of them.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        args: Sequence[Any] = (),
+        num_workers: int = 1,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        hang_s: float = 120,
+        max_failures: int = 5,
+    ):
+        self.make, self.args = make, tuple(args)
+        self.hang_s, self.max_failures = hang_s, max_failures
+        options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
+        options["concurrency_groups"] = {"work": 1, "life": 1}
+        self._actor_class = ray.remote(**options)(_Worker)
+        self._waiting: deque[_Unit] = deque()
+        self._tickets = itertools.count()
+        self.failures: list[Failure] = []
+        self._in_a_row = 0
+        self._looked = 0.0
+        self._places = [self._start(i) for i in range(num_workers)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def grow(self, num_workers: int, args: Sequence[Any]) -> None:
+        """Have so many workers; new ones, also in the place of lost ones, are made with `args`."""
+        self.args = tuple(args)
+        self._places += [self._start(i) for i in range(len(self._places), num_workers)]
+
+    def put(self, value: Any) -> Any:
+        """A reference for `submit(common=[...])`: sent to every machine once, however many units use it."""
+        return ray.put(value)
+
+    def submit(self, function: Callable, *args: Any, common: Sequence[Any] = ()) -> int:
+        """Queue `function(made, *values of common, *args)`; its ticket."""
+        ticket = next(self._tickets)
+        self._waiting.append(_Unit(ticket, function, args, list(common)))
+        return ticket
+
+    @property
+    def pending(self) -> int:
+        """Units without a result yet."""
+        return len(self._waiting) + sum(place.unit is not None for place in self._places)
+
+    def next(self) -> Result:
+        """The next result, of whichever unit is ready first."""
+        if not self.pending:
+            raise RuntimeError("no unit was submitted")
+        while True:
+            self._assign()
+            place_of = {p.result: p for p in self._places if p.result is not None}
+            place_of |= {p.ready: p for p in self._places if p.ready is not None}
+            ready, _ = ray.wait(list(place_of), num_returns=1, timeout=BEAT_S)
+            for ref in ready:
+                result = self._collect(place_of[ref])
+                if result is not None:
+                    return result
+            self._look_after()
+
+    def drop(self) -> None:
+        """Forget all units under way; what workers have begun they end, for nobody."""
+        self._waiting.clear()
+        for place in self._places:
+            place.unit = place.result = None
+
+    def call(self, function: Callable, *args: Any, common: Sequence[Any] = ()) -> Any:
+        """One unit by itself; its value."""
+        return next(self.map(function, [args], common)).value
+
+    def map(self, function: Callable, parts: Sequence[tuple], common: Sequence[Any] = ()) -> Iterator[Result]:
+        """Results of `function(made, *values of common, *part)` for all parts, in their order."""
+        assert not self.pending, "map while other units are under way"
+        place = {self.submit(function, *part, common=common): i for i, part in enumerate(parts)}
+        found: dict[int, Result] = {}
+        for i in range(len(parts)):
+            while i not in found:
+                result = self.next()
+                found[place[result.ticket]] = result
+            yield found.pop(i)
+
+    def close(self) -> None:
+        for place in self._places:
+            ray.kill(place.actor)
+        self._places = []
+
+    def _start(self, number: int) -> _Place:
+        actor = self._actor_class.remote(self.make, *self.args)
+        return _Place(number, actor, actor.ready.remote())
+
+    def _assign(self) -> None:
+        for place in self._places:
+            if self._waiting and place.unit is None and place.ready is None:
+                unit = self._waiting.popleft()
+                place.unit, place.beats, place.alive = unit, None, time.monotonic()
+                place.result = place.actor.run.remote(unit.function, unit.args, unit.common)
+
+    def _collect(self, place: _Place) -> Result | None:
+        """The result of a place whose reference is ready; None if it has just started, or failed."""
+        starting = place.ready is not None
+        try:
+            value = ray.get(place.ready if starting else place.result)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            if isinstance(cause, OLLMError):  # a mistake of the user's: the next worker would make it again
+                raise cause from None
+            self._failed(place, "raised", str(error), lost=starting)
+            return None
+        except ray.exceptions.RayError as error:
+            self._failed(place, "died", str(error), lost=True)
+            return None
+        if starting:
+            place.ready = None
+            return None
+        unit = place.unit
+        assert unit is not None
+        place.unit = place.result = None
+        self._in_a_row = 0
+        payload, took = value
+        return Result(unit.ticket, pickle.loads(payload), len(payload), **took)
+
+    def _look_after(self) -> None:
+        """Replace workers that do not get on."""
+        now = time.monotonic()
+        if now - self._looked < BEAT_S:
+            return
+        self._looked = now
+        for place in self._places:
+            if place.unit is None:
+                continue
+            if place.beat is not None and ray.wait([place.beat], timeout=0)[0]:
+                try:
+                    beats = ray.get(place.beat)
+                except ray.exceptions.RayError:
+                    continue  # its unit's reference will say so
+                place.beat = None
+                if beats is None or beats != place.beats:
+                    place.beats, place.alive = beats, now
+            if place.beat is None:
+                place.beat = place.actor.beats.remote()
+            if now - place.alive > self.hang_s:
+                self._failed(place, "hung", f"no progress for {self.hang_s:g} s", lost=True)
+
+    def _failed(self, place: _Place, kind: str, error: str, lost: bool) -> None:
+        """Count a failure, queue its unit anew and replace a lost worker."""
+        self.failures.append(Failure(place.number, kind, error))
+        self._in_a_row += 1
+        if place.unit is not None:
+            self._waiting.appendleft(place.unit)
+        place.unit = place.result = None
+        last = error.strip().splitlines()[-1] if error.strip() else ""
+        log.warning("worker %d %s: %s; its work is done again", place.number, kind, last)
+        if self._in_a_row >= self.max_failures:
+            first = self.failures[-self._in_a_row]
+            raise WorkerError(
+                f"{self._in_a_row} failures of workers in a row. The first, of worker {first.worker}, which {first.kind}:\n"
+                f"{first.error.strip()}\nMend that, then run the same command again to continue."
+            )
+        if lost:
+            ray.kill(place.actor)
+            self._places[self._places.index(place)] = self._start(place.number)

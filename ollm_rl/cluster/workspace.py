@@ -1,0 +1,196 @@
+"""A workspace whose backbone is elsewhere: rollouts, and whatever else needs the model, run on Ray workers.
+
+Only what is small travels: policies out, tokens, verdicts and the states at decision points back.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ollm_rl.cluster.pool import Pool, start_ray
+from ollm_rl.config import Settings
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.plugin import PlugIn
+from ollm_rl.progress import Bar
+from ollm_rl.rollout import Act, Request
+from ollm_rl.session import open_again, recipe_of
+from ollm_rl.tasks import Task
+from ollm_rl.trajectory import Episode, pack, unpack
+from ollm_rl.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What a learner has to know of a backbone that is not in its process."""
+
+    name: str
+    fingerprint: str
+    hidden_size: int
+    device: torch.device
+
+    @property
+    def head(self) -> Any:
+        raise ConfigurationError(
+            f"backbone '{self.name}' is on Ray workers, not in this process. Use Workspace.call to run something there, "
+            "or rollout=local."
+        )
+
+    model = tokenizer = head
+
+
+@dataclass
+class _Sent:
+    """Traffic: of policies out (seconds), of episodes back (bytes)."""
+
+    put_s: float = 0.0
+    fetch_s: float = 0.0
+    bytes: int = 0
+    episodes: int = 0
+
+
+class ClusterWorkspace(Workspace):
+    """The workspace of a driver.
+
+    Args:
+        settings: the whole configuration, from which workers make their own workspaces.
+        task: problems are drawn here, and sent.
+    """
+
+    def __init__(self, settings: Settings, task: Task, seed: int = 0):
+        rollout = settings.config.rollout
+        wanted = max(1, rollout.num_workers) * rollout.num_cpus_per_worker
+        start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1))
+        self.task, self.seed = task, seed
+        self.chunk, self.max_staleness = rollout.chunk, rollout.max_staleness
+        common = {
+            "num_cpus": rollout.num_cpus_per_worker, "num_gpus": rollout.num_gpus_per_worker,
+            "hang_s": rollout.hang_s, "max_failures": rollout.max_failures,
+        }  # fmt: skip
+        # One worker converts, or finds the plug-in; the others get it.
+        self.recipe = recipe_of(settings)
+        self.pool = Pool(open_again, [self.recipe, seed], 1, **common)
+        facts, plugin, self.conversion, self.plugin_path = self.pool.call(_describe)
+        self.pool.grow(rollout.num_workers, [self.recipe, seed, self.pool.put(plugin)])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.backbone: Any = BackboneFacts(*facts, device=device)
+        self.plugin: PlugIn = plugin.to(device)
+        self._under_way: dict[int, tuple[Sequence[Request], int | None]] = {}
+        self._sent = _Sent()
+
+    def rollout(
+        self,
+        requests: Sequence[Request],
+        act: Act,
+        skip_forced: bool = True,
+        keep_hidden: bool = True,
+        from_logits: bool = False,
+        bar: Bar | None = None,
+    ) -> list[Episode]:
+        tickets = self.submit(requests, act, skip_forced, keep_hidden, from_logits)
+        found: dict[int, list[Episode]] = {}
+        while len(found) < len(tickets):
+            ticket, episodes = self.finished()
+            found[ticket] = episodes
+            if bar is not None:
+                bar.advance(len(episodes))
+        return [episode for ticket in tickets for episode in found[ticket]]
+
+    def submit(
+        self,
+        requests: Sequence[Request],
+        act: Act,
+        skip_forced: bool = True,
+        keep_hidden: bool = True,
+        from_logits: bool = False,
+        version: int | None = None,
+        chunk: int | None = None,
+    ) -> list[int]:
+        """Queue episodes; the tickets of the units of work under which `finished` gives them.
+
+        Args:
+            version: of the policy, for `Episode.policy_version`.
+            chunk: episodes in a unit, by default `rollout.chunk`.
+        """
+        size = chunk or self.chunk
+        acts = list(dict.fromkeys([act, *(r.act for r in requests if r.act is not None)]))
+        number = {id(a): i for i, a in enumerate(acts)}
+        start = time.monotonic()
+        common = [self.pool.put(acts)]
+        self._sent.put_s += time.monotonic() - start
+        tickets = []
+        for at in range(0, len(requests), size):
+            part = requests[at : at + size]
+            named = [number[id(r.act)] if r.act is not None else 0 for r in part]
+            bare = [replace(r, act=None) for r in part]
+            ticket = self.pool.submit(_roll, bare, named, skip_forced, keep_hidden, from_logits, common=common)
+            self._under_way[ticket] = (part, version)
+            tickets.append(ticket)
+        return tickets
+
+    def finished(self) -> tuple[int, list[Episode]]:
+        """The next chunk that is ready: its ticket and its episodes, with their rewards."""
+        result = self.pool.next()
+        chunk, version = self._under_way.pop(result.ticket)
+        episodes = unpack(result.value, [r.problem for r in chunk], self.backbone.device)
+        for episode in episodes:
+            episode.policy_version = version
+        sent = self._sent
+        sent.bytes, sent.episodes = sent.bytes + result.num_bytes, sent.episodes + len(episodes)
+        sent.fetch_s = max(sent.fetch_s, result.fetch_s)
+        return result.ticket, episodes
+
+    def drop(self) -> None:
+        """Forget all episodes under way."""
+        self.pool.drop()
+        self._under_way.clear()
+
+    def call(self, function: Callable, *args: Any) -> Any:
+        return self.pool.call(function, *args)
+
+    def spread(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
+        size = max(1, -(-len(items) // (4 * len(self.pool))))  # some parts for every worker: they take unequal times
+        parts = [(items[i : i + size], *args) for i in range(0, len(items), size)]
+        for result in self.pool.map(_listed, [(function, *part) for part in parts]):
+            yield from result.value
+
+    @property
+    def engine(self):  # type: ignore[override]
+        raise ConfigurationError("the engine is on Ray workers; use Workspace.rollout or call, or rollout=local")
+
+    def figures(self) -> dict[str, float]:
+        """Traffic since this was last asked, and failures of workers so far."""
+        sent, self._sent = self._sent, _Sent()
+        counts = {kind: sum(f.kind == kind for f in self.pool.failures) for kind in ("died", "hung", "raised")}
+        return {
+            "ray/bytes_per_episode": sent.bytes / max(sent.episodes, 1), "ray/broadcast_s": sent.put_s + sent.fetch_s,
+            **{f"ray/{kind}": n for kind, n in counts.items()},
+        }  # fmt: skip
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def _listed(space: Workspace, function: Callable, items: Sequence, *args: Any) -> list:
+    return list(function(space, items, *args))
+
+
+def _describe(space: Workspace) -> tuple:
+    facts = space.backbone.name, space.backbone.fingerprint, space.backbone.hidden_size
+    return facts, copy.deepcopy(space.plugin).cpu(), space.conversion, space.plugin_path
+
+
+def _roll(
+    space: Workspace, acts: list[Act], requests: list[Request], named: list[int], skip_forced: bool, keep_hidden: bool,
+    from_logits: bool,
+) -> dict:  # fmt: skip
+    """A chunk of episodes, with their rewards."""
+    for request, i in zip(requests, named, strict=True):
+        request.act = acts[i]
+    return pack(space.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits))

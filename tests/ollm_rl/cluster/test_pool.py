@@ -1,0 +1,107 @@
+"""Units of work on workers that are killed, made to hang and made to raise."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ollm_rl.cluster.pool import Pool
+from ollm_rl.errors import ConfigurationError, WorkerError
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+class Made:
+    """What a worker has: its process's number, and whether it got on."""
+
+    def __init__(self, folder: str):
+        self.folder, self.beats = Path(folder), 0
+
+    def first(self, name: str) -> bool:
+        """Whether this is the first time, in any worker, that `name` is asked for."""
+        try:
+            (self.folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def square(made, x):
+    made.beats += 1
+    return x * x
+
+
+def square_but(made, factor, x, how):
+    """The first time for `x`: dies, hangs, stops or raises, as `how` says."""
+    if how and made.first(f"{how}{x}"):
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "hang":
+            time.sleep(600)
+        raise RuntimeError(f"no luck with {x}")
+    made.beats += 1
+    return factor * x * x
+
+
+@pytest.fixture
+def pool(tmp_path):
+    made = Pool(Made, [str(tmp_path)], num_workers=2, num_cpus=0.5, hang_s=4)
+    yield made
+    made.close()
+
+
+def test_results_come_in_the_order_of_their_parts(pool):
+    assert [r.value for r in pool.map(square, [(x,) for x in range(20)])] == [x * x for x in range(20)]
+    assert pool.call(square, 7) == 49
+    assert pool.failures == []
+
+
+def test_every_unit_gives_one_result_whatever_happens_to_workers(pool):
+    how = {3: "die", 5: "raise", 8: "hang", 11: "stop"}
+    parts = [(x, how.get(x, "")) for x in range(16)]
+    found = [r.value for r in pool.map(square_but, parts, common=[pool.put(10)])]
+    assert found == [10 * x * x for x in range(16)]
+    assert sorted(f.kind for f in pool.failures) == ["died", "hung", "hung", "raised"]
+    assert "no luck with 5" in next(f.error for f in pool.failures if f.kind == "raised")
+    assert pool.pending == 0
+
+
+def never(made, x):
+    raise RuntimeError(f"never with {x}")
+
+
+def test_failures_in_a_row_end_the_run_with_the_first_error(pool):
+    with pytest.raises(WorkerError, match=r"5 failures of workers in a row(.|\n)*never with 0"):
+        list(pool.map(never, [(0,)]))
+
+
+def mistake(made):
+    raise ConfigurationError("seed=x; expected a number")
+
+
+def test_a_mistake_of_the_users_is_not_tried_again(pool):
+    with pytest.raises(ConfigurationError, match="seed=x"):
+        pool.call(mistake)
+
+
+def slow(made, x):
+    time.sleep(x)
+    return x
+
+
+def test_the_first_to_be_ready_comes_first_and_dropped_units_are_forgotten(pool):
+    tickets = [pool.submit(slow, x) for x in (1.5, 0.1, 0.1)]
+    assert [pool.next().ticket for _ in range(2)] == tickets[1:]
+    pool.drop()
+    assert pool.pending == 0
+    assert [r.value for r in pool.map(square, [(2,), (3,)])] == [4, 9]
+
+
+def test_more_workers_share_what_the_first_made(pool, tmp_path):
+    pool.grow(3, [str(tmp_path)])
+    assert len(pool) == 3
+    assert sorted(r.value for r in pool.map(square, [(x,) for x in range(6)])) == [0, 1, 4, 9, 16, 25]

@@ -1,0 +1,128 @@
+"""The same work on Ray workers as in one process, and on workers that are lost meanwhile."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from agents.grpo import GRPO
+from agents.prior import Prior
+from ollm_rl.cluster.workspace import ClusterWorkspace
+from ollm_rl.config import compose
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation import evaluate
+from ollm_rl.experiment import search_policy
+from ollm_rl.oracle import Oracle
+from ollm_rl.replay import replay
+from ollm_rl.runs import Run
+from ollm_rl.session import open_session, task_of
+from tests.conftest import QUICK_KEYS
+
+pytestmark = pytest.mark.usefixtures("cluster")
+QUICK = dict(total_episodes=96, num_generations=4, problems_per_iteration=8, num_problems=20, learning_rate=1e-3)
+KEYS = [*QUICK_KEYS, "rollout.chunk=8", "rollout.num_cpus_per_worker=0.5", "rollout.hang_s=10"]
+
+
+@pytest.fixture(scope="module")
+def alone(own_cache):
+    space = open_session(compose(KEYS))
+    yield space
+    space.close()
+
+
+@pytest.fixture(scope="module")
+def spread(alone):
+    """A driver with two workers."""
+    space = workers(2)
+    yield space
+    space.close()
+
+
+def workers(n, *more):
+    settings = compose([*KEYS, f"rollout.num_workers={n}", *more])
+    return ClusterWorkspace(settings, task_of(settings.config))
+
+
+def trained(space, folder, name, **settings):
+    agent, run = GRPO(space, **QUICK, **settings), Run(folder, name, "")
+    agent.learn(run)
+    own = [{k: v for k, v in m.items() if not k.startswith(("time/", "ray/", "train_seconds"))} for m in run.metrics()]
+    return agent, own, run
+
+
+def test_grpo_is_the_same_with_no_worker_one_and_two(alone, spread, tmp_path):
+    agent, metrics, _ = trained(alone, tmp_path, "none")
+    one = workers(1)
+    try:
+        for name, space in (("one", one), ("two", spread)):
+            other, same, run = trained(space, tmp_path, name)
+            assert same == metrics
+            assert all(
+                torch.equal(a, b) for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True)
+            )
+            assert run.metrics()[0]["ray/bytes_per_episode"] > 100
+            assert run.metrics()[0]["ray/broadcast_s"] > 0
+    finally:
+        one.close()
+
+
+def test_evaluation_oracle_and_replay_are_the_same(alone, spread):
+    problems = alone.problems("test", 6, 1)
+    here = evaluate(alone, Prior(alone), "prior", problems, 8)
+    there = evaluate(spread, Prior(spread), "prior", problems, 8)
+    assert there.row == here.row
+    assert [e.record() for e in there.greedy] == [e.record() for e in here.greedy]
+    assert spread.call(replay, there.greedy[:2]) == replay(alone, here.greedy[:2])
+    settings = compose(KEYS)
+    searches = [Oracle(s, search_policy(s, settings), budget=60).solve(problems) for s in (alone, spread)]
+    assert [s.record() for s in searches[0]] == [s.record() for s in searches[1]]
+
+
+def test_the_driver_has_no_model(spread):
+    with pytest.raises(ConfigurationError, match="is on Ray workers"):
+        _ = spread.backbone.model
+    with pytest.raises(ConfigurationError, match="engine is on Ray workers"):
+        _ = spread.engine
+
+
+def kill(space):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_and_one_stopped_during_training(alone, spread, tmp_path, monkeypatch):
+    """None of their episodes is lost, counted twice or different."""
+    import ray
+
+    agent, metrics, _ = trained(alone, tmp_path, "undisturbed")
+    update, signals = GRPO._update, [signal.SIGKILL, signal.SIGSTOP]
+
+    def disturbed(self, episodes, iteration):
+        if signals:
+            place = spread.pool._places[len(signals) % 2]
+            os.kill(ray.get(place.actor.pid.remote()), signals.pop())
+        return update(self, episodes, iteration)
+
+    monkeypatch.setattr(GRPO, "_update", disturbed)
+    before = len(spread.pool.failures)
+    other, same, run = trained(spread, tmp_path, "disturbed")
+    assert same == metrics
+    assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True))
+    assert sorted(f.kind for f in spread.pool.failures[before:]) == ["died", "hung"]
+    assert sum(len((run.path / "rollouts" / f"train_{i}.jsonl").read_text().splitlines()) for i in (1, 2, 3)) == 96
+
+
+def test_asynchronous_rollouts_know_their_policy_and_are_never_too_old(alone, tmp_path):
+    space = workers(2, "rollout.max_staleness=1")
+    try:
+        agent, metrics, run = trained(space, tmp_path, "ahead")
+    finally:
+        space.close()
+    assert [m["train_episodes"] for m in metrics] == [32, 64, 96]
+    assert all(0 <= m["staleness"] <= 1 for m in metrics)
+    assert metrics[0]["staleness"] == 0
+    import json
+
+    for step in (1, 2, 3):
+        lines = (run.path / "rollouts" / f"train_{step}.jsonl").read_text().splitlines()
+        assert {json.loads(line)["policy_version"] for line in lines} <= {step - 1, step - 2}
