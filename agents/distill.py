@@ -36,7 +36,7 @@ class Distill(PolicyAgent):
         problems_per_round: int = 400,
         search: str = "best_first",
         budget: int = 300,
-        width: int = 8,
+        width: int | None = None,
         epochs: int = 8,
         learning_rate: float = 5e-4,
         dropout: float = 0.1,

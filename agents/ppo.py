@@ -5,7 +5,11 @@ algorithms of RLlib for discrete actions take PPO's place by name (`algorithm`),
 """
 
 import json
+import logging
+import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from agents.base import LatentPolicy, PolicyAgent
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
 from ollm_rl.runs import Run
+from ollm_rl.session import open_again
 from ollm_rl.workspace import Workspace
 
 try:
@@ -24,10 +29,16 @@ try:
     from ray.tune.registry import get_trainable_cls
 
     from agents.rllib import EpisodeRunner, LatentModule, PriorKLLearner, spaces
+    from ollm_rl.cluster.pool import start_ray
 except ModuleNotFoundError as error:
     raise ConfigurationError(
         f"agent=ppo needs RLlib ({error}). Install it with `pip install 'ollm_rl[rllib]'`."
     ) from error
+
+FIGURES = (
+    "policy_loss", "vf_loss", "vf_explained_var", "entropy", "kl_from_prior", "mean_kl_loss",
+    "gradients_default_optimizer_global_norm", "num_module_steps_trained",
+)  # fmt: skip
 
 
 class PPO(PolicyAgent):
@@ -93,11 +104,14 @@ class PPO(PolicyAgent):
 
     def learn(self, run: Run) -> dict:
         Workspace.current = self.workspace  # what the workspace in RLlib's configuration becomes when that is copied
-        algorithm = self._config().build_algo(logger_creator=lambda config: _no_logs())
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its warnings are about its own defaults
+        start_ray(num_cpus=max(2, self.num_env_runners + 1))
+        algorithm = self._config().build_algo()
         try:
             return self._train(algorithm, run)
         finally:
             algorithm.stop()
+            shutil.rmtree(algorithm.logdir, ignore_errors=True)  # RLlib's own logs, empty: ours are in the run
 
     def _train(self, algorithm: Any, run: Run) -> dict:
         counters = self.counters
@@ -111,6 +125,7 @@ class PPO(PolicyAgent):
             while counters["train_episodes"] < self.total_episodes:
                 start = time.monotonic()
                 result = algorithm.train()
+                took = time.monotonic() - start
                 sampled = result.get("env_runners", {})
                 if not sampled.get("ollm_episodes"):
                     continue  # all runners were lost; RLlib starts them again
@@ -118,7 +133,7 @@ class PPO(PolicyAgent):
                 counters["iteration"] += 1
                 counters["train_episodes"] += n
                 counters["train_tokens"] += int(sampled["ollm_tokens"])
-                counters["train_seconds"] += time.monotonic() - start
+                counters["train_seconds"] += took
                 step = counters["iteration"]
                 figures = {
                     "reward": sampled["ollm_solved"] / n,
@@ -126,9 +141,8 @@ class PPO(PolicyAgent):
                     "completions/clipped_ratio": sampled["ollm_truncated"] / n,
                     "completions/mean_length": sampled["ollm_tokens"] / n,
                     "decisions/mean": sampled.get("num_env_steps_sampled", 0) / n,
-                    **_numbers(result.get("learners", {}).get(DEFAULT_MODULE_ID, {})),
-                    "time/rollout_s": float(sampled.get("sample", 0.0)),
-                    "time/update_s": float(result.get("timers", {}).get("learner_update_timer", 0.0)),
+                    **_figures(result.get("learners", {}).get(DEFAULT_MODULE_ID, {})),
+                    "time/iteration_s": took,
                 }
                 run.log_metrics(step, {**counters, **figures, **self.workspace.figures()})
                 if step % self.save_every == 0 or counters["train_episodes"] >= self.total_episodes:
@@ -147,7 +161,6 @@ class PPO(PolicyAgent):
             module_class=LatentModule, observation_space=seen, action_space=chosen,
             model_config={"sizes": sizes, "weights": weights, "value_width": self.value_width},
         )  # fmt: skip
-        is_ppo = self.algorithm == "PPO"
         try:
             config = get_trainable_cls(self.algorithm).get_default_config()
         except Exception as error:
@@ -159,19 +172,18 @@ class PPO(PolicyAgent):
             "entropy_coeff": self.entropy_coeff, "vf_loss_coeff": self.vf_loss_coeff,
             "train_batch_size_per_learner": self.minibatch_size,
         }  # fmt: skip
-        if is_ppo:
+        if self.algorithm == "PPO":
             mine |= {
                 "lambda_": self.gae_lambda, "clip_param": self.clip_param, "use_kl_loss": False, "vf_clip_param": 10.0,
                 "num_epochs": self.num_epochs, "minibatch_size": self.minibatch_size,
-                "learner_class": PriorKLLearner, "learner_config_dict": {"beta": self.beta},
             }  # fmt: skip
+            config.learners(learner_class=PriorKLLearner, learner_config_dict={"beta": self.beta})
         runners = max(1, self.num_env_runners)
-        elsewhere = space.elsewhere() if self.num_env_runners else (lambda: space)
         return (
             config.environment(
                 "ollm_rl/LatentReasoning-v0", observation_space=seen, action_space=chosen,
                 env_config={
-                    "open": elsewhere, "episodes": -(-self.per_iteration // runners), "problems": self.num_problems,
+                    "open": self._opener(), "episodes": -(-self.per_iteration // runners), "problems": self.num_problems,
                     "min_entropy": self.min_entropy, "seed": space.seed,
                 },
             )
@@ -184,6 +196,17 @@ class PPO(PolicyAgent):
             .debugging(seed=space.seed, log_level="ERROR")
             .training(**(mine | self.training))
         )  # fmt: skip
+
+    def _opener(self) -> Callable[[], Workspace]:
+        """How a runner comes by its workspace: it is this process's, or one of its own."""
+        space = self.workspace
+        if not self.num_env_runners:
+            return lambda: space
+        if space.recipe is None:
+            raise ConfigurationError(
+                "agent.num_env_runners needs a workspace opened from a configuration (ollm_rl.session.open_session)"
+            )
+        return partial(open_again, space.recipe, space.seed)
 
     def _take(self, algorithm: Any) -> None:
         """The learner's weights as ours."""
@@ -200,6 +223,6 @@ class PPO(PolicyAgent):
         run.commit_checkpoint(step)
 
 
-def _numbers(values: dict) -> dict[str, float]:
-    """The scalars of a result of RLlib."""
-    return {f"rllib/{k}": float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
+def _figures(values: dict) -> dict[str, float]:
+    """What RLlib's learner says of an update."""
+    return {f"rllib/{k}": float(values[k]) for k in FIGURES if k in values and np.isfinite(values[k])}

@@ -1,5 +1,6 @@
 """The natively batched environment: one backbone, n episodes, one forward pass a step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -96,7 +97,7 @@ class LatentReasoningVectorEnv(VectorEnv):
         self.engine.clear()
         self.engine.admit([self.prompts[int(e.problem.extra["#"])] for e in self.episodes])
         if self.skip_forced:
-            self._run_on(range(self.num_envs))
+            self._run_on(range(self.num_envs), range(self.num_envs))
         return self._observe(), self._problem_info(range(self.num_envs))
 
     def step(self, actions):
@@ -120,7 +121,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             infos = self._problem_info(fresh)
         self._feed(running, actions[running].tolist())
         if self.skip_forced:
-            self._run_on(i for i in range(self.num_envs) if not self.episodes[i].stop)
+            self._run_on([i for i in range(self.num_envs) if not self.episodes[i].stop], fresh)
         done = [i for i in range(self.num_envs) if self.episodes[i].stop]
         for i in done:
             self.ended[i] = True
@@ -152,7 +153,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             self.decisions[i] += deciding[i]
             if token in self.workspace.backbone.eos_ids:
                 episode.stop = "eos"
-            elif len(episode.tokens) == self.engine.max_new_tokens:
+            elif len(episode.tokens) >= self.engine.max_new_tokens:
                 episode.stop = "length"
             if not episode.stop:
                 on.append(i)
@@ -162,16 +163,27 @@ class LatentReasoningVectorEnv(VectorEnv):
             every = len(on) == self.num_envs
             self.engine.advance(torch.tensor(fed, device=device), None if every else torch.tensor(on, device=device))
 
-    def _run_on(self, rows) -> None:
-        """Feed forced tokens until `wait_for` of `rows` stand at a decision point or have ended."""
+    def _run_on(self, rows: Sequence[int], fresh: Sequence[int]) -> None:
+        """Feed forced tokens until `wait_for` of `rows` stand at a decision point or have ended.
+
+        Those of `fresh` do not end before anybody has seen them: one without a decision waits before its last token.
+        """
         waiting = list(rows)
         patience = (1 - self.wait_for) * len(waiting)
         while True:
-            deciding = self.engine.options.decision.tolist()
-            waiting = [i for i in waiting if not self.episodes[i].stop and not deciding[i]]
+            deciding, tokens = self.engine.options.decision.tolist(), self.engine.options.tokens[:, 0].tolist()
+            waiting = [
+                i
+                for i in waiting
+                if not self.episodes[i].stop and not deciding[i] and not (i in fresh and self._ends(i, tokens[i]))
+            ]
             if len(waiting) <= patience:
                 return
             self._feed(waiting, [0] * len(waiting))
+
+    def _ends(self, i: int, token: int) -> bool:
+        spent = len(self.episodes[i].tokens) + 1 >= self.engine.max_new_tokens
+        return spent or token in self.workspace.backbone.eos_ids
 
     def _observe(self):
         hidden = self.engine.hidden.float().cpu().numpy().copy()  # the engine writes over its own

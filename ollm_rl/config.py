@@ -18,7 +18,7 @@ from ollm_rl.tasks import make_task
 OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
 SEARCHES = ("best_first", "puct", "beam", "exhaustive", "best_of_n", "teacher_forced")
-POSITIVE = ("engine.kv_cache_gib", "oracle.max_tries", "oracle.max_seconds")  # or null
+POSITIVE = ("engine.kv_cache_gib", "oracle.width", "oracle.max_tries", "oracle.max_seconds")  # or null
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
 FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there

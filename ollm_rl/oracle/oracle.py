@@ -27,6 +27,7 @@ from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 
 SEARCHES = (*FRONTIERS, "best_of_n")
+WIDTHS = {"beam": 8, "best_of_n": 8}
 
 
 class Oracle:
@@ -36,7 +37,8 @@ class Oracle:
         policy: such as `LatentPolicy`.
         search: `best_first`, `puct`, `beam`, `exhaustive` or `best_of_n`.
         budget: generated tokens per problem.
-        width: most texts of one problem that are followed at the same time.
+        width: most texts of one problem that are followed at the same time, by default 8 of `beam` and `best_of_n` and
+            32 of the others.
         slots: most texts of all problems that a tree search follows at the same time.
         keep_gib: memory for keys and values of texts that branches go on from.
         bonus, brevity: of `best_first`, see `BestFirst`; exploration: of `puct`.
@@ -54,11 +56,11 @@ class Oracle:
         policy: Policy,
         search: str = "best_first",
         budget: int = 1000,
-        width: int = 8,
+        width: int | None = None,
         slots: int = 64,
         keep_gib: float = 2.0,
         bonus: float = 0.0,
-        brevity: float = 0.0,
+        brevity: float = 1.0,
         exploration: float = 1.5,
         max_tries: int | None = None,
         max_seconds: float | None = None,
@@ -66,6 +68,7 @@ class Oracle:
     ):
         if search not in SEARCHES:
             raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(SEARCHES)}")
+        width = WIDTHS.get(search, 32) if width is None else width
         if budget < 1 or width < 1:
             raise ConfigurationError(f"oracle: expected budget and width of at least 1, got {budget} and {width}")
         self.workspace, self.policy = workspace, policy

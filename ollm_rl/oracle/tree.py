@@ -22,7 +22,7 @@ from ollm_rl.rollout import REFILL
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
-PATIENCE = 2  # texts that did not help, for every one that the next wave has more
+PATIENCE = 4  # texts that are followed one by one; after them, a wave has as many as were tried since
 
 Policy = Callable[[Tensor, Tensor], Tensor]  # hidden (n, d), mask (n, K) -> log-probabilities (n, K)
 
@@ -116,12 +116,7 @@ class TreeSearch:
             for wave in [w for w in waves if not w.rows]:
                 waves.remove(wave)
                 if self.is_open(wave.search) and len(wave.search.frontier):
-                    if deadline is None:
-                        waiting.appendleft(
-                            wave.search
-                        )  # the hard ones run beside the rest, not by themselves at the end
-                    else:
-                        waiting.append(wave.search)  # in turn: what is left at the deadline has had its share
+                    waiting.append(wave.search)
                     continue
                 if self.kept is not None:
                     self.kept.forget(wave.search)
@@ -137,7 +132,7 @@ class TreeSearch:
         while waiting:
             search = waiting[0]
             beam, frontier = search.frontier.beam, search.frontier
-            most = self.width if beam and search.tried else min(1 + search.tried // PATIENCE, self.width)
+            most = self.width if beam and search.tried else min(max(1, search.tried - PATIENCE), self.width)
             need = self.width if beam else min(most, len(frontier))
             if need > free:
                 break

@@ -1,13 +1,17 @@
 """The environments through the Gymnasium API only."""
 
+import copy
+
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs  # noqa: F401  (registers the environments)
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.workspace import Workspace
 
 NAME = "ollm_rl/LatentReasoning-v0"
 
@@ -70,8 +74,19 @@ def test_an_ended_episode_starts_anew_at_the_next_step(settings):
     assert episodes > 3
 
 
-def test_not_waiting_for_all_gives_the_same_texts(settings):
+@pytest.fixture
+def agreeing(tiny):
+    """Options that often agree: random ones seldom do."""
+    plugin = copy.deepcopy(tiny.plugin)
+    with torch.no_grad():
+        plugin.decoder.scale *= 0.03
+        plugin.decoder.shift *= 0.03
+    return Workspace(tiny.backbone, plugin, tiny.task, tiny.engine_settings)
+
+
+def test_not_waiting_for_all_gives_the_same_texts(settings, agreeing):
     """Handed out at forced positions too, with one latent left: the same tokens and decisions, in more steps."""
+    settings["workspace"] = agreeing
 
     def first_episodes(**waiting):
         batch = gymnasium.make_vec(NAME, 12, "vector_entry_point", action_mask=True, **settings, **waiting)
@@ -90,6 +105,21 @@ def test_not_waiting_for_all_gives_the_same_texts(settings):
     same, some = first_episodes(wait_for=0.5)
     assert same == texts
     assert none < some  # rows that have ended may show one
+    assert any(decisions > 1 for _, decisions in texts.values())
+
+
+def test_an_episode_without_a_decision_is_seen_before_it_ends(settings, agreeing):
+    agreeing.plugin.decoder.zero_()
+    settings["workspace"] = agreeing
+    batch = gymnasium.make_vec(NAME, 4, "vector_entry_point", **settings)
+    for step in range(6):
+        if step % 2 == 0:
+            batch.reset(seed=step) if step == 0 else batch.step(np.zeros(4, int))
+        else:
+            _, _, terminated, truncated, infos = batch.step(np.zeros(4, int))
+            assert (terminated | truncated).all()
+            assert (infos["num_decisions"] == 0).all()
+            assert (infos["num_tokens"] <= 10).all()
 
 
 def test_wait_for_is_checked(settings):
