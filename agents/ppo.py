@@ -46,7 +46,8 @@ class PPO(PolicyAgent):
 
     Args:
         total_episodes: training ends after this many.
-        episodes_per_iteration: whole episodes that an update learns from.
+        episodes_per_iteration: whole episodes that an update learns from; episodes_per_problem: those that share a
+            problem, and run as one until they differ.
         algorithm: a name of RLlib's registry: PPO, APPO, IMPALA.
         learning_rate, num_epochs, minibatch_size, grad_clip: of the optimiser; a minibatch is so many decisions.
         gae_lambda: of generalised advantage estimation.
@@ -64,8 +65,9 @@ class PPO(PolicyAgent):
     def __init__(
         self,
         workspace: Workspace,
-        total_episodes: int = 8192,
+        total_episodes: int = 6144,
         episodes_per_iteration: int = 256,
+        episodes_per_problem: int = 4,
         algorithm: str = "PPO",
         learning_rate: float = 2e-4,
         num_epochs: int = 4,
@@ -85,12 +87,13 @@ class PPO(PolicyAgent):
         path: str | None = None,
     ):
         super().__init__(workspace)
-        if episodes_per_iteration < 1 or minibatch_size < 1 or num_env_runners < 0:
-            raise ConfigurationError(
-                f"agent=ppo: expected at least 1 episode an iteration, 1 decision a minibatch and 0 env runners, got "
-                f"{episodes_per_iteration}, {minibatch_size} and {num_env_runners}"
-            )
-        self.total_episodes, self.per_iteration, self.algorithm = total_episodes, episodes_per_iteration, algorithm
+        least = {"episodes_per_iteration": 1, "episodes_per_problem": 1, "minibatch_size": 1, "num_env_runners": 0}
+        given = (episodes_per_iteration, episodes_per_problem, minibatch_size, num_env_runners)
+        for (name, low), value in zip(least.items(), given, strict=True):
+            if value < low:
+                raise ConfigurationError(f"agent.{name}={value}; expected at least {low}")
+        self.total_episodes, self.algorithm = total_episodes, algorithm
+        self.per_iteration, self.per_problem = episodes_per_iteration, episodes_per_problem
         self.learning_rate, self.num_epochs, self.minibatch_size = learning_rate, num_epochs, minibatch_size
         self.grad_clip, self.gae_lambda, self.clip_param = grad_clip, gae_lambda, clip_param
         self.entropy_coeff, self.vf_loss_coeff, self.beta = entropy_coeff, vf_loss_coeff, beta
@@ -183,8 +186,8 @@ class PPO(PolicyAgent):
             config.environment(
                 "ollm_rl/LatentReasoning-v0", observation_space=seen, action_space=chosen,
                 env_config={
-                    "open": self._opener(), "episodes": -(-self.per_iteration // runners), "problems": self.num_problems,
-                    "min_entropy": self.min_entropy, "seed": space.seed,
+                    "open": self._opener(), "episodes": -(-self.per_iteration // runners), "together": self.per_problem,
+                    "problems": self.num_problems, "min_entropy": self.min_entropy, "seed": space.seed,
                 },
             )
             .env_runners(

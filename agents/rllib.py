@@ -88,8 +88,8 @@ class PriorKLLearner(PPOTorchLearner):
 class EpisodeRunner(SingleAgentEnvRunner):
     """Whole episodes of the rollout engine as RLlib's `SingleAgentEpisode`s.
 
-    `env_config`: `open`, a function that gives the workspace; `episodes`, how many a call of `sample` makes; `problems`,
-    the size of the training set; `min_entropy`: decisions of which the prior is surer (nats) are left to the policy,
+    `env_config`: `open`, a function that gives the workspace; `episodes`, how many a call of `sample` makes; `together`,
+    how many of them have the same problem; `problems`, the size of the training set; `min_entropy`: decisions of which the prior is surer (nats) are left to the policy,
     but not learned from; `seed`.
     """
 
@@ -123,7 +123,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         n = num_episodes or config["episodes"]
         # The lifetime count comes from the algorithm with the weights: a runner that was replaced draws anew.
         draw = np.random.default_rng((config["seed"], self.worker_index or 0, self.num_env_steps_sampled_lifetime))
-        chosen = draw.integers(len(self.problems), size=n).tolist()
+        chosen = draw.integers(len(self.problems), size=n).repeat(config["together"])[:n]
         requests = [
             Request(self.problems[p], int(s)) for p, s in zip(chosen, draw.integers(2**31, size=n), strict=True)
         ]

@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from ollm_rl.config import GROUPS, Settings, compose, members, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
+from ollm_rl.multirun import SWEPT, combinations, gather, run_all
 from ollm_rl.processes import processes
 from ollm_rl.progress import console as err
 from ollm_rl.runs import Run
@@ -165,6 +166,7 @@ def usage() -> str:
         f"usage: ollm-rl <verb> [group=choice] [key=value ...] [--dry-run]\n\nverbs\n{verbs}\n\ngroups\n{groups}\n\n"
         "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
         "  agents=[...] seeds=[...] for compare\n\n"
+        "  key=a,b runs the verb with each: agent=grpo,ppo seed=0,1,2\n\n"
         "--dry-run prints the resolved configuration and what it would take."
     )
 
@@ -210,6 +212,15 @@ def _dispatch(arguments: list[str]) -> None:
     verb, overrides = words[0], words[1:]
     if verb == "demo" and not any(o.startswith("experiment=") for o in overrides):
         overrides = ["experiment=demo", *overrides]
+    jobs = combinations(overrides) if verb in SWEPT else [overrides]
+    if len(jobs) > 1 and "--dry-run" not in flags:
+        results = gather(run_all(verb, jobs, lambda name, settings, given: VERBS[name](settings, given)))
+        if results.get("rows"):
+            from ollm_rl.report import terminal_table
+
+            out.print(terminal_table(results))
+        return
+    overrides = jobs[0]
     if verb in ("compare", "demo"):
         shared = [o for o in overrides if not o.startswith("agent.")]
         if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):

@@ -1,0 +1,121 @@
+"""`agent=grpo,ppo seed=0,1,2`: the same verb with every combination, side by side on a Ray cluster or one after the other."""
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ollm_rl.config import FREE_TEXT, Settings, compose, preflight
+from ollm_rl.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+SWEPT = ("convert", "train", "evaluate", "oracle")  # `compare` has agents=[...] and seeds=[...]
+
+
+def alternatives(override: str) -> list[str]:
+    """`key=a,b` as `key=a` and `key=b`; commas in brackets, braces and quotes separate nothing."""
+    key, sign, value = override.partition("=")
+    if key in FREE_TEXT or not sign:
+        return [override]
+    parts, depth, quote = [""], 0, ""
+    for c in value:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        depth += (c in "[{(") - (c in ")}]")
+        if c == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [f"{key}={part}" for part in parts]
+
+
+def combinations(overrides: list[str]) -> list[list[str]]:
+    """Every combination of alternatives, each with a run's name of its own; one list if there is nothing to combine.
+
+    Raises:
+        ConfigurationError: an alternative that is empty, or several names.
+    """
+    choices = [alternatives(override) for override in overrides]
+    swept = [c for c in choices if len(c) > 1]
+    if not swept:
+        return [overrides]
+    for choice in swept:
+        key = choice[0].partition("=")[0]
+        if key == "name" or any(c.endswith("=") for c in choice):
+            raise ConfigurationError(
+                f"cannot read '{key}={','.join(c.partition('=')[2] for c in choice)}'; expected {key}=a,b"
+            )
+    found = []
+    for combination in itertools.product(*choices):
+        label = "-".join(_label(c) for c, of in zip(combination, choices, strict=True) if len(of) > 1)
+        found.append([*(c for c in combination if not c.startswith("name=")), f"name={_name(overrides)}{label}"])
+    return found
+
+
+def _name(overrides: list[str]) -> str:
+    return next((o.partition("=")[2] + "/" for o in overrides if o.startswith("name=")), "")
+
+
+def _label(override: str) -> str:
+    key, _, value = override.partition("=")
+    return value.replace("/", "_") if key == "agent" else f"{key.rsplit('.', 1)[-1]}{value.replace('/', '_')}"
+
+
+def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list[str]], None]) -> list[Path]:
+    """Run every combination and give the directories.
+
+    All configurations are checked before the first begins. On a cluster (`rollout.address`, or the job that this process is)
+    the combinations are tasks that ask for the resources of a worker.
+    """
+    settings = [compose(job) for job in jobs]
+    for each in settings:
+        preflight(each.config)
+    folders = [Path(each.config.runs_dir) / (each.config.name or verb) for each in settings]
+    address = settings[0].config.rollout.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        for job, each, folder in zip(jobs, settings, folders, strict=True):
+            log.info("%s", folder)
+            run(verb, each, job)
+        return folders
+    import ray
+
+    from ollm_rl.cluster.pool import start_ray
+
+    start_ray(address)
+    rollout = settings[0].config.rollout
+    alone = not rollout.num_workers
+    task = ray.remote(
+        num_cpus=rollout.num_cpus_per_worker if alone else 0.1, num_gpus=rollout.num_gpus_per_worker if alone else 0,
+        max_retries=2,
+    )(_job)  # fmt: skip
+    waiting = {task.remote(verb, job): folder for job, folder in zip(jobs, folders, strict=True)}
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        ray.get(done[0])
+        log.info("%s: done, %d to go", waiting.pop(done[0]), len(waiting))
+    return folders
+
+
+def _job(verb: str, job: list[str]) -> None:
+    """A combination on a machine of the cluster."""
+    from ollm_rl.cli import VERBS
+
+    settings = compose(job)
+    preflight(settings.config)
+    VERBS[verb](settings, job)
+
+
+def gather(folders: list[Path]) -> dict:
+    """The rows of all combinations as one `results.json`; each has its run's name as agent."""
+    results: dict = {}
+    for folder in folders:
+        path = folder / "results.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            results = results or {**found, "rows": []}
+            results["rows"] += [{**row, "agent": folder.name} for row in found["rows"]]
+    return results

@@ -1,0 +1,110 @@
+"""PPO with RLlib: it learns, resumes, survives its runners, and leaves a policy that others can load."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from agents.grpo import GRPO
+from agents.ppo import PPO
+from agents.prior import Prior
+from ollm_rl.config import compose
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.runs import Run
+from ollm_rl.session import open_session
+from tests.agents.identity import accuracy, identity
+from tests.conftest import QUICK_KEYS
+
+QUICK = dict(total_episodes=96, episodes_per_iteration=32, num_problems=20, minibatch_size=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    import ray
+
+    from ollm_rl.cluster.pool import start_ray
+
+    start_ray("local", num_cpus=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("agent", ["ppo", "grpo"])
+def test_the_right_latent_is_learned_where_it_is_readable(tiny, tmp_path, monkeypatch, agent):
+    space = identity(tiny, monkeypatch)
+    common = dict(
+        total_episodes=12_800, learning_rate=3e-3, beta=0.0, min_entropy=0.0, num_problems=1000, save_every=100
+    )
+    if agent == "ppo":
+        learner = PPO(space, **common, episodes_per_iteration=256, episodes_per_problem=1, entropy_coeff=0.01)
+    else:
+        learner = GRPO(space, **common, num_generations=8, pass_at_k=1, target_kl=0.0)
+    before = accuracy(space, learner.policy)
+    learner.learn(Run(tmp_path, agent, ""))
+    space.__dict__.pop("engine", None)
+    assert before < 0.6
+    assert accuracy(space, learner.policy) >= 0.95
+
+
+def test_metrics_count_whole_episodes(tiny, tmp_path):
+    agent, run = PPO(tiny, **QUICK), Run(tmp_path, "ppo", "")
+    counts = agent.learn(run)
+    assert counts["train_episodes"] == 96
+    lines = run.metrics()
+    assert [m["train_episodes"] for m in lines] == [32, 64, 96]
+    assert all(0 <= m["reward"] <= 1 and m["train_tokens"] > 0 for m in lines)
+    path = run.latest_checkpoint()[1]
+    other = Prior(tiny)
+    other.load(path)
+    for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):
+    whole, run = PPO(tiny, **QUICK), Run(tmp_path, "whole", "")
+    whole.learn(run)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    cut = Run(tmp_path, "cut", "")
+    (cut.path / "checkpoints" / "latest").write_text("step_2\n")  # as a kill during the last iteration leaves it
+    again = PPO(tiny, **QUICK)
+    assert again.learn(cut)["train_episodes"] == 96
+    assert [m["step"] for m in cut.metrics()] == [1, 2, 3]
+    for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_runner_that_is_killed_is_replaced(own_cache, tmp_path, monkeypatch):
+    space = open_session(compose([*QUICK_KEYS, "agent=ppo"]))
+    killed, checkpoint = [], PPO._checkpoint
+
+    def then_kill_one(self, algorithm, run, step):
+        checkpoint(self, algorithm, run, step)
+        if not killed:
+            killed.extend(algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(PPO, "_checkpoint", then_kill_one)
+    agent, run = PPO(space, **QUICK, num_env_runners=2), Run(tmp_path, "killed", "")
+    counts = agent.learn(run)
+    space.close()
+    assert len(killed) == 2
+    assert counts["train_episodes"] >= 96
+    assert counts["train_episodes"] == sum_of_new(run)
+
+
+def sum_of_new(run) -> int:
+    counts = [0, *(m["train_episodes"] for m in run.metrics())]
+    return sum(b - a for a, b in zip(counts, counts[1:], strict=False))
+
+
+def test_settings_are_checked(tiny):
+    with pytest.raises(ConfigurationError, match="agent.minibatch_size=0; expected at least 1"):
+        PPO(tiny, minibatch_size=0)
+    with pytest.raises(ConfigurationError, match="RLlib has no such algorithm"):
+        PPO(tiny, algorithm="PPPO")._config()
+    with pytest.raises(ConfigurationError, match="num_env_runners needs a workspace opened from a configuration"):
+        PPO(tiny, num_env_runners=1)._config()
+    assert json.dumps(compose(["agent=ppo"]).config.agent.algorithm) == '"PPO"'

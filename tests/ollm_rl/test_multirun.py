@@ -1,0 +1,52 @@
+"""Combinations of overrides."""
+
+import json
+
+import pytest
+
+from ollm_rl.cli import main
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.multirun import alternatives, combinations
+from tests.conftest import QUICK_KEYS
+
+
+def test_commas_in_brackets_and_quotes_separate_nothing():
+    assert alternatives("seed=0,1") == ["seed=0", "seed=1"]
+    for whole in (
+        "agents=[prior,grpo]",
+        "agent.training={a: 1, b: 2}",
+        'task.name="a,b"',
+        "inspect.prompt=a, b",
+        "seed=0",
+    ):
+        assert alternatives(whole) == [whole]
+
+
+def test_every_combination_has_a_name_of_its_own():
+    jobs = combinations(["agent=grpo,ppo", "seed=0,1", "agent.learning_rate=0.1", "name=sweep"])
+    names = [job[-1] for job in jobs]
+    assert names == [f"name=sweep/{a}-seed{s}" for a in ("grpo", "ppo") for s in (0, 1)]
+    assert jobs[3][:3] == ["agent=ppo", "seed=1", "agent.learning_rate=0.1"]
+    assert combinations(["agent=grpo"]) == [["agent=grpo"]]
+
+
+@pytest.mark.parametrize("wrong", ["seed=0,", "name=a,b"])
+def test_what_cannot_be_combined_is_said(wrong):
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        combinations([wrong])
+
+
+def test_a_mistake_in_the_last_combination_shows_before_the_first_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "agent=prior,priro", f"runs_dir={tmp_path}", *QUICK_KEYS])
+    assert caught.value.code == 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_combinations_run_one_after_the_other(own_cache, tmp_path, capsys):
+    main(["evaluate", "agent=prior,random", "seed=0,1", "name=two", f"runs_dir={tmp_path}", *QUICK_KEYS])
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        "prior-seed0", "prior-seed1", "random-seed0", "random-seed1",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "two" / "random-seed1" / "results.json").read_text())["rows"][0]["seed"] == 1
+    assert "random-seed1" in capsys.readouterr().out
