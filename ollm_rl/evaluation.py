@@ -35,7 +35,8 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
         return 0.0, 1.0
     p, z2 = successes / n, z * z
     centre, spread = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z2 / n)), min(1.0, (centre + spread) / (1 + z2 / n))
+    low, high = (centre - spread) / (1 + z2 / n), (centre + spread) / (1 + z2 / n)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # which rounding would miss
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

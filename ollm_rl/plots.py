@@ -1,4 +1,4 @@
-"""The plots of a run: learning curves, and solved share against budget."""
+"""The plots of a run: learning curves, solved share against budget, and where the gaps between agents are."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def draw(root: Path, results: dict) -> list[Path]:
 
     matplotlib.use("Agg")
     (root / "plots").mkdir(exist_ok=True)
-    return [p for p in (_learning(root, results), _budget(root, results)) if p is not None]
+    return [p for p in (_learning(root, results), _budget(root, results), *_gaps(root, results)) if p is not None]
 
 
 def _figure(xlabel: str, ylabel: str):
@@ -102,3 +102,34 @@ def _budget(root: Path, results: dict) -> Path | None:
     axes.set_title(f"What could the best latents reach? {results['backbone']} on {results['task']}", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _save(figure, root / "plots" / "solved_against_budget.png")
+
+
+def _gaps(root: Path, results: dict) -> list[Path]:
+    """Share solved by domain, difficulty and source, a mark for every agent: what a policy leaves to the oracle, and where."""
+    rows = [r for r in results.get("pooled") or results["rows"] if r.get("breakdown")]
+    fields = dict.fromkeys(field for row in rows for field in row["breakdown"])
+    return [_gap(root, results, rows, field) for field in fields] if len(rows) > 1 else []
+
+
+def _gap(root: Path, results: dict, rows: list[dict], field: str) -> Path:
+    counts: dict[str, int] = {}
+    for row in rows:
+        for name, cell in row["breakdown"].get(field, {}).items():
+            counts[name] = max(counts.get(name, 0), cell["n"])
+    names = sorted(counts, key=counts.__getitem__, reverse=True)[:12]  # the largest, in their own order
+    names = [name for name in counts if name in names]
+    figure, axes = _figure(field, "share solved")
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        cells = row["breakdown"].get(field, {})
+        known = [(x, cells[name]) for x, name in enumerate(names) if name in cells]
+        at = [x + (i - (len(rows) - 1) / 2) * width for x, _ in known]
+        y = [cell["accuracy"] for _, cell in known]
+        error = [[cell["accuracy"] - cell["accuracy_ci95"][0] for _, cell in known],
+                 [cell["accuracy_ci95"][1] - cell["accuracy"] for _, cell in known]]  # fmt: skip
+        colour = PALETTE[i % len(PALETTE)]
+        axes.errorbar(at, y, yerr=error, fmt="o", color=colour, capsize=2, markersize=5, label=row["agent"])
+    axes.set_xticks(range(len(names)), [f"{name}\nn = {counts[name]}" for name in names], fontsize=8)
+    axes.set_title(f"Where is the headroom? {results['backbone']} on {results['task']}, by {field}", fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _save(figure, root / "plots" / f"by_{field}.png")
