@@ -6,6 +6,7 @@ algorithms of RLlib for discrete actions take PPO's place by name (`algorithm`),
 
 import json
 import logging
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from agents.base import LatentPolicy, PolicyAgent
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.oracle.critic import Critic
 from ollm_rl.progress import track
 from ollm_rl.runs import Run
 from ollm_rl.session import open_again
@@ -49,7 +52,8 @@ class PPO(PolicyAgent):
         episodes_per_iteration: whole episodes that an update learns from; episodes_per_problem: those that share a
             problem, and run as one until they differ.
         algorithm: a name of RLlib's registry: PPO, APPO, IMPALA.
-        learning_rate, num_epochs, minibatch_size, grad_clip: of the optimiser; a minibatch is so many decisions.
+        learning_rate, num_epochs, minibatch_size, grad_clip: of the optimiser; a minibatch is so many decisions, and RLlib
+            samples again where an iteration has fewer.
         gae_lambda: of generalised advantage estimation.
         clip_param, entropy_coeff, vf_loss_coeff: of the loss, with RLlib's names.
         beta: weight of the KL to the prior (PPO only).
@@ -101,6 +105,7 @@ class PPO(PolicyAgent):
         self.num_env_runners, self.num_problems = num_env_runners, num_problems
         self.training, self.save_every = training or {}, save_every
         self.policy = LatentPolicy.from_prior(workspace.plugin)
+        self.critic = Critic.beside(workspace.plugin, value_width)
         if path is not None:
             self.load(path)
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
@@ -126,7 +131,9 @@ class PPO(PolicyAgent):
             self._take(algorithm)
         with track("ppo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
             while counters["train_episodes"] < self.total_episodes:
-                start = time.monotonic()
+                start, number = time.monotonic(), counters["iteration"] + 1
+                self._seed(number)
+                algorithm.env_runner_group.foreach_env_runner(lambda runner, n=number: _begin(runner, n))
                 result = algorithm.train()
                 took = time.monotonic() - start
                 sampled = result.get("env_runners", {})
@@ -153,6 +160,13 @@ class PPO(PolicyAgent):
                 bar.advance(n, f"reward {figures['reward']:.3f}")
         self._take(algorithm)
         return {k: v for k, v in counters.items() if k != "iteration"}
+
+    def _seed(self, iteration: int) -> None:
+        """RLlib shuffles minibatches with the process's random numbers: they start anew in every iteration."""
+        seed = int(np.random.default_rng((self.workspace.seed, iteration)).integers(2**31))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def _config(self) -> Any:
         """RLlib's configuration."""
@@ -213,8 +227,14 @@ class PPO(PolicyAgent):
 
     def _take(self, algorithm: Any) -> None:
         """The learner's weights as ours."""
-        state = algorithm.get_module().policy.state_dict()
-        self.policy.load_state_dict(state)
+        module = algorithm.get_module()
+        self.policy.load_state_dict(module.policy.state_dict())
+        self.critic.load_state_dict(module.critic.state_dict())
+
+    def save(self, path: str | Path) -> None:
+        """The policy, and the critic beside it (for `oracle.critic`)."""
+        super().save(path)
+        self.critic.save_pretrained(path, self.workspace.backbone.fingerprint)
 
     def _checkpoint(self, algorithm: Any, run: Run, step: int) -> None:
         """RLlib's own for resuming, our policy beside it for everything else."""
@@ -224,6 +244,11 @@ class PPO(PolicyAgent):
         algorithm.save_to_path(str((path / "rllib").absolute()))
         (path / "counters.json").write_text(json.dumps(self.counters))
         run.commit_checkpoint(step)
+
+
+def _begin(runner: EpisodeRunner, iteration: int) -> None:
+    if runner.env is not None:
+        runner.begin(iteration)
 
 
 def _figures(values: dict) -> dict[str, float]:

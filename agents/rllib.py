@@ -24,7 +24,7 @@ from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
 from torch import Tensor
 
 from agents.base import LatentPolicy, Sampling
-from ollm_rl.plugin import mlp
+from ollm_rl.oracle.critic import Critic
 from ollm_rl.rollout import Request
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
@@ -50,7 +50,8 @@ class LatentModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         config: dict[str, Any] = self.model_config
         self.policy = LatentPolicy(**config["sizes"])
         self.policy.load_state_dict({k: torch.from_numpy(v) for k, v in config["weights"].items()})
-        self.value = mlp(config["sizes"]["hidden_size"], config["value_width"], 1, 2)
+        self.critic = Critic(config["sizes"]["hidden_size"], config["value_width"])
+        self.critic.standardize.load_state_dict(self.policy.standardize.state_dict())
         self.action_dist_cls = TorchCategorical
 
     def _forward(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class LatentModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         return {Columns.ACTION_DIST_INPUTS: self.policy(seen["observation"], seen["action_mask"] > 0)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        return self.value(self.policy.standardize(batch[Columns.OBS]["observation"]))[:, 0]
+        return self.critic(batch[Columns.OBS]["observation"])
 
     def make_target_networks(self) -> None:  # of APPO
         self.target = LatentPolicy(**self.model_config["sizes"]).requires_grad_(False)
@@ -109,6 +110,11 @@ class EpisodeRunner(SingleAgentEnvRunner):
         self.num_envs = 1
         self.problems = self.space.problems("train", config["problems"], config["seed"])
         self.prior = LatentPolicy.from_prior(self.space.plugin)
+        self.begin(0)
+
+    def begin(self, iteration: int) -> None:
+        """What is sampled follows from the seed, the runner and the iteration, so that a resumed run samples the same."""
+        self.iteration, self.calls = iteration, 0
 
     def sample(
         self,
@@ -121,8 +127,8 @@ class EpisodeRunner(SingleAgentEnvRunner):
     ) -> list[SingleAgentEpisode]:
         config = self.config.env_config
         n = num_episodes or config["episodes"]
-        # The lifetime count comes from the algorithm with the weights: a runner that was replaced draws anew.
-        draw = np.random.default_rng((config["seed"], self.worker_index or 0, self.num_env_steps_sampled_lifetime))
+        draw = np.random.default_rng((config["seed"], self.worker_index or 0, self.iteration, self.calls))
+        self.calls += 1
         chosen = draw.integers(len(self.problems), size=n).repeat(config["together"])[:n]
         requests = [
             Request(self.problems[p], int(s)) for p, s in zip(chosen, draw.integers(2**31, size=n), strict=True)

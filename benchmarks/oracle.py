@@ -4,8 +4,8 @@
         [--budget 10000] [--split test] [--teacher 2 5 10] [--out FILE] [--plot FILE] [key=value ...]
 
 All searches of a seed have the same problems and the same prior. `tokens_for_best_of_8`: tokens a problem (a mean, a solved
-one stops) that a search needs for the share that 8 samples a problem solve, over those of the 8 samples; a median over
-seeds. `--teacher` gives numbers of options K: gold solutions said by the latents of encoder and teacher. Prints one JSON line last.
+one stops) that a search needs for the share that 8 samples a problem solve, over those of the 8 samples, or (`..._stopping`)
+over those of samples that stop at the first right one; medians over seeds. `--teacher` gives numbers of options K: gold solutions said by the latents of encoder and teacher. Prints one JSON line last.
 """
 
 import argparse
@@ -45,9 +45,10 @@ def one_seed(overrides: list[str], names: Sequence[str], seed: int, n: int, budg
     settings = compose(overrides)
     space = open_session(settings, seed)
     problems, policy = space.problems(split, n, seed), search_policy(space, settings)
-    eight = Oracle(space, policy, "best_of_n", 10**9, 8, max_tries=8).solve(problems, seed)
+    eight = Oracle(space, policy, "best_of_n", 10**9, 8, max_tries=8, stop_when_solved=False).solve(problems, seed)
     share, tokens = sum(s.solution is not None for s in eight) / n, sum(s.spent for s in eight) / n
-    found: dict = {"seed": seed, "best_of_8": {"solved": share, "tokens": tokens}, "searches": {}}
+    stopping = tokens_within(eight, 10**9)
+    found: dict = {"seed": seed, "best_of_8": {"solved": share, "tokens": tokens, "stopping": stopping}, "searches": {}}
     for name in names:
         oracle, start = Oracle(space, policy, name, budget), time.monotonic()
         searches = oracle.solve(problems, seed)
@@ -58,6 +59,7 @@ def one_seed(overrides: list[str], names: Sequence[str], seed: int, n: int, budg
             **{key: row[key] for key in keys},
             "at": {str(b): sum((s.solved_at or budget + 1) <= b for s in searches) / n for b in BUDGETS if b <= budget},
             "tokens_for_best_of_8": None if enough is None else enough / tokens,
+            "tokens_for_best_of_8_stopping": None if enough is None else enough / stopping,
             "occupancy": oracle.occupancy, "seconds": time.monotonic() - start, "curve": curve,
         }  # fmt: skip
         print(json.dumps({"seed": seed, "search": name, **found["searches"][name]}), file=sys.stderr, flush=True)
@@ -99,10 +101,13 @@ def main() -> None:
     seeds = []
     if given.searches:
         seeds = [one_seed(extra, given.searches, s, given.problems, given.budget, given.split) for s in given.seeds]
-    ratios = {name: _median([s["searches"][name]["tokens_for_best_of_8"] for s in seeds]) for name in given.searches}
+    ratios = {
+        kind: {name: _median([s["searches"][name][kind] for s in seeds]) for name in given.searches}
+        for kind in ("tokens_for_best_of_8", "tokens_for_best_of_8_stopping")
+    }
     result = {
         "command": " ".join(["python benchmarks/oracle.py", *sys.argv[1:]]), "n": given.problems, "split": given.split,
-        "torch": torch.__version__, "tokens_for_best_of_8": ratios, "seeds": seeds,
+        "torch": torch.__version__, **ratios, "seeds": seeds,
         "teacher_forced": teachers(extra, given.teacher, given.problems, given.split),
     }  # fmt: skip
     if given.out:

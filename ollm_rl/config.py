@@ -212,7 +212,7 @@ def preflight(config: DictConfig) -> None:
             f"backbone '{name}' is not a model directory: expected a config.json in it. "
             "Give a directory written by save_pretrained, a Hugging Face id, 'smollm2' or 'tiny'."
         )
-    for key, file in (("plugin.path", "plugin.json"), ("policy", None)):
+    for key, file in (("plugin.path", "plugin.json"), ("policy", None), ("oracle.critic", "critic.json")):
         path = OmegaConf.select(config, key)
         if path is not None and not (Path(path) / file if file else Path(path)).exists():
             raise CheckpointError(

@@ -81,32 +81,10 @@ def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list
             log.info("%s", folder)
             run(verb, each, job)
         return folders
-    import ray
+    from ollm_rl.cluster.jobs import side_by_side
 
-    from ollm_rl.cluster.pool import start_ray
-
-    start_ray(address)
-    rollout = settings[0].config.rollout
-    alone = not rollout.num_workers
-    task = ray.remote(
-        num_cpus=rollout.num_cpus_per_worker if alone else 0.1, num_gpus=rollout.num_gpus_per_worker if alone else 0,
-        max_retries=2,
-    )(_job)  # fmt: skip
-    waiting = {task.remote(verb, job): folder for job, folder in zip(jobs, folders, strict=True)}
-    while waiting:
-        done, _ = ray.wait(list(waiting), num_returns=1)
-        ray.get(done[0])
-        log.info("%s: done, %d to go", waiting.pop(done[0]), len(waiting))
+    side_by_side(verb, jobs, folders, address, settings[0].config.rollout)
     return folders
-
-
-def _job(verb: str, job: list[str]) -> None:
-    """A combination on a machine of the cluster."""
-    from ollm_rl.cli import VERBS
-
-    settings = compose(job)
-    preflight(settings.config)
-    VERBS[verb](settings, job)
 
 
 def gather(folders: list[Path]) -> dict:

@@ -14,6 +14,7 @@ from ollm_rl.engine import slots_within
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.judges import Judge, make_judge
 from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.critic import Critic
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.prompts import Prompter
@@ -125,4 +126,8 @@ def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = Non
 def make_oracle(workspace: Workspace, config: DictConfig, policy, search: str | None = None) -> Oracle:
     """The configured search over `policy`, or `search` with its settings."""
     values = {k: v for k, v in plain(config.oracle).items() if k not in ("num_problems", "also", "search")}
+    if values["critic"] is not None:
+        values["critic"] = Critic.from_pretrained(values["critic"], workspace.backbone.fingerprint).to(
+            workspace.backbone.device
+        )
     return Oracle(workspace, policy, search=search or config.oracle.search, **values)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.oracle.critic import Critic
 from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.progress import track
@@ -42,6 +43,7 @@ class Oracle:
         slots: most texts of all problems that a tree search follows at the same time.
         keep_gib: memory for keys and values of texts that branches go on from.
         bonus, brevity: of `best_first`, see `BestFirst`; exploration: of `puct`.
+        critic: of `puct`, see there.
         max_tries: texts per problem that the verifier is asked about, or None.
         max_seconds: for all problems; then every search stops with what it has. None: no limit.
         stop_when_solved: a problem's search ends with the first solved text; else it goes on for the shortest one.
@@ -62,6 +64,7 @@ class Oracle:
         bonus: float = 0.0,
         brevity: float = 1.0,
         exploration: float = 1.5,
+        critic: Critic | None = None,
         max_tries: int | None = None,
         max_seconds: float | None = None,
         stop_when_solved: bool = True,
@@ -74,6 +77,7 @@ class Oracle:
         self.workspace, self.policy = workspace, policy
         self.search, self.budget, self.width, self.keep_gib = search, budget, width, keep_gib
         self.slots, self.bonus, self.brevity, self.exploration = slots, bonus, brevity, exploration
+        self.critic = critic if search == "puct" else None
         self.max_tries, self.max_seconds, self.stop_when_solved = max_tries, max_seconds, stop_when_solved
         self.occupancy: float | None = None
 
@@ -106,7 +110,8 @@ class Oracle:
     def records(self, problems: Sequence[Problem], seed: int, deadline: float | None) -> Iterator[dict]:
         """Search these problems here; what `Search.record` gives, in the order in which they end."""
         searches = [Search(p, self._new_frontier()) for p in problems]
-        tree = TreeSearch(self.workspace, self.policy, self._open, self.budget, self.width, self.slots, self.keep_gib)
+        limits = self.budget, self.width, self.slots, self.keep_gib
+        tree = TreeSearch(self.workspace, self.policy, self._open, *limits, self.critic)
         run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         for search in run:
             yield search.record()

@@ -80,8 +80,8 @@ class Frontier:
     def pop(self) -> Branch:
         return self._branches.pop()
 
-    def leave(self, line: Branch, others: list[Branch], taken: Choice) -> None:
-        """A followed text made a choice: the others wait here."""
+    def leave(self, line: Branch, others: list[Branch], taken: Choice, value: float = 0.0) -> None:
+        """A followed text made a choice, where a critic finds the text worth `value`: the others wait here."""
         for branch in others:
             self.push(branch)
 
@@ -120,7 +120,7 @@ class BestFirst(Frontier):
     def pop(self) -> Branch:
         return heapq.heappop(self._heap)[2]
 
-    def leave(self, line: Branch, others: list[Branch], taken: Choice) -> None:
+    def leave(self, line: Branch, others: list[Branch], taken: Choice, value: float = 0.0) -> None:
         self._left.setdefault(id(line), []).extend(others)
 
     def ended(self, line: Branch, reward: float) -> None:
@@ -136,12 +136,16 @@ class Beam(BestFirst):
 
 @dataclass
 class Node:
-    """A branch or a decision point in the tree of `Puct`: visits, summed rewards, and branches not begun below it."""
+    """A branch or a decision point in the tree of `Puct`: visits, summed rewards, and branches not begun below it.
+
+    `estimate` counts as one more reward: what a critic finds the state worth.
+    """
 
     parent: "Node | None" = None
     prior: float = 1.0
     visits: int = 0
     value: float = 0.0
+    estimate: float = 0.0
     waiting: int = 0
     branch: Branch | None = None
     children: list["Node"] = field(default_factory=list)
@@ -161,7 +165,7 @@ class Puct(Frontier):
 
     P is the policy's probability, n and N are the visits of child and parent, Q the mean reward (Silver et al. 2017,
     "Mastering the game of Go without human knowledge"). A leaf's value is the verdict on the text that the policy's
-    first choices make of it.
+    first choices make of it. If there is a critic, its value of the state is one reward more.
     """
 
     def __init__(self, exploration: float = 1.5):
@@ -187,18 +191,19 @@ class Puct(Frontier):
 
     @staticmethod
     def _score(node: Node, scale: float) -> float:
-        return node.value / max(node.visits, 1) + scale * node.prior / (1 + node.visits)
+        return (node.value + node.estimate) / max(node.visits, 1) + scale * node.prior / (1 + node.visits)
 
-    def leave(self, line: Branch, others: list[Branch], taken: Choice) -> None:
+    def leave(self, line: Branch, others: list[Branch], taken: Choice, value: float = 0.0) -> None:
         at = line.node
         assert at is not None
+        at.estimate = value
         for branch in others:
-            self._hang(at, branch, math.exp(branch.choices[-1].log_prob))
-        line.node = Node(at, math.exp(taken.log_prob), visits=1)
+            self._hang(at, branch, math.exp(branch.choices[-1].log_prob), value)
+        line.node = Node(at, math.exp(taken.log_prob), visits=1, estimate=value)
         at.children.append(line.node)
 
-    def _hang(self, parent: Node, branch: Branch, prior: float) -> None:
-        node = Node(parent, prior, branch=branch)
+    def _hang(self, parent: Node, branch: Branch, prior: float, estimate: float = 0.0) -> None:
+        node = Node(parent, prior, branch=branch, estimate=estimate)
         parent.children.append(node)
         for above in node.up():
             above.waiting += 1

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.engine import stay_in_place
+from ollm_rl.oracle.critic import Critic
 from ollm_rl.oracle.kept import KeptTexts
 from ollm_rl.oracle.search import Branch, Choice, Search
 from ollm_rl.rollout import REFILL
@@ -47,9 +48,10 @@ class _Wave:
 class _Step:
     """What every engine row could say next, and how likely the policy finds it: plain lists, for many small looks."""
 
-    def __init__(self, tokens: Tensor, mask: Tensor, decision: Tensor, log_probs: Tensor):
+    def __init__(self, tokens: Tensor, mask: Tensor, decision: Tensor, log_probs: Tensor, values: Tensor | None):
         self.tokens, self.masks, self.deciding = tokens.tolist(), mask.tolist(), decision.tolist()
         self.scores, self.best = log_probs.tolist(), log_probs.argmax(-1).tolist()
+        self.values = [0.0] * len(tokens) if values is None else values.tolist()
         self.ranks = log_probs.argsort(-1, descending=True).argsort(-1).tolist()
 
     def allowed(self, i: int) -> list[int]:
@@ -67,7 +69,7 @@ class TreeSearch:
     """All searches of one call.
 
     Args:
-        is_open: whether a search goes on; budget, width, slots and keep_gib as in `Oracle`.
+        is_open: whether a search goes on; budget, width, slots, keep_gib and critic as in `Oracle`.
 
     Attributes:
         steps, rows: decode steps so far, and the rows that they had in all.
@@ -82,10 +84,11 @@ class TreeSearch:
         width: int,
         slots: int,
         keep_gib: float,
+        critic: Critic | None = None,
     ):
         self.workspace, self.engine, self.policy = workspace, workspace.engine, policy
         self.is_open, self.budget, self.width = is_open, budget, width
-        self.slots, self.keep_gib = slots, keep_gib
+        self.slots, self.keep_gib, self.critic = slots, keep_gib, critic
         self.steps = self.rows = 0
         self.prompts: dict[int, list[int]] = {}  # by id of the search
         self.kept: KeptTexts | None = None
@@ -175,7 +178,8 @@ class TreeSearch:
         """One more token for every text of the waves; those that have ended, which their waves lose."""
         options = self.engine.options
         log_probs = self.policy(self.engine.hidden, options.mask)
-        step = _Step(options.tokens, options.mask, options.decision, log_probs)
+        values = None if self.critic is None else self.critic(self.engine.hidden)
+        step = _Step(options.tokens, options.mask, options.decision, log_probs, values)
         ended: list[tuple[Search, _Row]] = []
         for wave in waves:
             ready = [row for row in wave.rows if not row.fresh and not self._ended(row.branch)]
@@ -197,7 +201,7 @@ class TreeSearch:
             token, latent, choice = step.said(row, step.best[row.row])
             if choice is not None:
                 others = [row.branch.child(*step.said(row, z)) for z in step.allowed(row.row) if z != latent]
-                search.frontier.leave(row.branch, others, choice)
+                search.frontier.leave(row.branch, others, choice, step.values[row.row])
             row.branch.extend(token, latent, choice)
             search.spent += 1
         return rows

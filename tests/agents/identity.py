@@ -1,4 +1,4 @@
-"""A task whose right latent is readable from h, for learners from rewards: one decision an episode, ten latents."""
+"""A task whose right latent is readable from h, for learners from rewards: one decision an episode, about six latents."""
 
 import torch
 
@@ -8,12 +8,11 @@ from ollm_rl.rollout import Request
 
 
 class RightLatent(Judge):
-    """1.0 if the decision is the one that two coordinates of its hidden state name."""
+    """1.0 if the latent is 0 or 1, as the first coordinate of the hidden state says: in all states these two differ."""
 
     def __init__(self, space):
         super().__init__(len)
-        hidden = self._hidden(space)
-        self.middle = hidden[:, :2].median(0).values
+        self.middle = self._hidden(space)[:, 0].median()
 
     @staticmethod
     def _hidden(space):
@@ -22,8 +21,7 @@ class RightLatent(Judge):
         return engine.hidden.float()
 
     def right(self, hidden):
-        above = (hidden.float()[:, :2] > self.middle).long()
-        return above[:, 0] + 2 * above[:, 1]
+        return (hidden.float()[:, 0] > self.middle).long()
 
     def __call__(self, episodes):
         for e in episodes:
@@ -31,7 +29,7 @@ class RightLatent(Judge):
 
 
 def identity(space, monkeypatch):
-    """`space` with that task: all its options differ, so that any latent can be chosen, and a text is one token."""
+    """`space` with that task: a text is one token."""
     monkeypatch.setattr(space, "judge", RightLatent(space))
     monkeypatch.setattr(space, "engine_settings", {"num_slots": 128, "max_new_tokens": 1})
     space.__dict__.pop("engine", None)

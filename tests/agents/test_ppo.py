@@ -18,7 +18,7 @@ from ollm_rl.session import open_session
 from tests.agents.identity import accuracy, identity
 from tests.conftest import QUICK_KEYS
 
-QUICK = dict(total_episodes=96, episodes_per_iteration=32, num_problems=20, minibatch_size=64)
+QUICK = dict(total_episodes=96, episodes_per_iteration=32, num_problems=20, minibatch_size=16)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,52 @@
+"""A critic beside the policy, and in the search."""
+
+import pytest
+import torch
+
+from ollm_rl.config import compose, preflight
+from ollm_rl.errors import CheckpointError
+from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.critic import Critic
+from ollm_rl.oracle.search import Branch, Choice, Puct
+
+
+def test_it_is_saved_with_its_backbone(tiny, tmp_path):
+    critic, hidden = Critic.beside(tiny.plugin, 16), torch.randn(5, tiny.backbone.hidden_size)
+    critic.save_pretrained(tmp_path, "one")
+    assert torch.equal(Critic.from_pretrained(tmp_path, "one")(hidden), critic(hidden))
+    with pytest.raises(CheckpointError, match="another backbone"):
+        Critic.from_pretrained(tmp_path, "two")
+    with pytest.raises(CheckpointError, match="no critic"):
+        Critic.from_pretrained(tmp_path / "none", "one")
+    with pytest.raises(CheckpointError, match="oracle.critic"):
+        preflight(compose([f"oracle.critic={tmp_path / 'none'}"]).config)
+
+
+def test_the_branch_of_a_text_that_it_values_comes_first():
+    frontier = Puct(exploration=0.1)
+    for token in (1, 2):
+        frontier.push(Branch([token], [0], [Choice(0, 0, -1.0)], -1.0))
+    lines = [frontier.pop(), frontier.pop()]
+    for line, value in zip(lines, (0.1, 0.9), strict=True):
+        frontier.leave(line, [line.child(3, 1, Choice(1, 1, -1.0))], Choice(1, 0, -0.5), value)
+        frontier.ended(line, 0.0)
+    assert frontier.pop().tokens == [*lines[1].tokens, 3]
+
+
+def test_every_text_is_still_judged_once(short, monkeypatch):
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(short, "judge", lambda episodes: seen.extend(tuple(e.tokens) for e in episodes))
+
+    def prior(hidden, mask):
+        return short.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).log_softmax(-1)
+
+    def texts(critic):
+        seen.clear()
+        Oracle(short, prior, "puct", budget=100_000, critic=critic).solve(short.problems("test", 1))
+        assert len(seen) == len(set(seen))
+        return list(seen)
+
+    without = texts(None)
+    with_one = texts(Critic.beside(short.plugin, 8))
+    assert set(with_one) == set(without)
+    assert with_one != without
