@@ -36,10 +36,11 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> None:
     if address != "local":
         ray.init(address=address, **common)
         return
-    ray.init(
-        address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
-        **common,
-    )  # fmt: skip
+    # Ray keeps to loopback where it has no clusters, as on macOS: for its children by this variable, which it has read already
+    # for this process.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, **common)
 
 
 @dataclass(frozen=True)

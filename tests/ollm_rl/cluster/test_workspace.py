@@ -1,10 +1,15 @@
 """The same work on Ray workers as in one process, and on workers that are lost meanwhile."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agents.grpo import GRPO
 from agents.prior import Prior
@@ -18,6 +23,7 @@ from ollm_rl.replay import replay
 from ollm_rl.runs import Run
 from ollm_rl.session import open_session, task_of
 from tests.conftest import QUICK_KEYS
+from tests.ollm_rl.cluster.faulty import Once
 
 pytestmark = pytest.mark.usefixtures("cluster")
 QUICK = dict(total_episodes=96, num_generations=4, problems_per_iteration=8, num_problems=20, learning_rate=1e-3)
@@ -86,10 +92,6 @@ def test_the_driver_has_no_model(spread):
         _ = spread.engine
 
 
-def kill(space):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_worker_killed_and_one_stopped_during_training(alone, spread, tmp_path, monkeypatch):
     """None of their episodes is lost, counted twice or different."""
     import ray
@@ -121,8 +123,48 @@ def test_asynchronous_rollouts_know_their_policy_and_are_never_too_old(alone, tm
     assert [m["train_episodes"] for m in metrics] == [32, 64, 96]
     assert all(0 <= m["staleness"] <= 1 for m in metrics)
     assert metrics[0]["staleness"] == 0
-    import json
-
     for step in (1, 2, 3):
         lines = (run.path / "rollouts" / f"train_{step}.jsonl").read_text().splitlines()
         assert {json.loads(line)["policy_version"] for line in lines} <= {step - 1, step - 2}
+
+
+def test_errors_in_rollout_and_verifier_are_survived_and_reported(own_cache, tmp_path, monkeypatch):
+    """The same metrics and weights as without them."""
+    keys = "reward=tests.ollm_rl.cluster.faulty.reward"
+    for name in ("reward-failed", "policy-failed"):
+        (own_cache / name).touch()
+    calm = open_session(compose([*KEYS, keys]))
+    agent, metrics, _ = trained(calm, tmp_path, "calm")
+    calm.close()
+    for name in ("reward-failed", "policy-failed"):
+        (own_cache / name).unlink()
+    monkeypatch.setattr("agents.grpo.Sampling", Once)
+    space = workers(2, keys)
+    try:
+        other, same, run = trained(space, tmp_path, "faulty")
+        errors = [f.error for f in space.pool.failures]
+    finally:
+        space.close()
+    assert len(errors) == 2
+    assert any("the verifier broke" in e for e in errors) and any("the environment broke" in e for e in errors)
+    assert run.metrics()[-1]["ray/raised"] == 2
+    assert same == metrics
+    assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True))
+
+
+def test_a_driver_that_is_killed_continues_to_the_same_result(own_cache, tmp_path):
+    words = ["train", "agent=grpo", *KEYS, *(f"agent.{k}={v}" for k, v in QUICK.items()), f"runs_dir={tmp_path}"]
+    more = [f"agent.total_episodes={2 * QUICK['total_episodes']}", "rollout.num_workers=1"]
+    command = [sys.executable, "-m", "ollm_rl", *words, *more]
+    subprocess.run([*command, "name=whole"], check=True, capture_output=True)
+    with subprocess.Popen([*command, "name=cut"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while not (tmp_path / "cut" / "checkpoints" / "latest").exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.kill()
+    assert not (tmp_path / "cut" / "results.json").exists()
+    subprocess.run([*command, "name=cut"], check=True, capture_output=True)
+    whole, cut = (load_file(tmp_path / name / "policy" / "policy.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    steps = [json.loads(x)["train_episodes"] for x in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [32 * i for i in range(1, 7)]
