@@ -113,7 +113,7 @@ class PPO(PolicyAgent):
     def learn(self, run: Run) -> dict:
         Workspace.current = self.workspace  # what the workspace in RLlib's configuration becomes when that is copied
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its warnings are about its own defaults
-        start_ray(num_cpus=max(2, self.num_env_runners + 1))
+        start_ray(num_cpus=self.num_env_runners + 4)  # its learner and aggregators are actors too
         algorithm = self._config().build_algo()
         try:
             return self._train(algorithm, run)
@@ -208,6 +208,7 @@ class PPO(PolicyAgent):
                 env_runner_cls=EpisodeRunner, num_env_runners=self.num_env_runners, num_envs_per_env_runner=1,
                 create_env_on_local_worker=self.num_env_runners == 0, sample_timeout_s=3600.0,
             )
+            .reporting(min_time_s_per_iteration=None)
             .fault_tolerance(restart_failed_env_runners=True)
             .rl_module(rl_module_spec=module)
             .debugging(seed=space.seed, log_level="ERROR")
