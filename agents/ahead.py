@@ -27,12 +27,15 @@ class GroupsAhead:
     """
 
     def __init__(self, workspace: Any, problems: Sequence[Problem], groups: int, num_generations: int, first: int = 0):
-        if num_generations > workspace.chunk:
+        chunk = workspace.chunk_of(groups * num_generations)
+        if num_generations > chunk:
             raise ConfigurationError(
-                f"rollout.chunk={workspace.chunk} holds no whole group of agent.num_generations={num_generations}; raise it"
+                f"{chunk} episodes for a worker are no whole group of agent.num_generations={num_generations}; raise "
+                "rollout.chunk or agent.problems_per_iteration, or lower rollout.num_workers"
             )
         self.workspace, self.problems = workspace, problems
         self.groups, self.size, self.drawn = groups, num_generations, first
+        self.per_unit = chunk // num_generations
         self.max_staleness = workspace.max_staleness
         self.dropped = 0
         self._under_way: dict[int, int] = {}  # groups by ticket
@@ -65,7 +68,7 @@ class GroupsAhead:
     def _begin(self, version: int, act: Callable[[], Act], still_wanted: int) -> None:
         ahead = min((1 + self.max_staleness) * self.groups, still_wanted)
         missing = ahead - len(self._ready) - sum(self._under_way.values())
-        per_unit = max(1, self.workspace.chunk // self.size)
+        per_unit = self.per_unit
         if missing < min(per_unit, ahead):
             return
         requests = []

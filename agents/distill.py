@@ -1,7 +1,9 @@
 """Learning from the oracle: search with the policy, imitate what was solved, search again (expert iteration).
 
 Anthony et al. 2017, "Thinking Fast and Slow with Deep Learning and Tree Search": the search is the expert, the policy the
-apprentice that makes the next search better. Imitation runs on stored hidden states, without the language model.
+apprentice that makes the next search better. As in Singh et al. 2023, "Beyond Human Data" (ReST-EM), every round fits a copy
+of the prior to the newest texts, so that habits of the first rounds are not kept alive. Imitation runs on stored hidden
+states, without the language model.
 """
 
 import time
@@ -24,8 +26,10 @@ class Distill(PolicyAgent):
     """Cross-entropy on the latents of solved texts.
 
     Args:
-        rounds: of search and imitation; every round has new problems and learns from the texts of all so far.
+        rounds: of search and imitation, each on new problems.
         problems_per_round, budget, search, width: what is searched, and how; see `ollm_rl.oracle.Oracle`.
+        texts_per_problem: solved texts that are looked for, no two the same. Several samples teach what the policy can
+            do; the first text that a tree search solves is often a guess that it would not make again.
         epochs, learning_rate, dropout, batch_size: of imitation, which starts from the prior in every round.
     """
 
@@ -34,9 +38,10 @@ class Distill(PolicyAgent):
         workspace: Workspace,
         rounds: int = 2,
         problems_per_round: int = 400,
-        search: str = "best_first",
-        budget: int = 300,
+        search: str = "best_of_n",
+        budget: int = 400,
         width: int | None = None,
+        texts_per_problem: int = 4,
         epochs: int = 8,
         learning_rate: float = 5e-4,
         dropout: float = 0.1,
@@ -49,26 +54,26 @@ class Distill(PolicyAgent):
                 f"problems_per_round={problems_per_round}, epochs={epochs}"
             )
         self.rounds, self.problems_per_round = rounds, problems_per_round
-        self.search, self.budget, self.width = search, budget, width
+        self.search, self.budget, self.width, self.texts = search, budget, width, texts_per_problem
         self.epochs, self.learning_rate, self.dropout, self.batch_size = epochs, learning_rate, dropout, batch_size
         self.policy = LatentPolicy.from_prior(workspace.plugin)
 
     def learn(self, run: Run) -> dict:
         """Search and imitate. A round that was searched before an interruption is not searched again."""
-        space, solved, tokens, tried = self.workspace, list[Episode](), 0, 0
+        space, tokens, tried = self.workspace, 0, 0
         start = time.monotonic()
         problems = space.problems("train", self.rounds * self.problems_per_round, space.seed)
         for number in range(self.rounds):
             part = problems[number * self.problems_per_round : (number + 1) * self.problems_per_round]
-            oracle = Oracle(space, self.policy, self.search, self.budget, self.width)
+            oracle = Oracle(space, self.policy, self.search, self.budget, self.width, texts=self.texts)
             searches = oracle.solve(part, space.seed, run.path / f"round_{number + 1}.jsonl")
-            found = [s.solution for s in searches if s.solution is not None]
+            found = [text for s in searches for text in s.solutions]
             tokens, tried = tokens + sum(s.spent for s in searches), tried + sum(s.tried for s in searches)
             played = self._play(found)
             run.save_rollouts(f"round_{number + 1}", played)
-            solved += played
-            loss = self._imitate(solved, number)
-            figures = {"solved": len(found) / len(part), "tokens": tokens, "texts": len(solved), "loss": loss}
+            loss = self._imitate(played, number)
+            share = sum(bool(s.solutions) for s in searches) / len(part)
+            figures = {"solved": share, "tokens": tokens, "texts": len(played), "loss": loss}
             run.log_metrics(number + 1, {f"distill/{name}": value for name, value in figures.items()})
         return {"train_episodes": tried, "train_tokens": tokens, "train_seconds": time.monotonic() - start}
 

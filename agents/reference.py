@@ -7,6 +7,7 @@ with perfect data, and is therefore a line to compare reinforcement learning wit
 import time
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
@@ -16,6 +17,7 @@ from ollm_rl.option_quality import canonical_labels
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.progress import track
 from ollm_rl.runs import Run
+from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 
 
@@ -52,19 +54,26 @@ class Reference(PolicyAgent):
                 f"agent=reference found no solution with {self.column}={self.value!r} in task '{space.task.name}'. "
                 "Set agent.column and agent.value to a column that marks the good solutions."
             )
-        states = cached_hidden_states(space.backbone, space.prompter, problems, space.plugin.config.shortlist).all()
-        states = states.select(clean[states.owner])
-        covered, latent = canonical_labels(space.backbone, space.plugin, states)
+        hidden, covered, latent = space.call(_labelled, problems, clean)
+        device = space.backbone.device
         optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
         generator = torch.Generator().manual_seed(space.seed)
         with track("reference", self.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
             torch.manual_seed(space.seed)
             for _ in range(self.epochs):
-                for rows in torch.randperm(len(states), generator=generator).split(512):
-                    x = F.dropout(self.policy.standardize(states.hidden[rows].to(space.backbone.device)), self.dropout)
+                for rows in torch.randperm(len(hidden), generator=generator).split(512):
+                    x = F.dropout(self.policy.standardize(hidden[rows].to(device)), self.dropout)
                     losses = F.cross_entropy(self.policy.net(x), latent[rows].to(x.device), reduction="none")
                     optimizer.zero_grad()
                     (losses * covered[rows].to(x.device)).mean().backward()
                     optimizer.step()
                 bar.advance()
         return {"train_episodes": 0, "train_tokens": 0, "train_seconds": time.monotonic() - start}
+
+
+def _labelled(space: Workspace, problems: list[Problem], clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States in the solutions that are `clean` (n,), whether an option says what follows, and the lowest that does."""
+    states = cached_hidden_states(space.backbone, space.prompter, problems, space.plugin.config.shortlist).all()
+    states = states.select(clean[states.owner])
+    covered, latent = canonical_labels(space.backbone, space.plugin, states)
+    return states.hidden.cpu(), covered.cpu(), latent.cpu()

@@ -45,12 +45,15 @@ class Simulated:
     """A workspace as `GroupsAhead` sees it."""
 
     def __init__(self, workers: int, staleness: int, args: argparse.Namespace):
-        self.max_staleness, self.chunk, self.seed, self.args = staleness, CHUNK, 0, args
+        self.max_staleness, self.seed, self.args = staleness, 0, args
         self.pool = Pool(Waiting, num_workers=workers, num_cpus=0.01, hang_s=600)
         self.draw = np.random.default_rng(0)
         self.under_way: dict[int, tuple[int, int]] = {}
         self.bytes_back = self.bytes_out = 0
         self.busy = 0.0
+
+    def chunk_of(self, episodes: int) -> int:
+        return CHUNK
 
     def submit(self, requests, act, version: int, chunk: int) -> list[int]:
         ref = self.pool.put(act)

@@ -18,7 +18,7 @@ from ollm_rl.tasks import make_task
 OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
 SEARCHES = ("best_first", "puct", "beam", "exhaustive", "best_of_n", "teacher_forced")
-POSITIVE = ("engine.kv_cache_gib", "oracle.width", "oracle.max_tries", "oracle.max_seconds")  # or null
+POSITIVE = ("engine.kv_cache_gib", "oracle.width", "oracle.max_tries", "oracle.max_seconds", "rollout.chunk")  # or null
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
 FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
@@ -224,7 +224,7 @@ def preflight(config: DictConfig) -> None:
 
 
 def _check_rollout(rollout: DictConfig) -> None:
-    for key in ("chunk", "hang_s", "max_failures", "num_cpus_per_worker"):
+    for key in ("hang_s", "max_failures", "num_cpus_per_worker"):
         if not rollout[key] > 0:
             raise ConfigurationError(f"rollout.{key}={rollout[key]}; expected a positive number")
     for key in ("num_workers", "num_gpus_per_worker", "max_staleness"):

@@ -69,6 +69,7 @@ class ClusterWorkspace(Workspace):
         start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1))
         self.task, self.seed = task, seed
         self.chunk, self.max_staleness = rollout.chunk, rollout.max_staleness
+        self._most = 2 * settings.config.engine.num_slots  # more at once make no worker faster, and no bar smoother
         common = {
             "num_cpus": rollout.num_cpus_per_worker, "num_gpus": rollout.num_gpus_per_worker,
             "hang_s": rollout.hang_s, "max_failures": rollout.max_failures,
@@ -116,9 +117,9 @@ class ClusterWorkspace(Workspace):
 
         Args:
             version: of the policy, for `Episode.policy_version`.
-            chunk: episodes in a unit, by default `rollout.chunk`.
+            chunk: episodes in a unit, by default as `chunk_of` has it.
         """
-        size = chunk or self.chunk
+        size = chunk or self.chunk_of(len(requests))
         acts = list(dict.fromkeys([act, *(r.act for r in requests if r.act is not None)]))
         number = {id(a): i for i, a in enumerate(acts)}
         start = time.monotonic()
@@ -133,6 +134,10 @@ class ClusterWorkspace(Workspace):
             self._under_way[ticket] = (part, version)
             tickets.append(ticket)
         return tickets
+
+    def chunk_of(self, episodes: int) -> int:
+        """Episodes in a unit of work, of so many in all: `rollout.chunk`, or else a worker's share."""
+        return self.chunk or min(self._most, -(-episodes // len(self.pool)))
 
     def finished(self) -> tuple[int, list[Episode]]:
         """The next chunk that is ready: its ticket and its episodes, with their rewards."""

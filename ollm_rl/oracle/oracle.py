@@ -46,7 +46,8 @@ class Oracle:
         critic: of `puct`, see there.
         max_tries: texts per problem that the verifier is asked about, or None.
         max_seconds: for all problems; then every search stops with what it has. None: no limit.
-        stop_when_solved: a problem's search ends with the first solved text; else it goes on for the shortest one.
+        stop_when_solved: a problem's search ends with the first solved text, or with `texts` of them, no two the same;
+            else it goes on for the shortest one.
 
     Attributes:
         occupancy: mean share of `slots` that a decode step of the last tree search used.
@@ -68,6 +69,7 @@ class Oracle:
         max_tries: int | None = None,
         max_seconds: float | None = None,
         stop_when_solved: bool = True,
+        texts: int = 1,
     ):
         if search not in SEARCHES:
             raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(SEARCHES)}")
@@ -79,6 +81,7 @@ class Oracle:
         self.slots, self.bonus, self.brevity, self.exploration = slots, bonus, brevity, exploration
         self.critic = critic if search == "puct" else None
         self.max_tries, self.max_seconds, self.stop_when_solved = max_tries, max_seconds, stop_when_solved
+        self.texts = texts
         self.occupancy: float | None = None
 
     def solve(self, problems: Sequence[Problem], seed: int = 0, store: Path | None = None) -> list[Search]:
@@ -123,7 +126,7 @@ class Oracle:
         return new_frontier(self.search, self.bonus, self.brevity, self.exploration)
 
     def _open(self, search: Search) -> bool:
-        wanted = search.solution is None or not self.stop_when_solved
+        wanted = len(search.solutions) < self.texts or not self.stop_when_solved
         left = self.max_tries is None or search.tried < self.max_tries
         return wanted and left and search.spent < self.budget
 

@@ -240,8 +240,8 @@ class Search:
     Attributes:
         spent: generated tokens. recomputed: tokens of texts that were run again because they were not kept.
         tried: texts that were judged; timeouts: those of them that the verifier did not get through.
-        solution: the first solved text, found when `solved_at` tokens were spent; shortest: the shortest one.
-        choices: those of the solution.
+        solutions: the solved texts, no two the same; the first was found when `solved_at` tokens were spent.
+        choices: those of the first.
     """
 
     problem: Problem
@@ -250,30 +250,35 @@ class Search:
     recomputed: int = 0
     tried: int = 0
     timeouts: int = 0
-    solution: Episode | None = None
+    solutions: list[Episode] = field(default_factory=list)
     solved_at: int | None = None
-    shortest: Episode | None = None
     choices: list[Choice] = field(default_factory=list)
+
+    @property
+    def solution(self) -> Episode | None:
+        """The first solved text."""
+        return self.solutions[0] if self.solutions else None
+
+    @property
+    def shortest(self) -> Episode | None:
+        return min(self.solutions, key=lambda e: len(e.tokens), default=None)
 
     def found(self, episode: Episode, choices: list[Choice]) -> None:
         """A text was judged."""
         self.tried += 1
         self.timeouts += episode.verdict == "timeout"
-        if not episode.solved:
+        if not episode.solved or any(episode.tokens == other.tokens for other in self.solutions):
             return
-        if self.solution is None:
-            self.solution, self.solved_at, self.choices = episode, self.spent, choices
-        if self.shortest is None or len(episode.tokens) < len(self.shortest.tokens):
-            self.shortest = episode
+        if not self.solutions:
+            self.solved_at, self.choices = self.spent, choices
+        self.solutions.append(episode)
 
     def record(self) -> dict:
         """What a resumed run needs."""
-        episode = {} if self.solution is None else _stored(self.solution)
-        shortest = {} if self.shortest is None or self.shortest is self.solution else _stored(self.shortest)
         names = ("spent", "recomputed", "tried", "timeouts", "solved_at")
         return {
-            "problem_id": self.problem.id, **{name: getattr(self, name) for name in names}, "solution": episode,
-            "shortest": shortest, "choices": self.choices,
+            "problem_id": self.problem.id, **{name: getattr(self, name) for name in names},
+            "solutions": [_stored(e) for e in self.solutions], "choices": self.choices,
         }  # fmt: skip
 
     def restore(self, record: dict) -> None:
@@ -281,8 +286,7 @@ class Search:
         for name in ("spent", "recomputed", "tried", "timeouts", "solved_at"):
             setattr(self, name, record[name])
         self.choices = [Choice(*c) for c in record["choices"]]
-        self.solution = Episode(self.problem, **record["solution"]) if record["solution"] else None
-        self.shortest = Episode(self.problem, **record["shortest"]) if record["shortest"] else self.solution
+        self.solutions = [Episode(self.problem, **stored) for stored in record["solutions"]]
 
 
 def _stored(episode: Episode) -> dict:

@@ -37,7 +37,7 @@ def test_it_makes_the_solved_texts_likelier(tiny, tmp_path, monkeypatch):
 
 def _solutions(tiny, run):
     problems = {p.id: p for p in tiny.problems("train", 24, tiny.seed)}
-    for record in whole_lines(run.path / "round_1.jsonl"):
+    for record in whole_lines(run.path / "round_2.jsonl"):
         search = Search(problems[record["problem_id"]], Frontier())
         search.restore(record)
         if search.solution is not None:
