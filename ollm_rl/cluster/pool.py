@@ -23,16 +23,21 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0  # between looks at workers
 
 
-def start_ray(address: str | None = None, num_cpus: int | None = None) -> None:
+def start_ray(address: str | None = None, num_cpus: int | None = None, show_workers: bool = False) -> None:
     """Join the cluster at `address`, that of the Ray job which this process is, or start one on this machine only.
 
     A cluster that happens to run on the machine is not joined unless it is named, and what is started here listens on
     loopback only.
+
+    Args:
+        num_cpus: of a cluster that is started here. show_workers: what workers print is printed here too.
     """
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    common: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": False}
+    common: dict[str, Any] = {
+        "logging_level": logging.WARNING, "configure_logging": False, "log_to_driver": show_workers,
+    }  # fmt: skip
     if address != "local":
         ray.init(address=address, **common)
         return
@@ -40,7 +45,7 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> None:
     # for this process.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, **common)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
 
 
 @dataclass(frozen=True)

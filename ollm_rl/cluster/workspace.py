@@ -66,7 +66,7 @@ class ClusterWorkspace(Workspace):
     def __init__(self, settings: Settings, task: Task, seed: int = 0):
         rollout = settings.config.rollout
         wanted = max(1, rollout.num_workers) * rollout.num_cpus_per_worker
-        start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1))
+        start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1), show_workers=True)
         self.task, self.seed = task, seed
         self.chunk, self.max_staleness = rollout.chunk, rollout.max_staleness
         self._most = 2 * settings.config.engine.num_slots  # more at once make no worker faster, and no bar smoother
