@@ -61,11 +61,15 @@ class _Worker:
     """The actor: one thread works on one unit after the other, another answers that it is alive."""
 
     def __init__(self, make: Callable[..., Any], *args: Any):
-        self.made = make(*args)
+        self.make, self.args = make, args
+        self.made: Any = None
         self.shared: dict[str, Any] = {}
 
     @ray.method(concurrency_group="work")
     def ready(self) -> bool:
+        """Make it, in the thread that will work with it: OpenMP stops to spin, and a small operation takes seven times as
+        long, once the threads of two masters are more than the processors."""
+        self.made = self.make(*self.args)
         return True
 
     @ray.method(concurrency_group="work")
