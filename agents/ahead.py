@@ -65,6 +65,10 @@ class GroupsAhead:
         lag = float(np.mean([version - made for made, _ in taken]))
         return [episode for _, group in taken for episode in group], lag
 
+    def drop(self) -> None:
+        """Forget what is under way."""
+        self.workspace.drop()
+
     def _begin(self, version: int, act: Callable[[], Act], still_wanted: int) -> None:
         ahead = min((1 + self.max_staleness) * self.groups, still_wanted)
         missing = ahead - len(self._ready) - sum(self._under_way.values())

@@ -108,7 +108,7 @@ class GRPO(PolicyAgent):
         problems = self.workspace.problems("train", self.num_problems, self.workspace.seed)
         per_iteration = self.problems_per_iteration * self.num_generations
         counters, groups = self.counters, min(self.problems_per_iteration, len(problems))
-        ahead = None
+        ahead, figures = None, dict[str, Any]()
         if self.workspace.max_staleness:
             ahead = GroupsAhead(self.workspace, problems, groups, self.num_generations, counters.get("drawn", 0))
         with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
@@ -134,7 +134,7 @@ class GRPO(PolicyAgent):
                     self._checkpoint(run, step)
                 bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
         if ahead is not None:
-            self.workspace.drop()
+            ahead.drop()
         return {k: v for k, v in counters.items() if k.startswith("train_")}
 
     def _take(self, ahead: GroupsAhead) -> tuple[list[Episode], dict]:

@@ -6,7 +6,7 @@ often than long ones. This one hands over whole episodes of the rollout engine i
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -47,7 +47,7 @@ class LatentModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
     """
 
     def setup(self) -> None:
-        config: dict[str, Any] = self.model_config
+        config: Any = self.model_config
         self.policy = LatentPolicy(**config["sizes"])
         self.policy.load_state_dict({k: torch.from_numpy(v) for k, v in config["weights"].items()})
         self.critic = Critic(config["sizes"]["hidden_size"], config["value_width"])
@@ -62,7 +62,8 @@ class LatentModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         return self.critic(batch[Columns.OBS]["observation"])
 
     def make_target_networks(self) -> None:  # of APPO
-        self.target = LatentPolicy(**self.model_config["sizes"]).requires_grad_(False)
+        config: Any = self.model_config
+        self.target = LatentPolicy(**config["sizes"]).requires_grad_(False)
         self.target.load_state_dict(self.policy.state_dict())
 
     def get_target_network_pairs(self) -> list:
@@ -95,6 +96,8 @@ class EpisodeRunner(SingleAgentEnvRunner):
     """
 
     space: Workspace
+    env: Any
+    module: Any
 
     def make_env(self) -> None:
         config = self.config.env_config
@@ -165,7 +168,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         hidden = episode.hidden[learned].float().cpu().numpy()
         mask, z = episode.mask[learned].to(torch.int8).cpu().numpy(), episode.z[learned].cpu().numpy()
         seen = [{"observation": h, "action_mask": m} for h, m in zip(hidden, mask, strict=True)]
-        rewards = [0.0] * (len(learned) - 1) + [episode.reward]
+        rewards: list[SupportsFloat] = [*[0.0] * (len(learned) - 1), episode.reward]
         policy = policy[learned]
         logp = policy.gather(1, episode.z[learned].to(policy.device)[:, None])[:, 0]
         made = SingleAgentEpisode(

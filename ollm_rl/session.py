@@ -54,7 +54,8 @@ def open_session(
     conversion = conversion_config(config)
     backbone = shared_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, plain(config.engine))
-    path, report = None, {}
+    path: Path | None = None
+    report: dict = {}
     if plugin is not None:
         plugin = plugin.to(backbone.device)
     elif config.plugin.path is not None:

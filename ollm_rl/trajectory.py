@@ -129,12 +129,13 @@ def unpack(packed: dict, problems: Sequence[Problem], device: torch.device | str
         hidden = torch.from_numpy(packed["hidden"].copy()).view(getattr(torch, packed["dtype"]))
         arrays["hidden"] = hidden.to(device)
     for i, problem in enumerate(problems):
-        plain = {name: packed[name][i] for name in _PLAIN}
+        known: dict = {name: packed[name][i] for name in _PLAIN}
         own = slice(ends[i] - packed["lengths"][i], ends[i])
         at = slice(stops[i] - packed["counts"][i], stops[i])
-        states = {name: array[at] for name, array in arrays.items()} if packed["counts"][i] else {}
-        texts = {"tokens": packed["tokens"][own].tolist(), "latents": packed["latents"][own].tolist()}
-        episodes.append(Episode(problem, **plain, **texts, **states))
+        known |= {name: packed[name][own].tolist() for name in ("tokens", "latents")}
+        if packed["counts"][i]:
+            known |= {name: array[at] for name, array in arrays.items()}
+        episodes.append(Episode(problem, **known))
     return episodes
 
 

@@ -77,10 +77,10 @@ class ClusterWorkspace(Workspace):
         # One worker converts, or finds the plug-in; the others get it.
         self.recipe = recipe_of(settings)
         self.pool = Pool(open_again, [self.recipe, seed], 1, **common)
-        facts, plugin, self.conversion, self.plugin_path = self.pool.call(_describe)
+        (name, fingerprint, hidden_size), plugin, self.conversion, self.plugin_path = self.pool.call(_describe)
         self.pool.grow(rollout.num_workers, [self.recipe, seed, self.pool.put(plugin)])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.backbone: Any = BackboneFacts(*facts, device=device)
+        self.backbone: Any = BackboneFacts(name, fingerprint, hidden_size, device)
         self.plugin: PlugIn = plugin.to(device)
         self._under_way: dict[int, tuple[Sequence[Request], int | None]] = {}
         self._sent = _Sent()
