@@ -15,7 +15,9 @@ from ollm_rl.trajectory import Episode
 class GroupsAhead:
     """Keeps workers busy with groups of `num_generations` episodes, and hands over those that are ready first.
 
-    At most `max_staleness` updates lie between the policy of an episode and the learner's; older ones are dropped.
+    At most `max_staleness` updates lie between the policy of an episode and the learner's; older ones are dropped. So that
+    few are, no more than `max_staleness` updates' worth is under way, in units of half a worker's share: one that a worker
+    is at and one that waits for it, which takes less than an update even if one is slow.
 
     Args:
         workspace: whose rollouts run beside this process (`submit`, `finished`).
@@ -35,7 +37,7 @@ class GroupsAhead:
             )
         self.workspace, self.problems = workspace, problems
         self.groups, self.size, self.drawn = groups, num_generations, first
-        self.per_unit = chunk // num_generations
+        self.per_unit = max(1, chunk // 2 // num_generations)
         self.max_staleness = workspace.max_staleness
         self.dropped = 0
         self._under_way: dict[int, int] = {}  # groups by ticket
@@ -70,10 +72,10 @@ class GroupsAhead:
         self.workspace.drop()
 
     def _begin(self, version: int, act: Callable[[], Act], still_wanted: int) -> None:
-        ahead = min((1 + self.max_staleness) * self.groups, still_wanted)
-        missing = ahead - len(self._ready) - sum(self._under_way.values())
-        per_unit = self.per_unit
-        if missing < min(per_unit, ahead):
+        wanted = still_wanted - len(self._ready)
+        ahead = min(self.max_staleness * self.groups, wanted)
+        missing, per_unit = ahead - sum(self._under_way.values()), self.per_unit
+        if missing < min(per_unit, ahead) or missing <= 0:
             return
         requests = []
         for _ in range(missing):
