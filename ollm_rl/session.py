@@ -66,7 +66,7 @@ def open_session(
     seed = config.seed if seed is None else seed
     space = Workspace(backbone, plugin, task, plain(config.engine), seed, judge)
     space.conversion, space.plugin_path = report, path
-    space.recipe = recipe_of(settings)
+    space.recipe, space.chunk = recipe_of(settings), config.rollout.chunk
     return space
 
 

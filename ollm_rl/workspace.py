@@ -37,11 +37,14 @@ class Workspace:
         current: in a worker of a cluster, its only workspace. That is what any other becomes on its way there, so that
             agents and searches can be sent without their model.
         conversion: the report of the plug-in's conversion, if known; plugin_path: where it is.
+        chunk: episodes that `rollout` generates at once, None for all. Roundings depend on what a row is computed beside: the
+            same chunks give the same to the bit, in this process and on any number of workers.
         recipe: the configuration that it was opened with, if any: what another process needs to open the same.
     """
 
     current: "ClassVar[Workspace | None]" = None
     recipe: tuple[Any, dict[str, str]] | None = None
+    chunk: int | None = None
     max_staleness = 0  # how far rollouts may run beside learning: here, in one process, they do not
     plugin_path: Path | None = None
 
@@ -93,6 +96,9 @@ class Workspace:
         bar: Bar | None = None,
     ) -> list[Episode]:
         """Whole episodes with their rewards, in the order of the requests; the arguments are the engine's."""
+        if self.chunk is not None and len(requests) > self.chunk:
+            parts = [requests[at : at + self.chunk] for at in range(0, len(requests), self.chunk)]
+            return [e for p in parts for e in self.rollout(p, act, skip_forced, keep_hidden, from_logits, bar)]
         place = {id(r): i for i, r in enumerate(requests)}
         found: list[Episode | None] = [None] * len(requests)
         profiler = self.engine.profiler
