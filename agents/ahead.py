@@ -67,10 +67,6 @@ class GroupsAhead:
         lag = float(np.mean([version - made for made, _ in taken]))
         return [episode for _, group in taken for episode in group], lag
 
-    def drop(self) -> None:
-        """Forget what is under way."""
-        self.workspace.drop()
-
     def _begin(self, version: int, act: Callable[[], Act], still_wanted: int) -> None:
         wanted = still_wanted - len(self._ready)
         ahead = min(self.max_staleness * self.groups, wanted)

@@ -108,7 +108,7 @@ class GRPO(PolicyAgent):
         problems = self.workspace.problems("train", self.num_problems, self.workspace.seed)
         per_iteration = self.problems_per_iteration * self.num_generations
         counters, groups = self.counters, min(self.problems_per_iteration, len(problems))
-        ahead, figures = None, dict[str, Any]()
+        ahead: GroupsAhead | None = None
         if self.workspace.max_staleness:
             ahead = GroupsAhead(self.workspace, problems, groups, self.num_generations, counters.get("drawn", 0))
         with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
@@ -116,11 +116,11 @@ class GRPO(PolicyAgent):
                 start = time.monotonic()
                 counters["iteration"] += 1
                 if ahead is None:
-                    episodes, figures = self._sample(problems, counters["iteration"]), {}
+                    episodes, lag = self._sample(problems, counters["iteration"]), dict[str, Any]()
                 else:
-                    episodes, figures = self._take(ahead)
+                    episodes, lag = self._take(ahead)
                 sampled = time.monotonic()
-                figures |= self._update(episodes, counters["iteration"])
+                figures = lag | self._update(episodes, counters["iteration"])
                 counters["train_episodes"] += len(episodes)
                 counters["train_tokens"] += sum(len(e.tokens) for e in episodes)
                 counters["train_seconds"] += time.monotonic() - start
@@ -134,7 +134,7 @@ class GRPO(PolicyAgent):
                     self._checkpoint(run, step)
                 bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
         if ahead is not None:
-            ahead.drop()
+            ahead.workspace.drop()
         return {k: v for k, v in counters.items() if k.startswith("train_")}
 
     def _take(self, ahead: GroupsAhead) -> tuple[list[Episode], dict]:

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--workers 1 2 4 8 16 32 64] [--staleness 1] [--updates 12] [--rows-ms 60 1.7]
         [--update-ms 0.4] [--episode-kb 10] [--policy-kb 1500] [--out FILE]
 
-A unit of work is a chunk of 64 episodes with long-tailed lengths (log-normal, mean 20 tokens, at most 160); a decode step with r rows
+A unit of work is half of a worker's 64 episodes an update, with long-tailed lengths (log-normal, mean 20 tokens, at most 160); a decode step with r rows
 lasts `a + b r` ms (`--rows-ms a b`, measured with SmolLM2 on 2 cores), the learner's update `--update-ms` an episode. Every update
 takes 64 episodes a worker, so that the number of updates stays the same (weak scaling). Throughput is episodes over the time between
 the first update and the last; efficiency is throughput over workers times that of one worker. Prints one JSON line last.

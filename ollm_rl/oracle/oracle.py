@@ -50,7 +50,7 @@ class Oracle:
             else it goes on for the shortest one.
 
     Attributes:
-        occupancy: mean share of `slots` that a decode step of the last tree search used.
+        occupancy: mean share of `slots` that a decode step of the last tree search in this process used.
     """
 
     def __init__(
