@@ -11,7 +11,6 @@ policy climbs as high, but best of 8 falls (`docs/log.md` has the figures).
 """
 
 import json
-import math
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -23,15 +22,13 @@ from torch import Tensor
 
 from agents.ahead import GroupsAhead
 from agents.base import LatentPolicy, PolicyAgent, Sampling
+from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
 from ollm_rl.trajectory import Decisions, Episode
 from ollm_rl.workspace import Workspace
-
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
-SCALES = ("group", "batch", "none")
 
 
 class GRPO(PolicyAgent):
@@ -42,7 +39,7 @@ class GRPO(PolicyAgent):
         num_generations: episodes per problem (the group).
         problems_per_iteration: groups per iteration.
         learning_rate, minibatches, num_iterations: of the optimiser (Adam); `num_iterations` passes per iteration.
-        beta: weight of the KL to the prior (k3 estimator).
+        beta: weight of the KL to the prior (k3 estimator); use_bias_correction_kl: times the probability ratio.
         epsilon, epsilon_high: clipping range of the probability ratio.
         loss_type: `grpo`, `bnpo`, `dr_grpo` or `dapo`: how a loss per decision becomes one number.
         scale_rewards: `group`, `batch` or `none`: what advantages are divided by.
@@ -65,6 +62,7 @@ class GRPO(PolicyAgent):
         minibatches: int = 4,
         num_iterations: int = 2,
         beta: float = 0.02,
+        use_bias_correction_kl: bool = True,
         epsilon: float = 0.2,
         epsilon_high: float | None = 0.28,
         loss_type: str = "dapo",
@@ -91,6 +89,7 @@ class GRPO(PolicyAgent):
         self.total_episodes, self.num_generations = total_episodes, num_generations
         self.problems_per_iteration = problems_per_iteration
         self.minibatches, self.num_iterations, self.beta = minibatches, num_iterations, beta
+        self.use_bias_correction_kl = use_bias_correction_kl
         self.epsilon, self.epsilon_high = epsilon, epsilon if epsilon_high is None else epsilon_high
         self.loss_type, self.scale_rewards, self.max_decisions = loss_type, scale_rewards, max_decisions
         self.pass_at_k = pass_at_k
@@ -169,15 +168,19 @@ class GRPO(PolicyAgent):
         with torch.no_grad():
             prior = self.prior(data.hidden, data.mask)
             counts = (-(prior.exp() * prior).sum(-1) > self.min_entropy).float()
-        weights = decision_weights(data.owner, counts, self.loss_type, self.max_decisions)
         shuffle = torch.Generator().manual_seed(self.workspace.seed * 1_000_003 + iteration)
         # Minibatches hold whole episodes, and only decisions that carry a gradient.
+        per_minibatch = float(counts.sum()) / self.minibatches
         useful = (counts > 0) & (advantage != 0) if self.beta == 0 else counts > 0
         kls, clipped, stopped = [], [], 0
         for _ in range(self.num_iterations):
             order = torch.randperm(len(deciding), generator=shuffle).to(data.owner.device)
             for part in order.tensor_split(self.minibatches):
-                rows = (torch.isin(data.owner, part) & useful).nonzero()[:, 0]
+                mine = torch.isin(data.owner, part).nonzero()[:, 0]
+                weights = decision_weights(
+                    data.owner[mine], counts[mine], self.loss_type, self.max_decisions, len(part), per_minibatch
+                )[useful[mine]]
+                rows = mine[useful[mine]]
                 if not len(rows):
                     continue
                 log_probs = self.policy(data.hidden[rows], data.mask[rows])
@@ -192,6 +195,7 @@ class GRPO(PolicyAgent):
                     self.epsilon_high,
                     reference if self.beta else None,
                     self.beta,
+                    self.use_bias_correction_kl,
                 )
                 with torch.no_grad():
                     ratio = (new - old).exp()
@@ -201,7 +205,7 @@ class GRPO(PolicyAgent):
                     stopped = 1
                     break
                 self.optimizer.zero_grad()
-                (self.minibatches * (losses * weights[rows]).sum()).backward()
+                (losses * weights).sum().backward()
                 torch.nn.utils.clip_grad_norm_(self.policy.net.parameters(), 1.0)
                 self.optimizer.step()
             if stopped:
@@ -239,75 +243,6 @@ class GRPO(PolicyAgent):
         self.policy.load_state_dict(saved.state_dict())
         self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
         self.counters = json.loads((path / "counters.json").read_text())
-
-
-def pass_at_k_rewards(rewards: Tensor, k: int) -> Tensor:
-    """Each episode's share in pass@k: the mean, over all k episodes of its group that include it, of their best reward.
-
-    Minus their mean they are, up to a factor, unbiased policy-gradient weights of the expected best of k (Walder and
-    Karkhanis 2025, "Pass@K Policy Optimization"). k = 1 gives the rewards themselves. The larger k is, the less an
-    episode earns for being right where the others are right as well.
-
-    Args:
-        rewards: (P, G), G episodes of each of P problems; any real numbers.
-    """
-    group = rewards.shape[1]
-    ascending, order = rewards.sort(1)
-    # Of the C(G - 1, k - 1) sets that include the episode of rank i, rank j is the best of weights[i, j].
-    weights = torch.zeros(group, group)
-    for i in range(group):
-        weights[i, i] = math.comb(i, k - 1)
-        for j in range(i + 1, group):
-            weights[i, j] = math.comb(j - 1, k - 2) if k > 1 else 0
-    weights /= math.comb(group - 1, k - 1)
-    return torch.empty_like(rewards).scatter_(1, order, ascending @ weights.T)
-
-
-def group_advantages(rewards: Tensor, scale_rewards: str) -> Tensor:
-    """Rewards minus their group's mean, divided by a standard deviation (DeepSeekMath, eq. 3).
-
-    Args:
-        rewards: (P, G), G episodes of each of P problems.
-        scale_rewards: `group` divides by the group's deviation, `batch` by that of all, `none` not at all.
-    """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    if scale_rewards == "none":
-        return centred
-    std = rewards.std(1, keepdim=True) if scale_rewards == "group" else rewards.std()
-    return centred / (std + 1e-4)
-
-
-def grpo_loss(
-    new: Tensor,
-    old: Tensor,
-    advantage: Tensor,
-    epsilon: float,
-    epsilon_high: float,
-    reference: Tensor | None = None,
-    beta: float = 0.0,
-) -> Tensor:
-    """The clipped surrogate of each decision, plus beta times the k3 estimate of the KL to the reference: (N,)."""
-    ratio = (new - old).exp()
-    surrogate = torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
-    if reference is None or beta == 0:
-        return -surrogate
-    gap = reference - new
-    return -surrogate + beta * (gap.exp() - gap - 1)
-
-
-def decision_weights(owner: Tensor, counts: Tensor, loss_type: str, max_decisions: int) -> Tensor:
-    """Weights (N,) whose sum with the losses is TRL's reduction of `loss_type`, over decisions that count.
-
-    `grpo`: mean over each episode's decisions, then over episodes. `bnpo` and `dapo`: mean over all decisions
-    (they differ only across devices). `dr_grpo`: sum divided by episodes times `max_decisions`.
-    """
-    episodes = int(owner.max()) + 1
-    if loss_type == "grpo":
-        per_episode = torch.zeros(episodes, device=owner.device).index_add_(0, owner, counts)
-        return counts / per_episode.clamp_min(1)[owner] / episodes
-    if loss_type == "dr_grpo":
-        return counts / (episodes * max_decisions)
-    return counts / counts.sum().clamp_min(1)
 
 
 def _describe(episodes: list[Episode], group: int) -> dict:

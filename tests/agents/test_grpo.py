@@ -8,7 +8,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from agents.grpo import GRPO, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
+from agents.grpo import GRPO
+from agents.objective import decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from agents.prior import Prior
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.judges import Judge
@@ -50,11 +51,17 @@ def test_loss_is_clipped_on_the_right_side():
     assert float(kl[0]) == pytest.approx(2 * (1 / 1.5 + math.log(1.5) - 1), abs=1e-6)
 
 
-def test_weights_are_trls_reductions():
+def test_weights_of_decisions():
     owner, counts = torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 1.0, 0.0, 1.0])
-    assert decision_weights(owner, counts, "grpo", 8).tolist() == pytest.approx([0.25, 0.25, 0, 0.5])
-    assert decision_weights(owner, counts, "dapo", 8).tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
-    assert decision_weights(owner, counts, "dr_grpo", 8).tolist() == pytest.approx([1 / 16, 1 / 16, 0, 1 / 16])
+
+    def weights(loss_type, per_minibatch=3.0):
+        return decision_weights(owner, counts, loss_type, 8, 2, per_minibatch).tolist()
+
+    assert weights("grpo") == pytest.approx([0.25, 0.25, 0, 0.5])
+    assert weights("dr_grpo") == pytest.approx([1 / 16, 1 / 16, 0, 1 / 16])
+    assert weights("dapo") == weights("bnpo") == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+    assert weights("dapo", 6.0) == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6])  # of a minibatch with few decisions
+    assert weights("bnpo", 6.0) == weights("bnpo")
 
 
 def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch):
