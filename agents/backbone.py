@@ -13,10 +13,25 @@ class PlainBackbone(Agent):
     acts_on_logits = True
 
     def predict(
-        self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
+        self,
+        hidden: Tensor,
+        deterministic: bool = True,
+        mask: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        logits: Tensor | None = None,
     ) -> Tensor:
-        logits = hidden
+        assert logits is not None
         if deterministic:
             return logits.argmax(-1)
-        rows = zip(logits.split(16), uniforms.split(16) if uniforms is not None else [None] * len(logits), strict=False)
-        return torch.cat([choose(few.float().log_softmax(-1), False, u) for few, u in rows])
+        return sample(logits, uniforms)[0]
+
+
+def sample(logits: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens (n,) at temperature 1 from logits (n, vocab), and their log-probabilities (n,)."""
+    tokens, log_probs = [], []
+    few = logits.split(16)  # float32 copies of all rows at once would leave the processor's cache
+    for rows, u in zip(few, uniforms.split(16) if uniforms is not None else [None] * len(few), strict=True):
+        scores = rows.float().log_softmax(-1)
+        tokens.append(choose(scores, False, u))
+        log_probs.append(scores.gather(1, tokens[-1][:, None])[:, 0])
+    return torch.cat(tokens), torch.cat(log_probs)

@@ -6,16 +6,18 @@ and `load`. It need not inherit from anything here; `docs/agents.md` shows one i
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ollm_rl.errors import CheckpointError
-from ollm_rl.plugin import PlugIn, Standardize, mlp
+from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.plugin import OptionLM, PlugIn, Standardize, mlp
 from ollm_rl.rollout import choose
 from ollm_rl.runs import Run
+from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
 
@@ -49,6 +51,18 @@ class Agent(ABC):
 
     def load(self, path: str | Path) -> None:  # noqa: B027 (optional)
         """Read what `save` wrote."""
+
+
+def model_of(workspace: Workspace, agent: str) -> OptionLM:
+    """The option LM, for agents that need it in this process.
+
+    Raises:
+        ConfigurationError: it is on Ray workers.
+    """
+    lm = getattr(workspace, "lm", None)
+    if not isinstance(lm, OptionLM):
+        raise ConfigurationError(f"agent={agent} needs the model in its own process; use rollout=local")
+    return lm
 
 
 class LatentPolicy(nn.Module):
@@ -132,6 +146,18 @@ class PolicyAgent(Agent):
         self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
     ) -> Tensor:
         return choose(self.policy(hidden, mask), deterministic, uniforms)
+
+    @torch.inference_mode()
+    def divergence(self, episodes: Sequence[Episode]) -> list[float]:
+        """KL in nats from the prior, summed over each episode's decision points."""
+        prior, found = LatentPolicy.from_prior(self.workspace.plugin), []
+        for e in episodes:
+            if e.hidden is None:
+                found.append(0.0)
+                continue
+            now, before = self.policy(e.hidden, e.mask), prior(e.hidden, e.mask)
+            found.append(float((now.exp() * (now - before)).sum()))
+        return found
 
     def save(self, path: str | Path) -> None:
         backbone = self.workspace.backbone

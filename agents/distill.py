@@ -33,6 +33,8 @@ class Distill(PolicyAgent):
         epochs, learning_rate, dropout, batch_size: of imitation, which starts from the prior in every round.
     """
 
+    learns_from_rewards = True
+
     def __init__(
         self,
         workspace: Workspace,

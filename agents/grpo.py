@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from agents.ahead import GroupsAhead
 from agents.base import LatentPolicy, PolicyAgent, Sampling
@@ -95,12 +94,24 @@ class GRPO(PolicyAgent):
         self.pass_at_k = pass_at_k
         self.min_entropy, self.target_kl = min_entropy, target_kl
         self.num_problems, self.save_every = num_problems, save_every
-        self.prior = LatentPolicy.from_prior(workspace.plugin).requires_grad_(False)
-        self.policy = LatentPolicy.from_prior(workspace.plugin)
+        self.policy = self.start()
+        self.prior = deepcopy(self.policy).requires_grad_(False)
         if path is not None:
             self.load(path)
         self.optimizer = torch.optim.Adam(self.policy.net.parameters(), lr=learning_rate)
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def start(self) -> Any:
+        """The policy that learning starts from, and is kept near to: the plug-in's prior."""
+        return LatentPolicy.from_prior(self.workspace.plugin)
+
+    def rollout(self, requests: list[Request]) -> list[Episode]:
+        """Episodes of the policy as it is, with what `decisions` needs."""
+        return self.workspace.rollout(requests, Sampling(self.policy))
+
+    def decisions(self, episodes: list[Episode]) -> Decisions:
+        """What is learned from."""
+        return Decisions.of(episodes)
 
     def learn(self, run: Run) -> dict:
         self._resume(run)
@@ -126,7 +137,7 @@ class GRPO(PolicyAgent):
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
                 figures |= self.workspace.figures()
                 step = counters["iteration"]
-                run.log_metrics(step, {**counters, **_describe(episodes, self.num_generations), **figures})
+                run.log_metrics(step, {**counters, **describe(episodes, self.num_generations), **figures})
                 run.save_rollouts(f"train_{step}", episodes)
                 last = counters["train_episodes"] >= self.total_episodes
                 if step % self.save_every == 0 or last:
@@ -153,7 +164,7 @@ class GRPO(PolicyAgent):
         chosen = draw.choice(len(problems), size, replace=False)
         seeds = draw.integers(2**31, size=(size, self.num_generations))
         requests = [Request(problems[p], int(s)) for p, row in zip(chosen, seeds, strict=True) for s in row]
-        return self.workspace.rollout(requests, Sampling(self.policy))
+        return self.rollout(requests)
 
     def _update(self, episodes: list[Episode], iteration: int) -> dict:
         """A few small steps; figures for the log."""
@@ -163,7 +174,7 @@ class GRPO(PolicyAgent):
         deciding = [e for e in episodes if e.num_decisions]
         if not deciding:
             return {"num_decisions": 0}
-        data = Decisions.of(deciding)
+        data = self.decisions(deciding)
         advantage = advantages[[i for i, e in enumerate(episodes) if e.num_decisions]][data.owner]
         with torch.no_grad():
             prior = self.prior(data.hidden, data.mask)
@@ -238,14 +249,15 @@ class GRPO(PolicyAgent):
         run.truncate_metrics(latest[0] if latest else 0)
         if latest is None:
             return
-        path = Path(latest[1])
-        saved = LatentPolicy.from_pretrained(path, self.workspace.backbone.fingerprint)
-        self.policy.load_state_dict(saved.state_dict())
+        path, learning = Path(latest[1]), self.policy
+        self.load(path)
+        learning.load_state_dict(self.policy.state_dict())
+        self.policy = learning  # the optimiser holds its parameters
         self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
         self.counters = json.loads((path / "counters.json").read_text())
 
 
-def _describe(episodes: list[Episode], group: int) -> dict:
+def describe(episodes: list[Episode], group: int) -> dict:
     """Figures of an iteration's episodes, under TRL's names where it has one."""
     rewards = np.array([e.reward for e in episodes]).reshape(-1, group)
     return {

@@ -77,13 +77,27 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
 
 def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:
     """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
-    from ollm_rl.experiment import cell_settings
+    from ollm_rl.experiment import cell_settings, of_tasks
     from ollm_rl.experiment import compare as run_all
 
-    for name in settings.config.agents:  # a mistake in the last agent should not show after the first has trained
-        cell_settings(overrides, settings, name)
+    parts = of_tasks(overrides, settings)
+    for mine, given in parts.values():  # a mistake in the last agent should not show after the first has trained
+        preflight(mine.config)
+        for name in mine.config.agents:
+            cell_settings(given, mine, name)
     run = _run(settings, verb)
-    _present(settings, run, run_all(overrides, settings, run))
+    if len(parts) == 1 and not settings.config.tasks:
+        [(mine, given)] = parts.values()
+        _present(settings, run, run_all(given, mine, run))
+        return
+    found = {}
+    for task, (mine, given) in parts.items():
+        part = Run(run.path, task, mine.yaml(), settings.config.resume)
+        found[task] = run_all(given, mine, part)
+        _present(mine, part, found[task])
+    rows = [{"task": task, **row} for task, results in found.items() for row in results["rows"]]
+    run.write_json("results.json", {**_header(settings), "task": ", ".join(found), "rows": rows, "tasks": found})
+    run.close()
 
 
 def demo(settings: Settings, overrides: list[str]) -> None:

@@ -114,6 +114,12 @@ class RolloutEngine:
         self.num_tokens = 0
         self.clear()
 
+    def refresh(self) -> None:
+        """Forget everything that was computed with the weights that the backbone had before; active rows are lost."""
+        self.clear()
+        self.prefix = prefill_prefix(self.backbone, self.prompter.prefix)
+        self._allocate(self.kv.capacity - self.max_new_tokens)
+
     def _allocate(self, max_prompt_tokens: int) -> None:
         own = max_prompt_tokens + self.max_new_tokens
         self.num_slots = slots_within(self.backbone, len(self.prompter.prefix), own, self.most_slots, self.kv_cache_gib)

@@ -4,17 +4,17 @@ import inspect
 import json
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ollm_rl.config import Settings, compose, locate, members
+from ollm_rl.comparison import cell_name, conclude
+from ollm_rl.config import Settings, compose, locate, members, plain
 from ollm_rl.errors import ConfigurationError, did_you_mean
-from ollm_rl.evaluation import evaluate, pool_breakdowns, wilson
+from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
-from ollm_rl.replay import replay
+from ollm_rl.replay import changes, replay
 from ollm_rl.runs import Run
 from ollm_rl.session import make_agent, make_oracle, open_workers
 from ollm_rl.workspace import Workspace
@@ -51,19 +51,55 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     agent = make_agent(space, config.agent, config.policy)
     problems = space.problems(config.evaluate.split, config.evaluate.num_problems, seed)
     run.write_json("conversion.json", space.conversion)
-    cost = {"train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+    row: dict[str, Any] = {"seed": seed, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
     if learn:
-        cost |= agent.learn(run) or {}
+        if callable(getattr(agent, "prepare", None)):
+            agent.prepare()
+        if getattr(agent, "learns_from_rewards", "total_episodes" in config.agent):
+            row["before"] = _before(settings, run, space, agent, problems, seed)
+        row |= agent.learn(run) or {}
         agent.save(run.path / "policy")
     found = evaluate(space, agent, settings.agent_name, problems, config.evaluate.samples, seed)
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
-    shown = [e for e in found.greedy if e.solved][:SHOWN] + [e for e in found.greedy if not e.solved][:SHOWN]
-    run.write_json("replays.json", [] if getattr(agent, "acts_on_logits", False) else space.call(replay, shown))
-    row = {**found.row, "seed": seed, **cost}
+    row = {**found.row, **row, **_further(settings, space, agent, problems, seed)}
+    if "before" in row:
+        row["length_change"] = row["mean_length"] / max(row["before"]["mean_length"], 1e-9) - 1
+    if not getattr(agent, "acts_on_logits", False):
+        shown = [e for e in found.greedy if e.solved][:SHOWN] + [e for e in found.greedy if not e.solved][:SHOWN]
+        run.write_json("replays.json", space.call(replay, shown))
+        if "before" in row:
+            row["changes"] = space.call(changes, found.greedy)
     run.write_json("results.json", {"task": space.task.name, "backbone": space.backbone.name, "rows": [row]})
     run.close()
     return row
+
+
+def _before(settings: Settings, run: Run, space: Workspace, agent: Any, problems: list, seed: int) -> dict:
+    """What an agent is before it learns from rewards: greedy accuracy, misbehaviour and out-of-distribution accuracy.
+
+    It is kept, for when a run is resumed the agent is no longer what it was.
+    """
+    path = run.path / "before.json"
+    if not path.exists():
+        found = evaluate(space, agent, f"{settings.agent_name} before training", problems, 0, seed).row
+        kept = {k: v for k, v in found.items() if k not in ("agent", "breakdown") and v is not None}
+        run.write_json(path.name, {**kept, **_out_of_distribution(settings, space, agent, seed)})
+    return json.loads(path.read_text())
+
+
+def _out_of_distribution(settings: Settings, space: Workspace, agent: Any, seed: int) -> dict:
+    n = settings.config.evaluate.num_ood
+    if not n or not space.task.variants:
+        return {}
+    return {"ood": space.call(evaluate_variants, agent, plain(settings.config.task), n, seed)}
+
+
+def _further(settings: Settings, space: Workspace, agent: Any, problems: list, seed: int) -> dict:
+    """Figures of a trained agent that are asked for by `evaluate.num_ood` and `evaluate.num_kl`."""
+    found, n = _out_of_distribution(settings, space, agent, seed), settings.config.evaluate.num_kl
+    kl = kl_from_start(space, agent, problems[:n], seed) if n else None
+    return found if kl is None else {**found, "kl_from_start": kl}
 
 
 def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[dict], dict[str, list[dict]]]:
@@ -132,22 +168,37 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
                 rows += found
     finally:
         lab.close()
-    results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows}
-    add_thresholds(rows, run.path)
-    results["pooled"] = pool(rows)
+    results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
     if curves:
         results["curves"] = curves
-    results["conversion"] = json.loads((run.path / f"{_cell_name(rows[0])}" / "conversion.json").read_text())
+    results["conversion"] = json.loads((run.path / f"{cell_name(rows[0])}" / "conversion.json").read_text())
     run.write_json("results.json", results)
     return results
 
 
-def _cell_name(row: dict) -> str:
-    return f"{row['agent']}-{row['seed']}"
+def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settings, list[str]]]:
+    """What `tasks` and `quick` of a comparison stand for: settings and overrides of each task, under its name.
+
+    Without `tasks` it is the one task of the configuration. `task.*` overrides go to all of them.
+    """
+    if settings.config.quick:
+        overrides = [*settings.config.quick_overrides, *overrides]
+        settings = compose([o for o in overrides if not o.startswith("agent.")])
+    if not settings.config.tasks:
+        return {settings.choices["task"]: (settings, overrides)}
+    if any(o.startswith("task=") for o in overrides):
+        raise ConfigurationError("give task= or tasks=[...], not both")
+    found = {}
+    for task in settings.config.tasks:
+        mine = [*overrides, f"task={task}", "tasks=[]"]
+        found[task] = compose([o for o in mine if not o.startswith("agent.")]), mine
+    return found
 
 
 def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settings:
     """The configuration of one agent of a comparison: `agent.*` overrides go to the agents that have that setting.
+
+    The experiment's `agent_overrides` come first; in there, `<agent>.<setting>=<value>` is meant for one agent.
 
     Raises:
         ConfigurationError: an `agent.*` override that no agent of the comparison has.
@@ -155,15 +206,25 @@ def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settin
     names = list(settings.config.agents)
     common = [o for o in overrides if not o.startswith(("agent.", "agent="))]
     given = [o for o in overrides if o.startswith("agent.") and not o.startswith("agent._target_")]
-    given = [*settings.config.get("agent_overrides", []), *given]
-    for override in given:
-        key = override.partition("=")[0].removeprefix("agent.")
-        known = [k for n in names for k in _settings_of(n)]
-        if key not in known:
+    mine = []
+    for override in [*settings.config.agent_overrides, *given]:
+        owner, _, rest = str(override).partition(".")
+        key = rest.partition("=")[0]
+        if owner != "agent" and owner not in names:
+            if owner in members("agent"):
+                continue  # of the experiment, for an agent that takes no part this time
             raise ConfigurationError(
-                f"unknown key 'agent.{key}': none of the agents {', '.join(names)} has it.{did_you_mean(key, known)}"
+                f"agent_overrides: {override} is for no agent; expected agent.{key}=... or <agent>.{key}=... with one of "
+                f"{', '.join(names)}"
             )
-    mine = [o for o in given if o.partition("=")[0].removeprefix("agent.") in _settings_of(name)]
+        known = {n: _settings_of(n) for n in (names if owner == "agent" else [owner])}
+        if key not in (k for keys in known.values() for k in keys):
+            raise ConfigurationError(
+                f"unknown key '{owner}.{key}': none of the agents {', '.join(known)} has it."
+                f"{did_you_mean(key, [k for keys in known.values() for k in keys])}"
+            )
+        if key in known.get(name, []):
+            mine.append(f"agent.{rest}")
     return compose([*common, f"agent={name}", *mine])
 
 
@@ -174,49 +235,3 @@ def _settings_of(name: str) -> list[str]:
         return list(inspect.signature(locate(name)).parameters)[1:]
     names = [m for m in members("agent") if m != "custom"]
     raise ConfigurationError(f"unknown agent '{name}'; expected one of {', '.join(names)}.{did_you_mean(name, names)}")
-
-
-def pool(rows: list[dict]) -> list[dict]:
-    """One row per agent over its seeds: accuracy over all episodes with its interval, means of the rest."""
-    pooled = []
-    for agent in dict.fromkeys(r["agent"] for r in rows):
-        mine = [r for r in rows if r["agent"] == agent]
-        n = sum(r["n_problems"] for r in mine)
-        solved = sum(r["accuracy"] * r["n_problems"] for r in mine)
-        out: dict[str, Any] = {"agent": agent, "seeds": [r["seed"] for r in mine], "n_problems": n}
-        out |= {"accuracy": solved / n, "accuracy_ci95": list(wilson(solved, n))}
-        for key, value in mine[0].items():
-            if key not in out and key not in ("seed", "budget") and _number(value):
-                values = [r[key] for r in mine if _number(r.get(key))]
-                out[key] = sum(values) / len(values)
-        out["breakdown"] = pool_breakdowns([r.get("breakdown", {}) for r in mine])
-        pooled.append(out)
-    return pooled
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def add_thresholds(rows: list[dict], root: Path) -> None:
-    """Add `episodes_to_threshold` and `seconds_to_threshold` to every row (null where it was not reached).
-
-    The threshold of a seed is the prior's sampled accuracy plus half of the gap to the best agent's; a learner has
-    reached it when the mean training reward of three iterations running is at least that.
-    """
-    for seed in {r["seed"] for r in rows}:
-        mine = [r for r in rows if r["seed"] == seed]
-        sampled = {r["agent"]: r[k] for r in mine for k in r if k.startswith("avg_at_") and r[k] is not None}
-        for row in mine:
-            row["episodes_to_threshold"] = row["seconds_to_threshold"] = None
-            path = root / _cell_name(row) / "metrics.jsonl"
-            if not path.exists() or "prior" not in sampled:
-                continue
-            threshold = (sampled["prior"] + max(sampled.values())) / 2
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            lines = [line for line in lines if "reward" in line and "train_episodes" in line]
-            for window in zip(lines, lines[1:], lines[2:], strict=False):
-                if sum(line["reward"] for line in window) / 3 >= threshold:
-                    row["episodes_to_threshold"] = window[-1]["train_episodes"]
-                    row["seconds_to_threshold"] = window[-1].get("train_seconds")
-                    break

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from ollm_rl.comparison import learning_curve
+
 PALETTE = ("#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a")
 
 
@@ -12,7 +14,8 @@ def draw(root: Path, results: dict) -> list[Path]:
 
     matplotlib.use("Agg")
     (root / "plots").mkdir(exist_ok=True)
-    return [p for p in (_learning(root, results), _budget(root, results), *_gaps(root, results)) if p is not None]
+    parts = (_learning(root, results), _costs(root, results), _headroom(root, results), _budget(root, results))
+    return [p for p in (*parts, *_gaps(root, results)) if p is not None]
 
 
 def _figure(xlabel: str, ylabel: str):
@@ -46,7 +49,7 @@ def _learning(root: Path, results: dict) -> Path | None:
             continue
         colour, learners = PALETTE[learners % len(PALETTE)], learners + 1
         x, y = [m["train_episodes"] for m in lines], [m["reward"] for m in lines]
-        smooth = [sum(y[max(0, i - 2) : i + 1]) / len(y[max(0, i - 2) : i + 1]) for i in range(len(y))]
+        smooth = _smooth(y)
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
         axes.plot(x, smooth, color=colour, linewidth=2, label=f"{row['agent']}, seed {row['seed']} (training, sampled)")
         low, high = row["accuracy_ci95"]
@@ -66,6 +69,86 @@ def _learning(root: Path, results: dict) -> Path | None:
     axes.set_title(f"Learning to choose latents: {results['backbone']} on {results['task']}", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.94))
     return _save(figure, root / "plots" / "learning_curve.png")
+
+
+def _costs(root: Path, results: dict) -> Path | None:
+    """Training reward against episodes, generated tokens and seconds: mean of the seeds, and their range."""
+    from matplotlib import pyplot as plt
+
+    learners = {}
+    for row in results["rows"]:
+        if lines := learning_curve(row, root):
+            learners.setdefault(row["agent"], []).append(lines)
+    if len(learners) < 2 or "pooled" not in results:
+        return None
+    axes_of = (
+        ("train_episodes", "training episodes"),
+        ("train_tokens", "generated tokens"),
+        ("train_seconds", "seconds"),
+    )
+    figure, all_axes = plt.subplots(1, 3, figsize=(12.5, 4.2), dpi=130, layout="constrained", sharey=True)
+    thresholds = [r["threshold"] for r in results["rows"] if r.get("threshold") is not None]
+    for axes, (key, label) in zip(all_axes, axes_of, strict=True):
+        for colour, (name, curves) in zip(PALETTE, learners.items(), strict=False):
+            steps = min(map(len, curves))
+            x = [sum(lines[i][key] for lines in curves) / len(curves) for i in range(steps)]
+            smooth = [_smooth([line["reward"] for line in lines])[:steps] for lines in curves]
+            mean = [sum(values) / len(values) for values in zip(*smooth, strict=True)]
+            axes.plot(x, mean, color=colour, linewidth=2, label=name)
+            low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15)
+        if thresholds:
+            axes.axhline(sum(thresholds) / len(thresholds), color="#8a93a3", linestyle=":", linewidth=1.3)
+        axes.set(xlabel=label, ylim=(0, 1.02))
+        if key == "train_seconds":
+            axes.set_xscale("log")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("share solved in training (sampled)")
+    all_axes[0].legend(frameon=False, fontsize=9, loc="upper left")
+    figure.suptitle(
+        f"What learning costs: {results['backbone']} on {results['task']} (dotted: the threshold)", fontsize=11
+    )
+    return _save(figure, root / "plots" / "learning_costs.png")
+
+
+def _smooth(y: list[float]) -> list[float]:
+    return [sum(y[max(0, i - 2) : i + 1]) / len(y[max(0, i - 2) : i + 1]) for i in range(len(y))]
+
+
+def _headroom(root: Path, results: dict) -> Path | None:
+    """Every agent in one look: greedy accuracy before and after training, best of 8, and how far the oracle gets."""
+    from matplotlib import pyplot as plt
+
+    rows = [r for r in results.get("pooled", []) if not r["agent"].startswith("oracle_")]
+    if len(rows) < 3:
+        return None
+    rows.sort(key=lambda r: r["accuracy"])
+    figure, axes = plt.subplots(figsize=(8.2, 0.52 * len(rows) + 1.5), dpi=130, layout="constrained")
+    labels = []
+    for y, row in enumerate(rows):
+        colour = "#3a7d44" if row["agent"] == "oracle" else "#1f5fa8" if row.get("train_episodes") else "#4a4a4a"
+        low, high = row["accuracy_ci95"]
+        axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+        axes.plot([row["accuracy"]], [y], "o", color=colour, markersize=8)
+        axes.annotate(f"{row['accuracy']:.3f}", (row["accuracy"], y + 0.22), color=colour, ha="center", fontsize=8)
+        if "before" in row:
+            axes.plot([row["before"]["accuracy"]], [y], "o", markersize=7, markerfacecolor="white", color=colour)
+            arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.6}
+            axes.annotate("", (row["accuracy"], y), (row["before"]["accuracy"], y), arrowprops=arrow)
+        if row.get("pass_at_8") is not None:
+            axes.plot([row["pass_at_8"]], [y], "|", color="#c8553d", markersize=14, markeredgewidth=2)
+        episodes = row.get("train_episodes")
+        labels.append(f"{row['agent']}\n{episodes:,.0f} episodes" if episodes else row["agent"])
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    axes.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.3))
+    axes.set_xlabel(
+        f"share solved, n = {rows[0]['n_problems']}   (dot: greedy, ring: before training, red bar: best of 8)"
+    )
+    axes.grid(alpha=0.25, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"Where is the headroom? {results['backbone']} on {results['task']}", fontsize=11)
+    return _save(figure, root / "plots" / "headroom.png")
 
 
 def draw_curves(curves: dict[str, list[dict]], title: str, path: Path) -> Path:

@@ -1,5 +1,7 @@
 """Finished episodes looked at again: at every token, what the other options would have said."""
 
+from collections import Counter
+
 import torch
 
 from ollm_rl.trajectory import Episode
@@ -40,3 +42,25 @@ def replay(workspace: Workspace, episodes: list[Episode]) -> list[dict]:
         if active:
             engine.advance(torch.tensor([episodes[i].tokens[position - 1] for i in active], device=engine.device))
     return [{**e.record(), "steps": s} for e, s in zip(episodes, steps, strict=True)]
+
+
+def changes(workspace: Workspace, episodes: list[Episode], most: int = 8) -> dict:
+    """What an agent does differently from the prior: at the decisions of its greedy episodes, against the prior's likeliest.
+
+    Returns:
+        `decisions`, `changed` (share of them that say another token than the prior would) and `most_common`, the
+        changes as (the prior's token, the agent's, how often).
+    """
+    decisions, found = 0, Counter[tuple[str, str]]()
+    for episode in replay(workspace, episodes):
+        for step in episode["steps"]:
+            if step["latent"] >= 0 and len(step["options"]) > 1:
+                decisions += 1
+                _, favourite, _ = max(step["options"], key=lambda option: option[2])
+                if favourite != step["token"]:
+                    found[favourite, step["token"]] += 1
+    return {
+        "decisions": decisions,
+        "changed": found.total() / max(decisions, 1),
+        "most_common": [[before, after, n] for (before, after), n in found.most_common(most)],
+    }

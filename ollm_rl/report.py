@@ -5,8 +5,10 @@ import html
 import json
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
+from ollm_rl.comparison_tables import Text, comparison_tables
 from ollm_rl.plots import draw
 
 COLUMNS = (
@@ -93,15 +95,19 @@ def _share_cell(cell: dict | None) -> str:
 
 def terminal_tables(results: dict) -> list[Table]:
     """The results, and their breakdowns."""
-    tables = [terminal_table(results)]
+    tables = [terminal_table(results), *map(_terminal, comparison_tables(results))]
     for field, head, body in breakdown_tables(results):
-        table = Table(title=f"accuracy by {field}")
-        for i, title in enumerate(head):
-            table.add_column(title, justify="right" if i else "left")
-        for row in body:
-            table.add_row(*row)
-        tables.append(table)
+        tables.append(_terminal(Text(f"accuracy by {field}", "", head, body)))
     return tables
+
+
+def _terminal(text: Text) -> Table:
+    table = Table(title=text.title)
+    for i, title in enumerate(text.head):
+        table.add_column(title, justify="right" if i else "left")
+    for row in text.body:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def write_report(root: Path, results: dict, config: str = "") -> Path:
@@ -115,7 +121,8 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
     parts += ["<h2>Results</h2>", _html_table(results)]
     parts += [_verdicts_note(results), _oracle_note(results)]
-    parts += [_breakdown_html(*table) for table in breakdown_tables(results)]
+    parts += map(_text_html, comparison_tables(results))
+    parts += [_text_html(Text(f"By {field}", "", head, body)) for field, head, body in breakdown_tables(results)]
     for plot in plots:
         data = base64.b64encode(plot.read_bytes()).decode()
         parts.append(f'<p><img alt="{plot.stem.replace("_", " ")}" src="data:image/png;base64,{data}"></p>')
@@ -162,9 +169,12 @@ def _html_row(cells: list[str]) -> str:
     return "<tr>" + "".join(f"<td>{c}</td>" for c in shown) + "</tr>"
 
 
-def _breakdown_html(field: str, head: list[str], body: list[list[str]]) -> str:
-    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    return f"<h2>By {field}</h2><table><tr>{titles}</tr>{''.join(map(_html_row, body))}</table>"
+def _text_html(text: Text) -> str:
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in text.head)
+    note = f'<p class="note">{html.escape(text.note)}</p>' if text.note else ""
+    return (
+        f"<h2>{html.escape(text.title)}</h2>{note}<table><tr>{titles}</tr>{''.join(map(_html_row, text.body))}</table>"
+    )
 
 
 def _verdicts_note(results: dict) -> str:

@@ -20,7 +20,8 @@ from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode
 
-# (hidden (m, d), mask (m, K), uniforms (m,)) -> (latents (m,), log-probabilities (m,))
+# (hidden (m, d), mask (m, K), uniforms (m,)) -> (latents (m,), log-probabilities (m,)). Policies over the vocabulary get the
+# backbone's logits (m, vocab) in place of the mask, and give tokens.
 Act = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 REFILL = 16  # slots are refilled when this part of them is free: a prefill of one prompt costs as much as one of ten
 
@@ -66,7 +67,8 @@ def rollout(
         act: chooses latents for requests without a policy of their own; see `Act`. Policies are asked at
             decision points only if `skip_forced`.
         keep_hidden: keep the hidden states at decision points (for learning).
-        from_logits: `act` reads the backbone's logits (n, vocab) at every position and gives tokens, not latents.
+        from_logits: `act` chooses tokens, at every position, with the backbone's logits before it; see `Act`. Episodes have
+            them as `z`.
 
     Raises:
         ConfigurationError: a request wants more tokens than the engine has room for.
@@ -99,16 +101,16 @@ class _Rollout:
                 shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))])
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
+            asked = engine.options.decision[at] if self.skip_forced else torch.ones_like(at, dtype=torch.bool)
             if self.from_logits:
-                asked = torch.zeros_like(at, dtype=torch.bool)
-                latents = torch.zeros_like(at)
-                tokens = self._choose(rows, engine.logits[at], engine.options.mask[at])[0]
+                asked = torch.ones_like(at, dtype=torch.bool)
+            chosen = self._ask(rows, at, asked.nonzero()[:, 0])
+            if self.from_logits:
+                tokens, latents = chosen, torch.full_like(chosen, -1)
             else:
-                asked = engine.options.decision[at] if self.skip_forced else torch.ones_like(at, dtype=torch.bool)
-                latents = self._ask(rows, at, asked.nonzero()[:, 0])
-                tokens = engine.options.tokens[at, latents]
-            for row, token, z, was_asked in zip(rows, tokens.tolist(), latents.tolist(), asked.tolist(), strict=True):
-                row.append(token, z if was_asked else -1, engine.eos_ids)
+                tokens, latents = engine.options.tokens[at, chosen], torch.where(asked, chosen, -1)
+            for row, token, latent in zip(rows, tokens.tolist(), latents.tolist(), strict=True):
+                row.append(token, latent, engine.eos_ids)
                 if row.episode.stop:
                     yield row.request, row.finish(engine.prompter)
             shared = self._fork(shared)
@@ -139,31 +141,34 @@ class _Rollout:
             self.engine.clear()
         return [branches[key] for key in keys]
 
-    def _choose(self, rows: list["_Row"], seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the episodes' policies choose, `act` where they have none: latents (n,) and log-probabilities (n,)."""
+    def _choose(self, rows: list["_Row"], hidden: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What the episodes' policies choose, `act` where they have none: latents or tokens (n,), log-probabilities (n,)."""
         device = self.engine.device
         uniforms = torch.tensor([row.uniform() for row in rows], device=device)
         acts = [row.request.act or self.act for row in rows]
         with self.engine.profiler.part("policy"):
             if len(set(acts)) == 1:
-                return acts[0](seen, mask, uniforms)
+                return acts[0](hidden, seen, uniforms)
             z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=device), torch.zeros_like(uniforms)
             for each in dict.fromkeys(acts):
                 mine = torch.tensor([i for i, other in enumerate(acts) if other is each], device=device)
-                z[mine], log_probs[mine] = each(seen[mine], mask[mine], uniforms[mine])
+                z[mine], log_probs[mine] = each(hidden[mine], seen[mine], uniforms[mine])
             return z, log_probs
 
     def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor) -> Tensor:
-        """Latents (n,) of all episodes: what their policies choose for the episodes `who`, zero elsewhere."""
-        latents = torch.zeros(len(rows), dtype=torch.long, device=self.engine.device)
+        """What their policies choose (n,) for the episodes `who`, zero elsewhere."""
+        chosen = torch.zeros(len(rows), dtype=torch.long, device=self.engine.device)
         if len(who):
             asked = [rows[i] for i in who.tolist()]
-            hidden, mask = self.engine.hidden[at[who]], self.engine.options.mask[at[who]]
-            z, log_probs = self._choose(asked, hidden, mask)
-            latents[who] = z
+            hidden = self.engine.hidden[at[who]]
+            seen = (self.engine.logits if self.from_logits else self.engine.options.mask)[at[who]]
+            z, log_probs = self._choose(asked, hidden, seen)
+            chosen[who] = z
             for j, row in enumerate(asked):
-                row.decide(hidden[j] if self.keep_hidden else None, mask[j], z[j], log_probs[j])
-        return latents
+                row.decide(
+                    hidden[j] if self.keep_hidden else None, None if self.from_logits else seen[j], z[j], log_probs[j]
+                )
+        return chosen
 
 
 class _Row:
@@ -183,10 +188,11 @@ class _Row:
         """The random number of the current position: it depends on the episode's seed only."""
         return float(self.uniforms[len(self.episode.tokens)])
 
-    def decide(self, hidden: Tensor | None, mask: Tensor, z: Tensor, log_prob: Tensor) -> None:
+    def decide(self, hidden: Tensor | None, mask: Tensor | None, z: Tensor, log_prob: Tensor) -> None:
         if hidden is not None:
             self.hidden.append(hidden)
-        self.mask.append(mask)
+        if mask is not None:
+            self.mask.append(mask)
         self.z.append(z)
         self.log_probs.append(log_prob)
 
@@ -203,7 +209,8 @@ class _Row:
         episode = self.episode
         if self.z:
             episode.hidden = torch.stack(self.hidden) if self.hidden else None
-            episode.mask, episode.z = torch.stack(self.mask), torch.stack(self.z)
+            episode.mask = torch.stack(self.mask) if self.mask else None
+            episode.z = torch.stack(self.z)
             episode.log_probs = torch.stack(self.log_probs)
         episode.text = prompter.decode(episode.tokens)
         return episode

@@ -20,7 +20,8 @@ class Episode:
         tokens: generated token ids, the end-of-text token included where it was reached.
         latents: the latent of every token; -1 where the options agreed and nobody was asked.
         stop: `eos` (end of text) or `length` (token budget spent).
-        hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points.
+        hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points. Of a policy over the vocabulary, every
+            position is one, z is its token, and there is no mask.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
             `equal`, `different` or `no_answer`, empty if the judge gives none.
         policy_version: updates that the policy had seen, where rollouts run beside learning.
@@ -104,10 +105,11 @@ def pack(episodes: Sequence[Episode]) -> dict:
     packed["counts"] = [e.num_decisions for e in episodes]
     deciding = [e for e in episodes if e.num_decisions]
     if deciding:
-        packed["z"] = torch.cat([_known(e.z) for e in deciding]).to(torch.int16).cpu().numpy()
+        packed["z"] = torch.cat([_known(e.z) for e in deciding]).to(torch.int32).cpu().numpy()
         packed["log_probs"] = torch.cat([_known(e.log_probs) for e in deciding]).cpu().numpy()
-        packed["mask"] = np.packbits(torch.cat([_known(e.mask) for e in deciding]).cpu().numpy(), axis=1)
-        packed["num_options"] = _known(deciding[0].mask).shape[1]
+        if deciding[0].mask is not None:
+            packed["mask"] = np.packbits(torch.cat([_known(e.mask) for e in deciding]).cpu().numpy(), axis=1)
+            packed["num_options"] = _known(deciding[0].mask).shape[1]
         if deciding[0].hidden is not None:
             hidden = torch.cat([_known(e.hidden) for e in deciding]).cpu()
             packed["dtype"] = str(hidden.dtype).removeprefix("torch.")
@@ -123,6 +125,7 @@ def unpack(packed: dict, problems: Sequence[Problem], device: torch.device | str
     if "z" in packed:
         arrays["z"] = torch.from_numpy(packed["z"].astype(np.int64)).to(device)
         arrays["log_probs"] = torch.from_numpy(packed["log_probs"].copy()).to(device)
+    if "mask" in packed:
         mask = np.unpackbits(packed["mask"], axis=1, count=packed["num_options"]).astype(bool)
         arrays["mask"] = torch.from_numpy(mask).to(device)
     if "hidden" in packed:

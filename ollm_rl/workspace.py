@@ -156,18 +156,19 @@ def _current() -> Workspace:
 class Acting:
     """An agent's `predict` as the engine's policy.
 
-    `mask` and `uniforms` are handed over only if the agent takes them: `predict(hidden, deterministic=...)` is
-    all that an agent needs. Log-probabilities are not known here and given as zero.
+    `mask`, `uniforms` and, for agents over the vocabulary, `logits` are handed over only if the agent takes them:
+    `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities are not known here and given as zero.
     """
 
     def __init__(self, agent, deterministic: bool):
         accepted = inspect.signature(agent.predict).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self.agent, self.deterministic = agent, deterministic
-        self.takes = [k for k in ("mask", "uniforms") if anything or k in accepted]
+        self.seen = "logits" if getattr(agent, "acts_on_logits", False) else "mask"
+        self.takes = [k for k in (self.seen, "uniforms") if anything or k in accepted]
 
-    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        extra = {"mask": mask, "uniforms": uniforms}
+    def __call__(self, hidden: Tensor, seen: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        extra = {self.seen: seen, "uniforms": uniforms}
         wanted = {k: extra[k] for k in self.takes}
         z = torch.as_tensor(
             self.agent.predict(hidden, deterministic=self.deterministic, **wanted), device=hidden.device

@@ -5,18 +5,19 @@ from collections.abc import Callable
 
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket
-from ollm_rl.tasks.generated import ChainSum, ReasoningGym, solve_chain_sum
+from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
 from ollm_rl.tasks.records import GSM8K, HubSolutions, Jsonl, OmniMath
 
 __all__ = [
-    "GSM8K", "SPLITS", "TASKS", "ChainSum", "HubSolutions", "Jsonl", "OmniMath", "Problem", "ReasoningGym", "Task", "bucket",
-    "make_task", "solve_chain_sum",
+    "GSM8K", "SPLITS", "TASKS", "ChainSum", "HubSolutions", "Jsonl", "LegCounting", "OmniMath", "Problem", "ReasoningGym", "Task", "bucket",
+    "make_task",
 ]  # fmt: skip
 
 TASKS: dict[str, Callable[..., Task]] = {
     "chain_sum": ChainSum,
     "gsm8k": GSM8K,
     "jsonl": Jsonl,
+    "leg_counting": LegCounting,
     "omni_math": OmniMath,
     "open_math_reasoning": HubSolutions,
     "reasoning_gym": ReasoningGym,

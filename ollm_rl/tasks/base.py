@@ -7,6 +7,7 @@ A problem's split follows from a hash of its text, so that no seed and no size m
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ollm_rl.errors import ConfigurationError
 
@@ -33,7 +34,10 @@ class Task(ABC):
         name: for tables and files.
         examples: solved problems that stand in front of every prompt.
         max_new_tokens: token budget that an episode gets where nothing else is said.
+        variants: settings of the task that put its problems out of the distribution of training, by name.
     """
+
+    variants: ClassVar[dict[str, dict]] = {}
 
     name: str
     examples: list[Problem]

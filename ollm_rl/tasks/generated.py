@@ -2,8 +2,9 @@
 
 import hashlib
 import random
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError, did_you_mean
@@ -96,14 +97,66 @@ class ReasoningGym(Task):
         return Problem(id, item["question"], str(item["answer"]), solution, {"metadata": metadata})
 
 
-class ChainSum(ReasoningGym):
-    """Sums such as `6 + 0 - 1` from reasoning_gym, with solutions of mixed quality.
+class MixedQuality(ReasoningGym):
+    """Problems with solutions of mixed quality, as real SFT data has them: careful ones, and ones that jump to the answer.
 
-    Real SFT data mixes careful and hasty solutions; here a share of `direct_share` jumps straight to the
-    answer and the rest goes step by step. `Problem.extra["style"]` says which (`direct` or `steps`); its
-    difficulty is the number of terms. Problems of `tune` and `test` are unique; `sft` and `train` may repeat (there
-    are only 200 sums of two one-digit terms).
+    `Problem.extra["style"]` says which (`direct` or `steps`). Problems of `tune` and `test` are unique; `sft` and `train` may
+    repeat (there are only 200 sums of two one-digit terms).
+
+    Args:
+        direct_share: share of the solutions that say the answer only.
+        wording: what a problem says, with `{problem}` where its own part comes.
     """
+
+    def __init__(self, dataset: str, params: dict, direct_share: float, wording: str, num_examples: int, **rest):
+        if not 0 <= direct_share <= 1:
+            raise ConfigurationError(f"task.direct_share={direct_share}; expected a number from 0 to 1")
+        if "{problem}" not in wording:
+            raise ConfigurationError(
+                f"task.wording={wording!r}; expected {{problem}} in it, where the problem's own part comes"
+            )
+        self.direct_share, self.wording = direct_share, wording
+        super().__init__(dataset, params, num_examples, **rest)
+
+    @abstractmethod
+    def own_part(self, item: dict) -> str:
+        """What the wording does not say; it decides the split."""
+
+    @abstractmethod
+    def steps(self, item: dict) -> list[str]:
+        """The lines of a careful solution, before the one that states the answer."""
+
+    @abstractmethod
+    def difficulty(self, item: dict) -> int:
+        """A number that grows with the work."""
+
+    def _key(self) -> str:
+        return str(self.params)
+
+    def _text(self, item: dict) -> str:
+        return self.own_part(item)
+
+    def _problem(self, item: dict, id: str, split: str, styles: random.Random) -> Problem:
+        share = 0.0 if split == "examples" else self.direct_share
+        style = "direct" if styles.random() < share else "steps"
+        lines = self.steps(item) if style == "steps" else []
+        return Problem(
+            id=id,
+            problem=self.wording.replace("{problem}", self.own_part(item)),
+            answer=item["answer"],
+            solution="\n".join([*lines, stating(item["answer"])]),
+            extra={"style": style, "difficulty": self.difficulty(item), "metadata": item["metadata"]},
+        )
+
+
+class ChainSum(MixedQuality):
+    """Sums such as `6 + 0 - 1` from reasoning_gym; the difficulty is the number of terms."""
+
+    variants: ClassVar[dict[str, dict]] = {
+        "more terms": {"min_terms": 5, "max_terms": 6, "max_new_tokens": 96},
+        "larger numbers": {"min_digits": 2, "max_digits": 2, "max_new_tokens": 96},
+        "another wording": {"wording": r"What is {problem}? Give the result in \boxed{}."},
+    }
 
     def __init__(
         self,
@@ -112,43 +165,85 @@ class ChainSum(ReasoningGym):
         min_digits: int = 1,
         max_digits: int = 1,
         direct_share: float = 0.6,
+        wording: str = r"{problem} = ? Put the final answer in \boxed{}.",
         num_examples: int = 3,
         max_new_tokens: int = 48,
         name: str = "chain_sum",
     ):
         if not 2 <= min_terms <= max_terms:
             raise ConfigurationError(f"task: expected 2 <= min_terms <= max_terms, got {min_terms} and {max_terms}")
-        if not 0 <= direct_share <= 1:
-            raise ConfigurationError(f"task.direct_share={direct_share}; expected a number from 0 to 1")
-        self.direct_share = direct_share
         params = dict(min_terms=min_terms, max_terms=max_terms, min_digits=min_digits, max_digits=max_digits)
-        super().__init__("chain_sum", params, num_examples, max_new_tokens, name)
-
-    def _key(self) -> str:
-        return str(self.params)
-
-    def _text(self, item: dict) -> str:
-        return item["metadata"]["expression"]
-
-    def _problem(self, item: dict, id: str, split: str, styles: random.Random) -> Problem:
-        share = 0.0 if split == "examples" else self.direct_share
-        style = "direct" if styles.random() < share else "steps"
-        expression, terms = item["metadata"]["expression"], item["metadata"]["num_terms"]
-        return Problem(
-            id=id,
-            problem=f"{expression} = ? Put the final answer in \\boxed{{}}.",
-            answer=item["answer"],
-            solution=solve_chain_sum(expression, steps=style == "steps"),
-            extra={"style": style, "difficulty": terms, "metadata": item["metadata"]},
+        super().__init__(
+            "chain_sum", params, direct_share, wording, num_examples, max_new_tokens=max_new_tokens, name=name
         )
 
+    def own_part(self, item: dict) -> str:
+        return item["metadata"]["expression"]
 
-def solve_chain_sum(expression: str, steps: bool) -> str:
-    """A worked solution of a sum, one operation a line, or only its last line."""
-    first, *rest = expression.split()
-    total, lines = int(first), []
-    for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        result = total + int(term) if operator == "+" else total - int(term)
-        lines.append(f"{total} {operator} {term} = {result}")
-        total = result
-    return "\n".join([*(lines if steps else []), stating(str(total))])
+    def steps(self, item: dict) -> list[str]:
+        first, *rest = item["metadata"]["expression"].split()
+        total, lines = int(first), []
+        for operator, term in zip(rest[::2], rest[1::2], strict=True):
+            result = total + int(term) if operator == "+" else total - int(term)
+            lines.append(f"{total} {operator} {term} = {result}")
+            total = result
+        return lines
+
+    def difficulty(self, item: dict) -> int:
+        return item["metadata"]["num_terms"]
+
+
+class LegCounting(MixedQuality):
+    """Word problems such as `3 spiders, 2 dogs` from reasoning_gym: how many legs? The difficulty is the number of kinds.
+
+    A careful solution recalls the legs of each animal, multiplies and adds up.
+    """
+
+    variants: ClassVar[dict[str, dict]] = {
+        "more animals": {"min_animals": 4, "max_animals": 5, "max_new_tokens": 144},
+        "larger numbers": {"min_instances": 6, "max_instances": 12, "max_new_tokens": 96},
+        "another wording": {
+            "wording": r"A farm keeps {problem}. Count all their legs and give the number in \boxed{}."
+        },
+    }
+
+    def __init__(
+        self,
+        min_animals: int = 1,
+        max_animals: int = 3,
+        min_instances: int = 1,
+        max_instances: int = 5,
+        direct_share: float = 0.6,
+        wording: str = r"How many legs are there in total if you have {problem}? Put the final answer in \boxed{}.",
+        num_examples: int = 3,
+        max_new_tokens: int = 80,
+        name: str = "leg_counting",
+    ):
+        params = dict(
+            min_animals=min_animals, max_animals=max_animals, min_instances=min_instances, max_instances=max_instances
+        )
+        super().__init__(
+            "leg_counting", params, direct_share, wording, num_examples, max_new_tokens=max_new_tokens, name=name
+        )
+
+    def own_part(self, item: dict) -> str:
+        return ", ".join(_named(count, animal) for animal, count in item["metadata"]["animals"].items())
+
+    def steps(self, item: dict) -> list[str]:
+        from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+        lines, total = [], 0
+        for i, (animal, count) in enumerate(item["metadata"]["animals"].items()):
+            legs = count * ANIMALS[animal]
+            lines.append(f"{_named(count, animal)}: {count} * {ANIMALS[animal]} = {legs}")
+            if i:
+                lines.append(f"{total} + {legs} = {total + legs}")
+            total += legs
+        return lines
+
+    def difficulty(self, item: dict) -> int:
+        return item["metadata"]["num_animals"]
+
+
+def _named(count: int, animal: str) -> str:
+    return f"{count} {animal}{'s' if count > 1 else ''}"

@@ -6,7 +6,7 @@ import pytest
 
 from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError, DataError
-from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, make_task, solve_chain_sum
+from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, make_task
 
 
 def test_splits_are_disjoint_whatever_the_seed():
@@ -30,7 +30,7 @@ def test_solutions_end_in_the_answer():
     problems = ChainSum(direct_share=0.5).problems("sft", 200)
     assert {p.extra["style"] for p in problems} == {"direct", "steps"}
     assert all(extract_answer(p.solution) == p.answer for p in problems)
-    assert solve_chain_sum("6 + 0 - 1", steps=True) == "6 + 0 = 6\n6 - 1 = 5\nThe answer is \\boxed{5}."
+    assert ChainSum().steps({"metadata": {"expression": "6 + 0 - 1"}}) == ["6 + 0 = 6", "6 - 1 = 5"]
 
 
 def test_jsonl(tmp_path):

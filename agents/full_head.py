@@ -1,0 +1,236 @@
+"""A control: the same reinforcement learning without options, on a linear head over the backbone's shortlist.
+
+What the options add is what latent GRPO has over this: both read the same frozen hidden states, start from the same
+solutions and have about as many parameters, but here an action is a token.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.base import model_of
+from agents.grpo import GRPO
+from ollm_rl.backbone import Backbone
+from ollm_rl.errors import CheckpointError
+from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
+from ollm_rl.plugin import Standardize
+from ollm_rl.progress import track
+from ollm_rl.rollout import Request, choose
+from ollm_rl.runs import Run
+from ollm_rl.smollm2 import cache_dir
+from ollm_rl.trajectory import Decisions, Episode
+from ollm_rl.workspace import Workspace
+
+
+class ShortlistHead(nn.Module):
+    """pi(token | h): the backbone's logits plus those of a linear map of the standardised h, on a shortlist.
+
+    Args:
+        backbone: whose head gives the logits to start from.
+        tokens: (T,) the tokens that the map has rows for; others keep the backbone's logit.
+    """
+
+    rows_of: Tensor
+
+    def __init__(self, backbone: Backbone, tokens: Tensor):
+        super().__init__()
+        self.backbone = backbone
+        self.standardize = Standardize(backbone.hidden_size)
+        self.net = nn.Embedding(len(tokens) + 1, backbone.hidden_size, padding_idx=0)  # row 0: of all other tokens
+        nn.init.zeros_(self.net.weight)
+        rows_of = torch.zeros(backbone.vocab_size, dtype=torch.long)
+        rows_of[tokens] = torch.arange(1, len(tokens) + 1)
+        self.register_buffer("rows_of", rows_of)
+
+    def change(self, x: Tensor, ids: Tensor) -> Tensor:
+        """What the map adds (n, S) to the logits of tokens `ids` (n, S), for standardised states x (n, d)."""
+        return torch.bmm(self.net(self.rows_of[ids]), x[:, :, None])[..., 0]
+
+    def forward(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Log-probabilities (n, S) float32 of the tokens `ids` (n, S)."""
+        rows = self.backbone.head_rows(ids).float()
+        logits = self.backbone.cap(torch.bmm(rows, hidden.float()[:, :, None])[..., 0])
+        return (logits + self.change(self.standardize(hidden), ids)).log_softmax(-1)
+
+    def __deepcopy__(self, memo) -> "ShortlistHead":
+        copy = ShortlistHead(self.backbone, self.tokens)  # not of the backbone
+        copy.load_state_dict(self.state_dict())
+        return copy.to(self.rows_of.device)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(T,) the tokens that have a row."""
+        known = self.rows_of.nonzero()[:, 0].cpu()
+        return known[self.rows_of[known].argsort()]
+
+    def save_pretrained(self, path: str | Path) -> None:
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        state = {"net.weight": self.net.weight, "tokens": self.tokens}
+        state |= {"mean": self.standardize.mean, "std": self.standardize.std}
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path / "head.safetensors"
+        )
+        (path / "head.json").write_text(json.dumps({"fingerprint": self.backbone.fingerprint}) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, backbone: Backbone) -> "ShortlistHead":
+        """Load a head.
+
+        Raises:
+            CheckpointError: nothing there, or it belongs to another backbone.
+        """
+        path = Path(path)
+        if not (path / "head.json").is_file() or not (path / "head.safetensors").is_file():
+            raise CheckpointError(
+                f"no head in {path}: expected head.json and head.safetensors. "
+                "Train one with `ollm-rl train agent=full_head`."
+            )
+        if json.loads((path / "head.json").read_text())["fingerprint"] != backbone.fingerprint:
+            raise CheckpointError(
+                f"the head in {path} belongs to another backbone than '{backbone.name}'. Train again."
+            )
+        state = load_file(path / "head.safetensors")
+        head = cls(backbone, state["tokens"])
+        head.net.load_state_dict({"weight": state["net.weight"]})
+        head.standardize.load_state_dict({"mean": state["mean"], "std": state["std"]})
+        return head.to(backbone.device)
+
+
+class FullHead(GRPO):
+    """GRPO on tokens of the shortlist, from a linear head that was first fitted to the task's solutions.
+
+    Args:
+        num_solutions, sft_seed, sft_epochs, sft_learning_rate, dropout: of that fit, which all seeds share.
+        num_tokens: that the head has rows for; None for as many as make it as large as the plug-in.
+        settings: those of `GRPO`.
+    """
+
+    acts_on_logits = True
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        num_solutions: int = 4000,
+        sft_seed: int = 0,
+        sft_epochs: int = 6,
+        sft_learning_rate: float = 1e-3,
+        dropout: float = 0.1,
+        num_tokens: int | None = None,
+        **settings: Any,
+    ):
+        self.lm = model_of(workspace, "full_head")
+        self.fit = dict(
+            num_solutions=num_solutions, epochs=sft_epochs, learning_rate=sft_learning_rate, dropout=dropout
+        )
+        self.sft_seed, self.num_tokens = sft_seed, num_tokens
+        super().__init__(workspace, **settings)
+
+    def start(self) -> ShortlistHead:
+        """The head fitted to the solutions: from the cache, or fitted now."""
+        space = self.workspace
+        num_tokens = self.num_tokens or max(2, space.plugin.num_parameters // space.backbone.hidden_size)
+        problems = space.problems("sft", int(self.fit["num_solutions"]), self.sft_seed)
+        text = [(p.problem, p.solution) for p in problems]
+        shortlist = space.plugin.config.shortlist
+        parts = (space.backbone.fingerprint, str(space.backbone.dtype), space.prompter.prefix, text, self.fit)
+        path = cache_dir() / "heads" / key_of(*parts, self.sft_seed, num_tokens, shortlist)
+        if not (path / "head.json").exists():
+            states = cached_hidden_states(space.backbone, space.prompter, problems, shortlist).all()
+            fitted, seconds = self._fitted(states, num_tokens)
+            fitted.save_pretrained(path)
+            (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+        self.setup_seconds = json.loads((path / "seconds.json").read_text())["seconds"]
+        return ShortlistHead.from_pretrained(path, space.backbone)
+
+    def _fitted(self, states: HiddenStates, num_tokens: int) -> tuple[ShortlistHead, float]:
+        """A head with rows for the tokens that solutions have and shortlists offer most often; how long it took."""
+        begun, backbone = time.monotonic(), self.workspace.backbone
+        often = torch.bincount(states.ids.flatten().long(), minlength=backbone.vocab_size)
+        said = torch.bincount(states.gold, minlength=backbone.vocab_size)
+        tokens = (often + len(states) * said.clamp_max(1)).topk(min(num_tokens, backbone.vocab_size)).indices
+        head = ShortlistHead(backbone, tokens).to(backbone.device)
+        head.standardize.fit(states.hidden.to(backbone.device))
+        optimizer = torch.optim.AdamW(head.net.parameters(), lr=self.fit["learning_rate"], weight_decay=0.01)
+        order = torch.Generator().manual_seed(self.sft_seed)
+        epochs = int(self.fit["epochs"])
+        with track("full head on solutions", epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.sft_seed)
+            for _ in range(epochs):
+                for rows in torch.randperm(len(states), generator=order).split(1024):
+                    part = states.select(rows)
+                    x = F.dropout(head.standardize(part.hidden.to(backbone.device)), self.fit["dropout"])
+                    ids = part.ids.long().to(backbone.device)
+                    logits = backbone.cap(part.logits.to(backbone.device)) + head.change(x, ids)
+                    loss = F.cross_entropy(logits, part.target.to(backbone.device))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                bar.advance(1, f"loss {loss.item():.3f}")
+        return head, time.monotonic() - begun
+
+    def shortlist(self, logits: Tensor) -> Tensor:
+        """(n, S) the tokens that the backbone finds likeliest."""
+        return logits.topk(min(self.workspace.plugin.config.shortlist, logits.shape[-1]), dim=-1).indices
+
+    def rollout(self, requests: list[Request]) -> list[Episode]:
+        return self.workspace.rollout(requests, self._sample_tokens, from_logits=True)
+
+    @torch.inference_mode()
+    def _sample_tokens(self, hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        ids = self.shortlist(logits)
+        log_probs = self.policy(hidden, ids)
+        z = choose(log_probs, False, uniforms)[:, None]
+        return ids.gather(1, z)[:, 0], log_probs.gather(1, z)[:, 0]
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        hidden: Tensor,
+        deterministic: bool = True,
+        mask: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        logits: Tensor | None = None,
+    ) -> Tensor:
+        assert logits is not None
+        ids = self.shortlist(logits)
+        z = choose(self.policy(hidden, ids), deterministic, uniforms)
+        return ids.gather(1, z[:, None])[:, 0]
+
+    def decisions(self, episodes: list[Episode]) -> Decisions:
+        """All positions; the shortlist stands in the mask's place, and `z` is the token's place on it."""
+        owner = torch.cat([torch.full((e.num_decisions,), i) for i, e in enumerate(episodes)])
+        hidden, tokens, log_probs = (torch.cat([getattr(e, n) for e in episodes]) for n in ("hidden", "z", "log_probs"))
+        with torch.inference_mode():
+            ids = torch.cat([self.shortlist(self.workspace.backbone.logits(few)) for few in hidden.split(256)])
+        ids = ids.clone()
+        there = ids == tokens[:, None]
+        missing = ~there.any(1)  # its logits were rounded differently in another batch: it was the last of the list
+        ids[missing, -1] = tokens[missing]
+        return Decisions(hidden, (ids == tokens[:, None]).float().argmax(1), log_probs, ids, owner.to(hidden.device))
+
+    @torch.inference_mode()
+    def divergence(self, episodes: Sequence[Episode]) -> list[float]:
+        """KL in nats from the head that learning began with, on the shortlists, summed over each episode's positions."""
+        found = []
+        for episode in episodes:
+            data = self.decisions([episode])
+            now, before = self.policy(data.hidden, data.mask), self.prior(data.hidden, data.mask)
+            found.append(float((now.exp() * (now - before)).sum()))
+        return found
+
+    def learn(self, run: Run) -> dict:
+        return {**super().learn(run), "setup_seconds": self.setup_seconds}
+
+    def save(self, path: str | Path) -> None:
+        self.policy.save_pretrained(path)
+
+    def load(self, path: str | Path) -> None:
+        self.policy = ShortlistHead.from_pretrained(path, self.workspace.backbone)

@@ -1,0 +1,472 @@
+"""Baselines over the whole vocabulary: LoRA adapters that TRL's own trainers fit to solutions and to rewards.
+
+Both get what latents get: the same solutions, rewards, judge and decode path, and about as many parameters. Training is TRL's
+`SFTTrainer` and `GRPOTrainer` as they come; texts are sampled by our rollout engine through TRL's `rollout_func`, for with
+`generate` they would be slow for a reason that has nothing to do with LoRA.
+"""
+
+import copy
+import functools
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from agents.backbone import PlainBackbone, sample
+from agents.base import model_of
+from agents.grpo import describe
+from agents.objective import LOSS_TYPES, SCALES
+from ollm_rl.backbone import Backbone, load_backbone
+from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.hidden_cache import key_of
+from ollm_rl.progress import Bar, track
+from ollm_rl.rollout import Request
+from ollm_rl.runs import Run
+from ollm_rl.smollm2 import cache_dir
+from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+class LoRA(PlainBackbone):
+    """A copy of the backbone with an adapter on every linear layer of its body (Hu et al. 2021).
+
+    Args:
+        rank: of the adapter; None for the one whose number of parameters is nearest to the plug-in's.
+        num_examples: solved problems in the prompt. Fitted to solutions, the model needs none, and is faster without.
+
+    Attributes:
+        acting_workspace: where it acts and is evaluated: its own model and prompts, the task and judge of `workspace`.
+    """
+
+    def __init__(self, workspace: Workspace, rank: int | None = None, num_examples: int = 0):
+        from peft import LoraConfig, get_peft_model
+
+        super().__init__(workspace)
+        model_of(workspace, "lora")
+        base = workspace.backbone
+        dtype = str(base.dtype).removeprefix("torch.")
+        self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision)
+        self.rank = rank or matched_rank(self.backbone, workspace.plugin.num_parameters)
+        adapter = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of the adapter's initial weights
+            self.model = get_peft_model(self.backbone.model, adapter)
+        task = copy.copy(workspace.task)
+        task.examples = task.examples[:num_examples]
+        self.acting_workspace = Workspace(
+            self.backbone, workspace.plugin, task, workspace.engine_settings, workspace.seed, workspace.judge
+        )
+        self.acting_workspace.chunk = workspace.chunk
+        self.begun_with = self.weights()
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the adapter's weights."""
+        from peft import get_peft_model_state_dict
+
+        return {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(self.model).items()}
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, weights)
+        self.changed()
+
+    def changed(self) -> None:
+        """The weights are others: nothing that the engine keeps is valid."""
+        self.model.eval()
+        if "engine" in self.acting_workspace.__dict__:
+            self.acting_workspace.engine.refresh()
+
+    def save(self, path: str | Path) -> None:
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.weights().items()}, path / "adapter_model.safetensors")
+        facts = {"fingerprint": self.backbone.fingerprint, "rank": self.rank}
+        (path / "lora.json").write_text(json.dumps(facts) + "\n")
+        self.model.peft_config["default"].save_pretrained(str(path))  # so that PEFT can load it as well
+
+    def load(self, path: str | Path) -> None:
+        path = Path(path)
+        if not (path / "lora.json").is_file() or not (path / "adapter_model.safetensors").is_file():
+            raise CheckpointError(
+                f"no adapter in {path}: expected lora.json and adapter_model.safetensors. "
+                "Train one with `ollm-rl train agent=lora_grpo`."
+            )
+        facts, mine = json.loads((path / "lora.json").read_text()), self.backbone
+        if facts != {"fingerprint": mine.fingerprint, "rank": self.rank}:
+            raise CheckpointError(
+                f"the adapter in {path} has rank {facts.get('rank')} and belongs to backbone {facts.get('fingerprint')}; "
+                f"expected rank {self.rank} and '{mine.name}' ({mine.fingerprint}). Set agent.rank, or train again."
+            )
+        self.set_weights(load_file(path / "adapter_model.safetensors"))
+
+    @torch.inference_mode()
+    def divergence(self, episodes: Sequence[Episode]) -> list[float]:
+        """KL in nats from the model that reinforcement learning began with, summed over each episode's positions."""
+        now = self.weights()
+        later = [self._scores(episode) for episode in episodes]
+        self.set_weights(self.begun_with)
+        found = [float((p.exp() * (p - self._scores(e))).sum()) for p, e in zip(later, episodes, strict=True)]
+        self.set_weights(now)
+        return found
+
+    def _scores(self, episode: Episode) -> Tensor:
+        """Log-probabilities (t, vocab) before each token of an episode."""
+        prompt = self.prompt(episode.problem)
+        tokens = torch.tensor([[*prompt, *episode.tokens]], device=self.backbone.device)
+        logits = self.model(input_ids=tokens, logits_to_keep=len(episode.tokens) + 1).logits
+        return logits[0, :-1].float().log_softmax(-1)
+
+    def prompt(self, problem: Problem) -> list[int]:
+        prompter = self.acting_workspace.prompter
+        return [*prompter.prefix, *prompter.encode(problem)]
+
+
+def matched_rank(backbone: Backbone, num_parameters: int) -> int:
+    """The rank whose adapter has about `num_parameters`: rank times inputs plus outputs of every adapted layer."""
+    layers = (m for m in backbone.model.modules() if isinstance(m, nn.Linear) and m is not backbone.head)
+    return max(1, round(num_parameters / sum(m.in_features + m.out_features for m in layers)))
+
+
+class LoRASFT(LoRA):
+    """Fitted to the task's solutions by TRL's `SFTTrainer`; all seeds share it, as they share a plug-in.
+
+    Args:
+        num_solutions, sft_seed: as in the conversion, so that both learn from the same ones.
+        sft_epochs, sft_learning_rate, sft_batch_size: of the optimiser (AdamW, linear decay).
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        rank: int | None = None,
+        num_examples: int = 0,
+        num_solutions: int = 4000,
+        sft_seed: int = 0,
+        sft_epochs: int = 1,
+        sft_learning_rate: float = 5e-4,
+        sft_batch_size: int = 32,
+    ):
+        super().__init__(workspace, rank, num_examples)
+        self.num_solutions, self.sft_seed = num_solutions, sft_seed
+        self.sft_epochs, self.sft_learning_rate, self.sft_batch_size = sft_epochs, sft_learning_rate, sft_batch_size
+        self.sft = {"seconds": 0.0, "tokens": 0}
+
+    def prepare(self) -> None:
+        """What comes before learning from rewards."""
+
+    def learn(self, run: Run) -> dict:
+        self.fit_solutions(run.log_metrics)
+        return {
+            "train_episodes": 0, "train_tokens": self.sft["tokens"], "train_seconds": 0.0,
+            "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters,
+        }  # fmt: skip
+
+    def fit_solutions(self, log_metrics: Callable[[int, dict], None] | None = None) -> None:
+        """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint."""
+        space = self.acting_workspace
+        problems = space.problems("sft", self.num_solutions, self.sft_seed)
+        if any(p.solution is None for p in problems):
+            raise DataError(f"agent=lora_sft needs solutions, but task '{space.task.name}' has problems without one")
+        text = [(p.problem, p.solution) for p in problems]
+        settings = (self.sft_epochs, self.sft_learning_rate, self.sft_batch_size, self.sft_seed, self.rank)
+        key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), space.prompter.prefix, text, settings)
+        path = cache_dir() / "adapters" / key
+        if not (path / "sft.json").exists():
+            log.info("fitting a LoRA adapter of rank %d to %d solutions", self.rank, len(problems))
+            self.sft = self._train(problems, path.with_suffix(".training"), log_metrics)
+            self.save(path)
+            (path / "sft.json").write_text(json.dumps(self.sft) + "\n")
+        self.sft = json.loads((path / "sft.json").read_text())
+        self.load(path)
+        self.begun_with = self.weights()
+
+    def _train(self, problems: list[Problem], path: Path, log_metrics: Callable[[int, dict], None] | None) -> dict:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        start = time.monotonic()
+        rows: dict[str, list] = {"input_ids": [], "completion_mask": []}
+        for problem in problems:
+            assert problem.solution is not None
+            prompt = self.prompt(problem)
+            solution = self.acting_workspace.prompter.encode_solution(problem.solution)
+            rows["input_ids"].append([*prompt, *solution])
+            rows["completion_mask"].append([0] * len(prompt) + [1] * len(solution))
+        steps = self.sft_epochs * -(-len(problems) // self.sft_batch_size)
+        config = SFTConfig(
+            **_common(path, self.backbone, self.sft_seed),
+            per_device_train_batch_size=self.sft_batch_size,
+            num_train_epochs=self.sft_epochs,
+            learning_rate=self.sft_learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=max(1, steps // 30),
+            completion_only_loss=True,
+            max_length=None,
+            train_sampling_strategy="group_by_length",
+            logging_steps=5,
+            save_steps=50,
+        )
+        with track("lora_sft", steps, "steps") as bar:
+            trainer = SFTTrainer(
+                self.model, config, train_dataset=Dataset.from_dict(rows), processing_class=self.backbone.tokenizer,
+                callbacks=[_callback(bar, log_metrics)],
+            )  # fmt: skip
+            _score_few(self.backbone.model)
+            _run(trainer, path)
+        self.changed()
+        return {"seconds": time.monotonic() - start, "tokens": self.sft_epochs * sum(map(len, rows["input_ids"]))}
+
+
+class LoRAGRPO(LoRASFT):
+    """TRL's `GRPOTrainer` on an adapter; names and defaults of the objective are TRL's.
+
+    Args:
+        total_episodes, num_generations, problems_per_iteration, minibatches, num_iterations, num_problems: as in `GRPO`.
+        begin: `sft` (the adapter of `lora_sft`) or `base` (a new one: set num_examples too).
+        micro_batch_size: episodes of a forward and backward pass.
+        learning_rate, beta, epsilon, epsilon_high, loss_type, scale_rewards: TRL's.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        total_episodes: int = 4096,
+        num_generations: int = 8,
+        problems_per_iteration: int = 32,
+        learning_rate: float = 1e-4,
+        minibatches: int = 4,
+        num_iterations: int = 1,
+        micro_batch_size: int = 32,
+        beta: float = 0.0,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = 0.28,
+        loss_type: str = "dapo",
+        scale_rewards: str = "group",
+        num_problems: int = 2000,
+        begin: str = "sft",
+        **sft: Any,
+    ):
+        super().__init__(workspace, **sft)
+        per_iteration = problems_per_iteration * num_generations
+        if begin not in ("sft", "base"):
+            raise ConfigurationError(f"agent.begin={begin!r}; expected 'sft' or 'base'")
+        if loss_type not in LOSS_TYPES or scale_rewards not in SCALES:
+            raise ConfigurationError(
+                f"agent.loss_type={loss_type!r}, agent.scale_rewards={scale_rewards!r}; "
+                f"expected one of {', '.join(LOSS_TYPES)} and one of {', '.join(SCALES)}"
+            )
+        micro_batch_size = min(micro_batch_size, max(1, per_iteration // minibatches))
+        if per_iteration % (minibatches * micro_batch_size):
+            raise ConfigurationError(
+                f"an iteration has {per_iteration} episodes; expected a multiple of agent.minibatches={minibatches} times "
+                f"agent.micro_batch_size={micro_batch_size}"
+            )
+        self.total_episodes, self.per_iteration, self.num_generations = total_episodes, per_iteration, num_generations
+        self.minibatches, self.num_iterations, self.micro = minibatches, num_iterations, micro_batch_size
+        self.objective = {
+            "learning_rate": learning_rate, "beta": beta, "epsilon": epsilon, "epsilon_high": epsilon_high,
+            "loss_type": loss_type, "scale_rewards": scale_rewards,
+        }  # fmt: skip
+        self.num_problems, self.begin = num_problems, begin
+        self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def prepare(self) -> None:
+        if self.begin == "sft":
+            self.fit_solutions()
+
+    def learn(self, run: Run) -> dict:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        self.prepare()
+        space, path = self.acting_workspace, run.path / "trainer"
+        space.seed = self.workspace.seed
+        problems = space.problems("train", self.num_problems, space.seed)
+        self.by_text = {p.problem: p for p in problems}
+        per_iteration = self.minibatches * self.num_iterations  # optimiser steps
+        steps = -(-self.total_episodes // self.per_iteration) * per_iteration
+        config = GRPOConfig(
+            **_common(path, self.backbone, space.seed),
+            per_device_train_batch_size=self.micro,
+            gradient_accumulation_steps=self.per_iteration // self.minibatches // self.micro,
+            steps_per_generation=self.per_iteration // self.micro,
+            num_generations=self.num_generations,
+            num_iterations=self.num_iterations,
+            max_steps=steps,
+            max_completion_length=space.engine.max_new_tokens,
+            lr_scheduler_type="constant",
+            epsilon_high=self.objective["epsilon_high"] or self.objective["epsilon"],
+            logging_steps=per_iteration,
+            save_steps=per_iteration,
+            **{k: v for k, v in self.objective.items() if k != "epsilon_high"},
+        )
+        done = _last(path) // per_iteration
+        run.truncate_metrics(done)
+        if done:
+            before = run.metrics()[-1]
+            self.counters = {key: before[key] for key in self.counters}
+        self.started = time.monotonic()
+        self.episodes: list[Episode] = []
+        with track("lora_grpo", self.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
+            trainer = GRPOTrainer(
+                self.model, _given_reward, args=config, train_dataset=Dataset.from_dict({"prompt": list(self.by_text)}),
+                processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
+                callbacks=[_callback(bar, lambda _, figures: self._report(run, bar, figures))],
+            )  # fmt: skip
+            _score_few(self.backbone.model)
+            self.started = time.monotonic()
+            _run(trainer, path)
+        self.changed()
+        costs = {k: v for k, v in self.counters.items() if k.startswith("train_")}
+        return {**costs, "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters}
+
+    def _sampled(self, prompts: list[str], trainer: Any) -> dict:
+        """TRL's `RolloutFunc`: one iteration's episodes, with our engine; their rewards go along."""
+        self.changed()
+        number = self.counters["iteration"] + 1
+        seeds = np.random.default_rng((self.workspace.seed, number)).integers(2**31, size=len(prompts))
+        requests = [Request(self.by_text[text], int(seed)) for text, seed in zip(prompts, seeds, strict=True)]
+        start = time.monotonic()
+        self.episodes = self.acting_workspace.rollout(requests, _sample, keep_hidden=False, from_logits=True)
+        self.rollout_s = time.monotonic() - start
+        self.model.train()
+        return {
+            "prompt_ids": [self.prompt(r.problem) for r in requests],
+            "completion_ids": [e.tokens for e in self.episodes],
+            "logprobs": [e.log_probs.tolist() for e in self.episodes if e.log_probs is not None],
+            "judged": [e.reward for e in self.episodes],
+        }
+
+    def _report(self, run: Run, bar: Bar, figures: dict) -> None:
+        """After an iteration: its episodes, what it cost, and TRL's figures of the update."""
+        if not self.episodes:  # TRL's summary at the end
+            return
+        counters, now = self.counters, time.monotonic()
+        counters["iteration"] += 1
+        counters["train_episodes"] += len(self.episodes)
+        counters["train_tokens"] += sum(len(e.tokens) for e in self.episodes)
+        counters["train_seconds"] += now - self.started
+        times = {"time/rollout_s": self.rollout_s, "time/update_s": now - self.started - self.rollout_s}
+        self.started = now
+        kept = {
+            k: v
+            for k, v in figures.items()
+            if k in ("loss", "grad_norm", "entropy", "kl") or k.startswith("clip_ratio")
+        }
+        step = counters["iteration"]
+        run.log_metrics(step, {**counters, **kept, **describe(self.episodes, self.num_generations), **times})
+        run.save_rollouts(f"train_{step}", self.episodes)
+        bar.advance(len(self.episodes), f"reward {np.mean([e.reward for e in self.episodes]):.3f}")
+        self.episodes = []
+
+
+@torch.inference_mode()
+def _sample(hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    return sample(logits, uniforms)
+
+
+def _given_reward(judged: list[float], **_: Any) -> list[float]:
+    """TRL's reward function: the judge's rewards, which came with the episodes."""
+    return judged
+
+
+def _common(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]:
+    """What both trainers are told."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    return {
+        "output_dir": str(path), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
+        "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": False, "save_total_limit": 1,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def _score_few(model: Any) -> None:
+    """On a CPU, have the head score only the tokens that count, in the forward call that TRL's trainers use.
+
+    TRL does so on GPUs; elsewhere it scores every position of every prompt over the whole vocabulary, which took a third of
+    the time here. Same figures, to rounding (`tests/agents/test_lora.py`).
+    """
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    fused = model.forward
+
+    def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
+        if not fused_lm_head or labels is None or labels.device.type != "cpu":
+            return fused(*args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
+        states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
+        mask = labels[:, 1:] != -100
+        wanted = labels[:, 1:][mask]
+        logits = self.get_output_embeddings()(states[mask]).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        scores = (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(-1)
+        few = scores.gather(1, wanted[:, None])[:, 0]
+        with torch.no_grad():
+            entropy, top = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == wanted
+
+        def placed(values: Tensor) -> Tensor:
+            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+        count = mask.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+        return FusedCausalLMOutput(
+            loss=-few.sum() / count, log_probs=placed(few), entropy=placed(entropy), log_sum_sq_probs=None,
+            mean_logits=None, is_top1=placed(top), label_mask=mask, aux_loss=None,
+        )  # fmt: skip
+
+    model.forward = MethodType(functools.wraps(type(model).forward)(forward), model)
+
+
+def _callback(bar: Bar, log_metrics: Callable[[int, dict], None] | None) -> Any:
+    """Progress and figures, as all our runs have them; the trainer itself is quiet."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        seen = 0
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if log_metrics is None:
+                return
+            figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+            log_metrics(state.global_step, figures)
+
+        def on_step_end(self, args, state, control, **_):
+            if bar.unit == "steps":
+                bar.advance(state.global_step - self.seen)
+                self.seen = state.global_step
+
+    return Reporting()
+
+
+def _run(trainer: Any, path: Path) -> None:
+    """Train, from the last checkpoint if there is one."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # about the trainers' own defaults
+        trainer.train(resume_from_checkpoint=bool(_last(path)))
+
+
+def _last(path: Path) -> int:
+    """Optimiser steps of the last checkpoint of a trainer; 0 without one."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = get_last_checkpoint(str(path)) if path.is_dir() else None
+    return int(found.rsplit("-", 1)[-1]) if found else 0

@@ -1,0 +1,172 @@
+"""What a comparison says beyond its rows: pooled figures, thresholds, areas under curves, and paired tests between agents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ollm_rl.evaluation import pool_breakdowns, wilson
+from ollm_rl.runs import whole_lines
+
+RESAMPLES = 10_000
+UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
+
+
+def cell_name(row: dict) -> str:
+    """The run directory of an agent and a seed, within the comparison's."""
+    return f"{row['agent']}-{row['seed']}"
+
+
+def conclude(rows: list[dict], root: Path) -> dict:
+    """Adds thresholds and areas to `rows`, and gives the rest of a comparison's `results.json`: `pooled` and `tests`."""
+    add_thresholds(rows, root)
+    add_areas(rows, root)
+    pooled = pool(rows)
+    for row in pooled:
+        mark_variants(row, [r for r in rows if r["agent"] == row["agent"]])
+    return {"pooled": pooled, "tests": paired_tests(rows, root)}
+
+
+def pool(rows: list[dict]) -> list[dict]:
+    """One row per agent over its seeds: accuracy over all episodes with its interval, means of the rest.
+
+    A figure that some seed lacks (a threshold that it did not reach) is left out, but for `<figure>_reached`: of how many.
+    """
+    pooled = []
+    for agent in dict.fromkeys(r["agent"] for r in rows):
+        mine = [r for r in rows if r["agent"] == agent]
+        out: dict[str, Any] = {"agent": agent, "seeds": [r["seed"] for r in mine], **_accuracy(mine)}
+        if all("before" in r for r in mine):
+            out["before"] = _means([r["before"] for r in mine]) | _accuracy([r["before"] for r in mine])
+        out |= {key: value for key, value in _means(mine).items() if key not in out}
+        for key in ("episodes_to_threshold", "seconds_to_threshold"):
+            out.pop(key, None)
+            reached = [r[key] for r in mine if r.get(key) is not None]
+            out[f"{key}_reached"] = len(reached)
+            if reached and len(reached) == len(mine):
+                out[key] = sum(reached) / len(reached)
+        out["breakdown"] = pool_breakdowns([r.get("breakdown", {}) for r in mine])
+        pooled.append(out)
+    return pooled
+
+
+def _accuracy(rows: Sequence[dict]) -> dict[str, Any]:
+    n = sum(r["n_problems"] for r in rows)
+    solved = sum(r["accuracy"] * r["n_problems"] for r in rows)
+    return {"n_problems": n, "accuracy": solved / n, "accuracy_ci95": list(wilson(solved, n))}
+
+
+def _means(rows: Sequence[dict]) -> dict[str, float]:
+    names = [k for k, v in rows[0].items() if k not in UNPOOLED and _number(v)]
+    values = {name: [r[name] for r in rows if _number(r.get(name))] for name in names}
+    return {name: sum(some) / len(some) for name, some in values.items()}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def mark_variants(pooled: dict, rows: list[dict]) -> None:
+    """Out-of-distribution accuracy of an agent over its seeds, with `change` from before training and `worse`.
+
+    `worse` is `yes` where the 95% interval of the change (paired bootstrap over problems and seeds) lies below zero, `perhaps`
+    where only its middle does, else `no`.
+    """
+    names = [name for name in rows[0].get("ood", {}) if all(name in r.get("ood", {}) for r in rows)]
+    if not names:
+        return
+    pooled["ood"] = {}
+    for name in names:
+        after = np.concatenate([r["ood"][name]["solved"] for r in rows]).astype(float)
+        found = {"n": len(after), "accuracy": after.mean(), "accuracy_ci95": list(wilson(after.sum(), len(after)))}
+        if all("ood" in r.get("before", {}) for r in rows):
+            before = np.concatenate([r["before"]["ood"][name]["solved"] for r in rows]).astype(float)
+            found |= {"before": before.mean(), **{f"change{k}": v for k, v in bootstrap(after - before).items()}}
+            found["worse"] = "yes" if found["change_ci95"][1] < 0 else "perhaps" if found["change"] < 0 else "no"
+        pooled["ood"][name] = {k: float(v) if isinstance(v, np.floating) else v for k, v in found.items()}
+
+
+def bootstrap(differences: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """The mean of paired differences, its 95% percentile interval and a two-sided p-value (Efron and Tibshirani 1993, ch. 16).
+
+    Keys are "", "_ci95" and "_p", to be put behind a name.
+    """
+    draws = np.random.default_rng(seed)
+    n = len(differences)
+    # In parts: one index for every problem of every resample would take memory without need.
+    sizes = [RESAMPLES // 10] * 10
+    means = np.concatenate([differences[draws.integers(n, size=(size, n))].mean(1) for size in sizes])
+    low, high = np.percentile(means, [2.5, 97.5])
+    tail = min((means <= 0).mean(), (means >= 0).mean())
+    p = min(1.0, max(2 * tail, 2 / RESAMPLES))
+    return {"": float(differences.mean()), "_ci95": [float(low), float(high)], "_p": float(p)}
+
+
+def paired_tests(rows: list[dict], root: Path) -> list[dict]:
+    """Differences of greedy and of sampled accuracy between all pairs of agents, on the same problems of the same seeds."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    agents = list(dict.fromkeys(r["agent"] for r in rows))
+    for agent in agents:
+        parts: dict[str, list[np.ndarray]] = {"greedy": [], "sampled": []}
+        for row in sorted((r for r in rows if r["agent"] == agent), key=lambda r: r["seed"]):
+            for kind, part in parts.items():
+                path = root / cell_name(row) / "rollouts" / f"{kind}.jsonl"
+                solved = np.array([line["reward"] >= 1.0 for line in whole_lines(path)], dtype=float)
+                if len(solved) and len(solved) % row["n_problems"] == 0:
+                    part.append(solved.reshape(row["n_problems"], -1).mean(1))
+        found[agent] = {kind: np.concatenate(part) for kind, part in parts.items() if part}
+    tests = []
+    for i, one in enumerate(agents):
+        for other in agents[i + 1 :]:
+            test: dict[str, Any] = {"agents": [one, other]}
+            for kind in ("greedy", "sampled"):
+                a, b = found[one].get(kind), found[other].get(kind)
+                if a is not None and b is not None and len(a) == len(b):
+                    test |= {"n": len(a), **{f"{kind}{k}": v for k, v in bootstrap(b - a).items()}}
+            if len(test) > 1:
+                tests.append(test)
+    return tests
+
+
+def learning_curve(row: dict, root: Path) -> list[dict]:
+    """The iterations of a learner: lines of its `metrics.jsonl` that have a reward; none for others."""
+    lines = whole_lines(root / cell_name(row) / "metrics.jsonl")
+    return [line for line in lines if "reward" in line and "train_episodes" in line]
+
+
+def add_areas(rows: list[dict], root: Path) -> None:
+    """`area_under_curve`: the mean reward of training over the episodes that every learner had."""
+    curves = {cell_name(r): learning_curve(r, root) for r in rows}
+    last = [lines[-1]["train_episodes"] for lines in curves.values() if lines]
+    for row in rows:
+        lines = curves[cell_name(row)]
+        if not lines:
+            continue
+        upto, area, before = min(last), 0.0, 0
+        for line in lines:
+            now = min(line["train_episodes"], upto)
+            area, before = area + line["reward"] * (now - before), now
+        row["area_under_curve"], row["area_episodes"] = area / upto, upto
+
+
+def add_thresholds(rows: list[dict], root: Path) -> None:
+    """Add `threshold`, `episodes_to_threshold` and `seconds_to_threshold` to learners' rows (null where it was not reached).
+
+    The threshold of a seed is the prior's sampled accuracy plus half of the gap to the best agent's; a learner has
+    reached it when the mean training reward of three iterations running is at least that.
+    """
+    for seed in {r["seed"] for r in rows}:
+        mine = [r for r in rows if r["seed"] == seed]
+        sampled = {r["agent"]: r[k] for r in mine for k in r if k.startswith("avg_at_") and r[k] is not None}
+        for row in mine:
+            row["episodes_to_threshold"] = row["seconds_to_threshold"] = None
+            lines = learning_curve(row, root)
+            if not lines or "prior" not in sampled:
+                continue
+            row["threshold"] = (sampled["prior"] + max(sampled.values())) / 2
+            for window in zip(lines, lines[1:], lines[2:], strict=False):
+                if sum(line["reward"] for line in window) / 3 >= row["threshold"]:
+                    row["episodes_to_threshold"] = window[-1]["train_episodes"]
+                    row["seconds_to_threshold"] = window[-1].get("train_seconds")
+                    break
