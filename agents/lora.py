@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -38,6 +39,11 @@ from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+if (
+    find_spec("trl") is None or find_spec("peft") is None
+):  # they take seconds to import: that is done when they are needed
+    raise ConfigurationError("the LoRA agents need TRL and PEFT. Install them with `pip install 'ollm_rl[trl]'`.")
 
 
 class LoRA(PlainBackbone):
@@ -250,9 +256,9 @@ class LoRAGRPO(LoRASFT):
         workspace: Workspace,
         total_episodes: int = 4096,
         num_generations: int = 8,
-        problems_per_iteration: int = 32,
-        learning_rate: float = 1e-4,
-        minibatches: int = 4,
+        problems_per_iteration: int = 8,
+        learning_rate: float = 3e-4,
+        minibatches: int = 1,
         num_iterations: int = 1,
         micro_batch_size: int = 32,
         beta: float = 0.0,
@@ -410,7 +416,9 @@ def _score_few(model: Any) -> None:
 
     def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
         if not fused_lm_head or labels is None or labels.device.type != "cpu":
-            return fused(*args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
+            return fused(
+                *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
+            )
         states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         mask = labels[:, 1:] != -100
         wanted = labels[:, 1:][mask]

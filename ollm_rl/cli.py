@@ -82,9 +82,8 @@ def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> 
 
     parts = of_tasks(overrides, settings)
     for mine, given in parts.values():  # a mistake in the last agent should not show after the first has trained
-        preflight(mine.config)
         for name in mine.config.agents:
-            cell_settings(given, mine, name)
+            preflight(cell_settings(given, mine, name).config)
     run = _run(settings, verb)
     if len(parts) == 1 and not settings.config.tasks:
         [(mine, given)] = parts.values()
@@ -236,10 +235,11 @@ def _dispatch(arguments: list[str]) -> None:
         return
     overrides = jobs[0]
     if verb in ("compare", "demo"):
-        shared = [o for o in overrides if not o.startswith("agent.")]
+        from ollm_rl.experiment import shared
+
         if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):
             raise ConfigurationError(f"{verb} takes agents=[...], names or <module>.<Class>, instead of agent=")
-        settings = compose(shared)
+        settings = compose(shared(overrides))
     else:
         settings = compose(overrides)
     if "--dry-run" in flags:

@@ -10,6 +10,7 @@ from ollm_rl.evaluation import pool_breakdowns, wilson
 from ollm_rl.runs import whole_lines
 
 RESAMPLES = 10_000
+WINDOW = 512  # episodes of which learning curves show the mean
 UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
 
 
@@ -154,7 +155,7 @@ def add_thresholds(rows: list[dict], root: Path) -> None:
     """Add `threshold`, `episodes_to_threshold` and `seconds_to_threshold` to learners' rows (null where it was not reached).
 
     The threshold of a seed is the prior's sampled accuracy plus half of the gap to the best agent's; a learner has
-    reached it when the mean training reward of three iterations running is at least that.
+    reached it when the mean training reward of its last `WINDOW` episodes is at least that.
     """
     for seed in {r["seed"] for r in rows}:
         mine = [r for r in rows if r["seed"] == seed]
@@ -165,8 +166,23 @@ def add_thresholds(rows: list[dict], root: Path) -> None:
             if not lines or "prior" not in sampled:
                 continue
             row["threshold"] = (sampled["prior"] + max(sampled.values())) / 2
-            for window in zip(lines, lines[1:], lines[2:], strict=False):
-                if sum(line["reward"] for line in window) / 3 >= row["threshold"]:
-                    row["episodes_to_threshold"] = window[-1]["train_episodes"]
-                    row["seconds_to_threshold"] = window[-1].get("train_seconds")
+            for line, mean in zip(lines, trailing(lines), strict=True):
+                if line["train_episodes"] >= WINDOW and mean >= row["threshold"]:
+                    row["episodes_to_threshold"] = line["train_episodes"]
+                    row["seconds_to_threshold"] = line.get("train_seconds")
                     break
+
+
+def trailing(lines: Sequence[dict]) -> list[float]:
+    """The mean training reward of the last `WINDOW` episodes (or all before) at each iteration, however large iterations are."""
+    means = []
+    for i, line in enumerate(lines):
+        end, area, weight = line["train_episodes"], 0.0, 0
+        for j in range(i, -1, -1):
+            first = lines[j - 1]["train_episodes"] if j else 0
+            some = min(lines[j]["train_episodes"] - first, WINDOW - weight)
+            area, weight = area + some * lines[j]["reward"], weight + some
+            if weight >= min(WINDOW, end):
+                break
+        means.append(area / max(weight, 1))
+    return means

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ollm_rl.comparison import cell_name, conclude
-from ollm_rl.config import Settings, compose, locate, members, plain
+from ollm_rl.config import GROUPS, Settings, compose, locate, members, plain
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
 from ollm_rl.oracle import Oracle, summarise
@@ -183,7 +183,7 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
     """
     if settings.config.quick:
         overrides = [*settings.config.quick_overrides, *overrides]
-        settings = compose([o for o in overrides if not o.startswith("agent.")])
+        settings = compose(shared(overrides))
     if not settings.config.tasks:
         return {settings.choices["task"]: (settings, overrides)}
     if any(o.startswith("task=") for o in overrides):
@@ -191,32 +191,35 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
     found = {}
     for task in settings.config.tasks:
         mine = [*overrides, f"task={task}", "tasks=[]"]
-        found[task] = compose([o for o in mine if not o.startswith("agent.")]), mine
+        found[task] = compose(shared(mine)), mine
     return found
 
 
-def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settings:
-    """The configuration of one agent of a comparison: `agent.*` overrides go to the agents that have that setting.
+def shared(overrides: list[str]) -> list[str]:
+    """The overrides that are not for agents: `agent.<setting>=` is for all that have it, `<agent>.<setting>=` for one."""
+    agents = {"agent", *members("agent")} - ({*GROUPS} - {"agent"})  # `backbone` is a group first
+    return [o for o in overrides if o.partition("=")[0].partition(".")[0] not in agents]
 
-    The experiment's `agent_overrides` come first; in there, `<agent>.<setting>=<value>` is meant for one agent.
+
+def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settings:
+    """The configuration of one agent of a comparison: the experiment's `agent_overrides`, then those of the command line.
+
+    `agent.<setting>=` goes to the agents that have that setting, `<agent>.<setting>=` to one.
 
     Raises:
-        ConfigurationError: an `agent.*` override that no agent of the comparison has.
+        ConfigurationError: an override that no agent of the comparison has.
     """
     names = list(settings.config.agents)
-    common = [o for o in overrides if not o.startswith(("agent.", "agent="))]
-    given = [o for o in overrides if o.startswith("agent.") and not o.startswith("agent._target_")]
+    common = shared(overrides)
+    given = [o for o in overrides if o not in common and not o.startswith(("agent=", "agent._target_"))]
     mine = []
     for override in [*settings.config.agent_overrides, *given]:
         owner, _, rest = str(override).partition(".")
         key = rest.partition("=")[0]
         if owner != "agent" and owner not in names:
-            if owner in members("agent"):
-                continue  # of the experiment, for an agent that takes no part this time
-            raise ConfigurationError(
-                f"agent_overrides: {override} is for no agent; expected agent.{key}=... or <agent>.{key}=... with one of "
-                f"{', '.join(names)}"
-            )
+            if override in given:
+                raise ConfigurationError(f"{override}: the comparison has no agent '{owner}', only {', '.join(names)}")
+            continue  # of the experiment, for an agent that takes no part this time
         known = {n: _settings_of(n) for n in (names if owner == "agent" else [owner])}
         if key not in (k for keys in known.values() for k in keys):
             raise ConfigurationError(

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ollm_rl.comparison import learning_curve
+from ollm_rl.comparison import learning_curve, trailing
 
 PALETTE = ("#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a")
 
@@ -44,12 +44,12 @@ def _learning(root: Path, results: dict) -> Path | None:
         path = root / f"{row['agent']}-{row['seed']}" / "metrics.jsonl"
         path = path if path.exists() else root / "metrics.jsonl"
         lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-        lines = [x for x in lines if "reward" in x]
+        lines = [x for x in lines if "reward" in x and "train_episodes" in x]
         if not lines or not row.get("train_episodes"):
             continue
         colour, learners = PALETTE[learners % len(PALETTE)], learners + 1
         x, y = [m["train_episodes"] for m in lines], [m["reward"] for m in lines]
-        smooth = _smooth(y)
+        smooth = trailing(lines)
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
         axes.plot(x, smooth, color=colour, linewidth=2, label=f"{row['agent']}, seed {row['seed']} (training, sampled)")
         low, high = row["accuracy_ci95"]
@@ -92,7 +92,7 @@ def _costs(root: Path, results: dict) -> Path | None:
         for colour, (name, curves) in zip(PALETTE, learners.items(), strict=False):
             steps = min(map(len, curves))
             x = [sum(lines[i][key] for lines in curves) / len(curves) for i in range(steps)]
-            smooth = [_smooth([line["reward"] for line in lines])[:steps] for lines in curves]
+            smooth = [trailing(lines)[:steps] for lines in curves]
             mean = [sum(values) / len(values) for values in zip(*smooth, strict=True)]
             axes.plot(x, mean, color=colour, linewidth=2, label=name)
             low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
@@ -110,10 +110,6 @@ def _costs(root: Path, results: dict) -> Path | None:
         f"What learning costs: {results['backbone']} on {results['task']} (dotted: the threshold)", fontsize=11
     )
     return _save(figure, root / "plots" / "learning_costs.png")
-
-
-def _smooth(y: list[float]) -> list[float]:
-    return [sum(y[max(0, i - 2) : i + 1]) / len(y[max(0, i - 2) : i + 1]) for i in range(len(y))]
 
 
 def _headroom(root: Path, results: dict) -> Path | None:

@@ -61,6 +61,50 @@ def test_demo_writes_rows_table_plots_and_report(tmp_path, capsys):
     assert (run / "grpo-0" / "metrics.jsonl").read_text() == before
 
 
+BASELINES = [
+    "agents=[prior,grpo,full_head,lora_grpo]", "agent.total_episodes=16", "agent.num_generations=4",
+    "agent.problems_per_iteration=2", "lora_grpo.sft_batch_size=16", "lora_grpo.micro_batch_size=4",
+    "evaluate.num_ood=4", "evaluate.num_kl=2", "evaluate.num_problems=4", "evaluate.samples=2",
+]  # fmt: skip
+
+
+def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys):
+    main(["compare", *KEYS, *BASELINES, "tasks=[chain_sum,leg_counting]", "with_oracle=true", "name=both"])
+    run = tmp_path / "runs" / "both"
+    results = json.loads((run / "results.json").read_text())
+    assert {(r["task"], r["agent"]) for r in results["rows"]} == {
+        (t, a) for t in ("chain_sum", "leg_counting") for a in ("prior", "grpo", "full_head", "lora_grpo", "oracle")
+    }
+    for row in results["tasks"]["leg_counting"]["rows"]:
+        if row["agent"] in ("grpo", "full_head", "lora_grpo"):
+            assert row["before"]["n_problems"] == 4 and row["train_episodes"] == 16 and row["kl_from_start"] >= 0
+            assert set(row["ood"]) == set(row["before"]["ood"]) == {"more animals", "larger numbers", "another wording"}
+    page = (run / "leg_counting" / "report.html").read_text()
+    assert "Out of distribution" in page and "Paired differences" in page
+    assert {p.name for p in (run / "chain_sum" / "plots").glob("*.png")} >= {"headroom.png", "learning_costs.png"}
+    assert "Misbehaviour" in capsys.readouterr().out
+
+
+def test_a_comparison_repeated_gives_the_same_numbers(tmp_path):
+    found = []
+    for name in ("one", "two"):
+        main(["compare", *KEYS, *BASELINES, f"name={name}"])
+        rows = json.loads((tmp_path / "runs" / name / "results.json").read_text())["rows"]
+        found.append([{k: v for k, v in row.items() if "seconds" not in k} for row in rows])
+    assert found[0] == found[1]
+
+
+def test_settings_of_an_experiment_are_for_its_agents(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *KEYS, "agents=[prior,grpo]", "ppo.learning_rate=1"])
+    assert stopped.value.code == 2
+    assert "the comparison has no agent 'ppo'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *KEYS, "task=chain_sum", "tasks=[chain_sum]"])
+    assert stopped.value.code == 2
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_agent_from_outside_trains_and_is_compared(tmp_path):
     (tmp_path / "my_agents.py").write_text(textwrap.dedent(OUTSIDE))
     main(["train", "agent._target_=my_agents.Stubborn", "agent.favourite=2", *QUICK_KEYS])

@@ -1,0 +1,119 @@
+"""What a comparison concludes from its rows and files, on numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ollm_rl.comparison import WINDOW, add_areas, add_thresholds, bootstrap, conclude, paired_tests, pool, trailing
+from ollm_rl.comparison_tables import comparison_tables
+
+
+def learner(root, agent, seed, curve, **row):
+    """A cell's files: a learning curve as (episodes, reward, seconds), and greedy rewards."""
+    folder = root / f"{agent}-{seed}"
+    (folder / "rollouts").mkdir(parents=True)
+    lines = [{"step": i, "train_episodes": e, "reward": r, "train_seconds": s} for i, (e, r, s) in enumerate(curve)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    greedy = row.pop("greedy", [])
+    (folder / "rollouts" / "greedy.jsonl").write_text("".join(json.dumps({"reward": r}) + "\n" for r in greedy))
+    solved = sum(greedy)
+    return {
+        "agent": agent, "seed": seed, "n_problems": max(len(greedy), 1), "accuracy": solved / max(len(greedy), 1),
+        "accuracy_ci95": [0.0, 1.0], "avg_at_8": 0.0, "mean_length": 10.0, "train_episodes": curve[-1][0] if curve else 0,
+        "train_seconds": 1.0, "no_answer_rate": 0.0, "repetition_rate": 0.0, "foreign_script_rate": 0.0, **row,
+    }  # fmt: skip
+
+
+def test_trailing_means_do_not_depend_on_the_size_of_iterations():
+    large = [{"train_episodes": WINDOW * i, "reward": r} for i, r in enumerate((0.1, 0.5, 0.9), 1)]
+    small = [
+        {"train_episodes": WINDOW // 4 * (4 * i + j), "reward": r}
+        for i, r in enumerate((0.1, 0.5, 0.9))
+        for j in range(1, 5)
+    ]
+    assert trailing(large) == pytest.approx([0.1, 0.5, 0.9])
+    assert trailing(small)[3::4] == pytest.approx(trailing(large))
+    assert trailing(small)[5] == pytest.approx((0.1 * 2 + 0.5 * 2) / 4)
+
+
+def test_thresholds(tmp_path):
+    curve = [(WINDOW, 0.1, 10.0), (2 * WINDOW, 0.3, 20.0), (3 * WINDOW, 0.5, 30.0)]
+    rows = [
+        learner(tmp_path, "prior", 0, [], avg_at_8=0.1),
+        learner(tmp_path, "grpo", 0, curve, avg_at_8=0.5),
+        learner(tmp_path, "slow", 0, [(WINDOW, 0.1, 10.0), (2 * WINDOW, 0.1, 20.0)], avg_at_8=0.2),
+    ]
+    add_thresholds(rows, tmp_path)
+    assert rows[1]["threshold"] == pytest.approx(0.3)
+    assert (rows[1]["episodes_to_threshold"], rows[1]["seconds_to_threshold"]) == (2 * WINDOW, 20.0)
+    assert rows[2]["episodes_to_threshold"] is None and rows[2]["seconds_to_threshold"] is None
+    assert rows[0]["episodes_to_threshold"] is None and "threshold" not in rows[0]
+
+
+def test_areas_are_over_the_episodes_that_all_had(tmp_path):
+    rows = [
+        learner(tmp_path, "one", 0, [(100, 0.2, 1), (200, 0.4, 2), (400, 1.0, 3)]),
+        learner(tmp_path, "two", 0, [(300, 0.5, 1)]),
+    ]
+    add_areas(rows, tmp_path)
+    assert rows[0]["area_under_curve"] == pytest.approx((0.2 * 100 + 0.4 * 100 + 1.0 * 100) / 300)
+    assert rows[1]["area_under_curve"] == 0.5 and rows[1]["area_episodes"] == 300
+
+
+def test_bootstrap():
+    assert bootstrap(np.zeros(50)) == {"": 0.0, "_ci95": [0.0, 0.0], "_p": 1.0}
+    draws = np.random.default_rng(0)
+    differences = draws.choice([-1.0, 0.0, 1.0], p=[0.1, 0.6, 0.3], size=400)
+    found, error = bootstrap(differences), differences.std() / np.sqrt(400)
+    low, high = found["_ci95"]
+    assert found[""] == differences.mean() and found["_p"] < 0.001
+    assert (low, high) == pytest.approx((found[""] - 1.96 * error, found[""] + 1.96 * error), abs=0.3 * error)
+    # The share of false alarms among experiments without a difference.
+    alarms = sum(bootstrap(draws.choice([-1.0, 0.0, 1.0], size=100))["_p"] < 0.05 for _ in range(100))
+    assert alarms <= 15
+
+
+def test_tests_pair_the_same_problems_of_the_same_seeds(tmp_path):
+    rows = [
+        learner(tmp_path, "one", 0, [], greedy=[1, 0, 0, 0]), learner(tmp_path, "one", 1, [], greedy=[0, 0, 1, 1]),
+        learner(tmp_path, "two", 1, [], greedy=[1, 0, 1, 1]), learner(tmp_path, "two", 0, [], greedy=[1, 1, 1, 0]),
+    ]  # fmt: skip
+    [test] = paired_tests(rows, tmp_path)
+    assert test["agents"] == ["one", "two"] and test["n"] == 8
+    assert test["greedy"] == pytest.approx(3 / 8) and test["greedy_ci95"][0] >= 0  # no problem went the other way
+
+
+def test_pooled_rows_say_before_after_and_how_many_reached_the_threshold(tmp_path):
+    before = {"n_problems": 4, "accuracy": 0.25, "mean_length": 8.0}
+    rows = [
+        learner(tmp_path, "grpo", s, [(WINDOW, 0.1, 1)], greedy=[1, 1, 0, s], before=before, episodes_to_threshold=e)
+        for s, e in ((0, 100), (1, None))
+    ]
+    [pooled] = pool(rows)
+    assert pooled["accuracy"] == 5 / 8 and pooled["before"]["accuracy"] == 0.25 and pooled["before"]["n_problems"] == 8
+    assert pooled["episodes_to_threshold_reached"] == 1 and "episodes_to_threshold" not in pooled
+
+
+def test_a_run_that_got_worse_out_of_distribution_is_marked(tmp_path):
+    def ood(solved):
+        return {"longer": {"n": len(solved), "accuracy": sum(solved) / len(solved), "solved": solved}}
+
+    good, bad = [True] * 40, [True] * 10 + [False] * 30
+    rows = [
+        learner(tmp_path, name, 0, [(WINDOW, 0.1, 1)], greedy=[1, 0], ood=ood(after), before={
+            "n_problems": 2, "accuracy": 0.5, "mean_length": 9.0, "no_answer_rate": 0.0, "repetition_rate": 0.0,
+            "foreign_script_rate": 0.0, "ood": ood(good),
+        }, length_change=0.1)
+        for name, after in (("worse", bad), ("same", good))
+    ]  # fmt: skip
+    results = {"rows": rows, **conclude(rows, tmp_path)}
+    marks = {r["agent"]: r["ood"]["longer"]["worse"] for r in results["pooled"]}
+    assert marks == {"worse": "yes", "same": "no"}
+    assert json.loads(json.dumps(results["pooled"]))  # plain numbers only
+    tables = {table.title: table for table in comparison_tables(results)}
+    assert (
+        "WORSE" in tables["Out of distribution"].body[0][1] and "WORSE" not in tables["Out of distribution"].body[1][1]
+    )
+    assert tables["Learning from rewards"].body[0][0] == "worse"
+    assert all(len(row) == len(table.head) for table in tables.values() for row in table.body)
