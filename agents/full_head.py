@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from agents.base import model_of
 from agents.grpo import GRPO
 from ollm_rl.backbone import Backbone
-from ollm_rl.errors import CheckpointError
+from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
 from ollm_rl.plugin import Standardize
 from ollm_rl.progress import track
@@ -114,6 +114,7 @@ class FullHead(GRPO):
     """
 
     acts_on_logits = True
+    needs_model = True
 
     def __init__(
         self,
@@ -138,6 +139,8 @@ class FullHead(GRPO):
         space = self.workspace
         num_tokens = self.num_tokens or max(2, space.plugin.num_parameters // space.backbone.hidden_size)
         problems = space.problems("sft", int(self.fit["num_solutions"]), self.sft_seed)
+        if any(p.solution is None for p in problems):
+            raise DataError(f"agent=full_head needs solutions, but task '{space.task.name}' has problems without one")
         text = [(p.problem, p.solution) for p in problems]
         shortlist = space.plugin.config.shortlist
         parts = (space.backbone.fingerprint, str(space.backbone.dtype), space.prompter.prefix, text, self.fit)
@@ -145,8 +148,9 @@ class FullHead(GRPO):
         if not (path / "head.json").exists():
             states = cached_hidden_states(space.backbone, space.prompter, problems, shortlist).all()
             fitted, seconds = self._fitted(states, num_tokens)
-            fitted.save_pretrained(path)
+            path.mkdir(parents=True, exist_ok=True)
             (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+            fitted.save_pretrained(path)
         self.setup_seconds = json.loads((path / "seconds.json").read_text())["seconds"]
         return ShortlistHead.from_pretrained(path, space.backbone)
 
@@ -233,4 +237,4 @@ class FullHead(GRPO):
         self.policy.save_pretrained(path)
 
     def load(self, path: str | Path) -> None:
-        self.policy = ShortlistHead.from_pretrained(path, self.workspace.backbone)
+        self.learn_from(ShortlistHead.from_pretrained(path, self.workspace.backbone))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.ahead import GroupsAhead
 from agents.base import LatentPolicy, PolicyAgent, Sampling
@@ -96,10 +97,20 @@ class GRPO(PolicyAgent):
         self.num_problems, self.save_every = num_problems, save_every
         self.policy = self.start()
         self.prior = deepcopy(self.policy).requires_grad_(False)
+        self.learning_rate = learning_rate
+        self.learn_from(self.policy)
         if path is not None:
             self.load(path)
-        self.optimizer = torch.optim.Adam(self.policy.net.parameters(), lr=learning_rate)
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def learn_from(self, policy: Any) -> None:
+        """Go on with this policy, and a new optimiser."""
+        self.policy = policy
+        self.optimizer = torch.optim.Adam(policy.net.parameters(), lr=self.learning_rate)
+
+    def load(self, path: str | Path) -> None:
+        super().load(path)
+        self.learn_from(self.policy)
 
     def start(self) -> Any:
         """The policy that learning starts from, and is kept near to: the plug-in's prior."""
@@ -177,7 +188,7 @@ class GRPO(PolicyAgent):
         data = self.decisions(deciding)
         advantage = advantages[[i for i, e in enumerate(episodes) if e.num_decisions]][data.owner]
         with torch.no_grad():
-            prior = self.prior(data.hidden, data.mask)
+            prior = _in_parts(self.prior, data)
             counts = (-(prior.exp() * prior).sum(-1) > self.min_entropy).float()
         shuffle = torch.Generator().manual_seed(self.workspace.seed * 1_000_003 + iteration)
         # Minibatches hold whole episodes, and only decisions that carry a gradient.
@@ -222,7 +233,7 @@ class GRPO(PolicyAgent):
             if stopped:
                 break
         with torch.no_grad():
-            now = self.policy(data.hidden, data.mask)
+            now = _in_parts(self.policy, data)
             in_doubt = counts > 0
             from_prior = (now.exp() * (now - prior)).sum(-1)[in_doubt].mean()
             entropy = -(now.exp() * now).sum(-1)[in_doubt].mean()
@@ -249,12 +260,15 @@ class GRPO(PolicyAgent):
         run.truncate_metrics(latest[0] if latest else 0)
         if latest is None:
             return
-        path, learning = Path(latest[1]), self.policy
+        path = Path(latest[1])
         self.load(path)
-        learning.load_state_dict(self.policy.state_dict())
-        self.policy = learning  # the optimiser holds its parameters
         self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
         self.counters = json.loads((path / "counters.json").read_text())
+
+
+def _in_parts(policy: Any, data: Decisions, rows: int = 2048) -> Tensor:
+    """Log-probabilities of all decisions, some at a time: what lies between can be much larger than they are."""
+    return torch.cat([policy(h, m) for h, m in zip(data.hidden.split(rows), data.mask.split(rows), strict=True)])
 
 
 def describe(episodes: list[Episode], group: int) -> dict:

@@ -1,8 +1,8 @@
 """Baselines over the whole vocabulary: LoRA adapters that TRL's own trainers fit to solutions and to rewards.
 
 Both get what latents get: the same solutions, rewards, judge and decode path, and about as many parameters. Training is TRL's
-`SFTTrainer` and `GRPOTrainer` as they come; texts are sampled by our rollout engine through TRL's `rollout_func`, for with
-`generate` they would be slow for a reason that has nothing to do with LoRA.
+`SFTTrainer` and `GRPOTrainer`. What would make them slow for reasons that have nothing to do with LoRA is replaced: texts are
+sampled by our rollout engine, through TRL's `rollout_func`, and on a CPU the head scores completions only (`_score_few`).
 """
 
 import copy
@@ -57,12 +57,22 @@ class LoRA(PlainBackbone):
         acting_workspace: where it acts and is evaluated: its own model and prompts, the task and judge of `workspace`.
     """
 
+    needs_model = True
+
     def __init__(self, workspace: Workspace, rank: int | None = None, num_examples: int = 0):
         from peft import LoraConfig, get_peft_model
 
         super().__init__(workspace)
-        model_of(workspace, "lora")
+        model_of(workspace, "lora_sft or lora_grpo")
         base = workspace.backbone
+        if (
+            getattr(base.model.config, "quantization_config", None)
+            or len(getattr(base.model, "hf_device_map", "1")) > 1
+        ):
+            raise ConfigurationError(
+                "the LoRA agents need the whole backbone in full precision on one device; leave backbone.quantization and "
+                "backbone.device=balanced out"
+            )
         dtype = str(base.dtype).removeprefix("torch.")
         self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision)
         self.rank = rank or matched_rank(self.backbone, workspace.plugin.num_parameters)
@@ -76,7 +86,7 @@ class LoRA(PlainBackbone):
             self.backbone, workspace.plugin, task, workspace.engine_settings, workspace.seed, workspace.judge
         )
         self.acting_workspace.chunk = workspace.chunk
-        self.begun_with = self.weights()
+        self.begun_with, self.is_loaded = self.weights(), False
 
     @property
     def num_parameters(self) -> int:
@@ -122,15 +132,18 @@ class LoRA(PlainBackbone):
                 f"expected rank {self.rank} and '{mine.name}' ({mine.fingerprint}). Set agent.rank, or train again."
             )
         self.set_weights(load_file(path / "adapter_model.safetensors"))
+        self.begun_with, self.is_loaded = self.weights(), True
 
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:
-        """KL in nats from the model that reinforcement learning began with, summed over each episode's positions."""
-        now = self.weights()
-        later = [self._scores(episode) for episode in episodes]
-        self.set_weights(self.begun_with)
-        found = [float((p.exp() * (p - self._scores(e))).sum()) for p, e in zip(later, episodes, strict=True)]
-        self.set_weights(now)
+        """KL in nats from the model that this run began with, summed over each episode's positions."""
+        now, found = self.weights(), []
+        for at in range(0, len(episodes), 8):  # few at a time: an episode's scores are (t, vocab)
+            few = episodes[at : at + 8]
+            later = [self._scores(episode) for episode in few]
+            self.set_weights(self.begun_with)
+            found += [float((p.exp() * (p - self._scores(e))).sum()) for p, e in zip(later, few, strict=True)]
+            self.set_weights(now)
         return found
 
     def _scores(self, episode: Episode) -> Tensor:
@@ -175,17 +188,19 @@ class LoRASFT(LoRA):
         self.sft_epochs, self.sft_learning_rate, self.sft_batch_size = sft_epochs, sft_learning_rate, sft_batch_size
         self.sft = {"seconds": 0.0, "tokens": 0}
 
-    def prepare(self) -> None:
-        """What comes before learning from rewards."""
+    def prepare(self, run: Run) -> None:
+        """Fit to the solutions, unless an adapter was loaded: what comes before learning from rewards."""
+        if not self.is_loaded:
+            self.fit_solutions(run)
 
     def learn(self, run: Run) -> dict:
-        self.fit_solutions(run.log_metrics)
+        self.prepare(run)
         return {
             "train_episodes": 0, "train_tokens": self.sft["tokens"], "train_seconds": 0.0,
             "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters,
         }  # fmt: skip
 
-    def fit_solutions(self, log_metrics: Callable[[int, dict], None] | None = None) -> None:
+    def fit_solutions(self, run: Run | None = None) -> None:
         """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint."""
         space = self.acting_workspace
         problems = space.problems("sft", self.num_solutions, self.sft_seed)
@@ -197,14 +212,13 @@ class LoRASFT(LoRA):
         path = cache_dir() / "adapters" / key
         if not (path / "sft.json").exists():
             log.info("fitting a LoRA adapter of rank %d to %d solutions", self.rank, len(problems))
-            self.sft = self._train(problems, path.with_suffix(".training"), log_metrics)
+            self.sft = self._train(problems, path.with_suffix(".training"), run)
             self.save(path)
             (path / "sft.json").write_text(json.dumps(self.sft) + "\n")
         self.sft = json.loads((path / "sft.json").read_text())
         self.load(path)
-        self.begun_with = self.weights()
 
-    def _train(self, problems: list[Problem], path: Path, log_metrics: Callable[[int, dict], None] | None) -> dict:
+    def _train(self, problems: list[Problem], path: Path, run: Run | None) -> dict:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
@@ -230,13 +244,17 @@ class LoRASFT(LoRA):
             logging_steps=5,
             save_steps=50,
         )
-        with track("lora_sft", steps, "steps") as bar:
+        done = _last(path)
+        if run is not None:
+            run.truncate_metrics(done[0] if done else 0)
+        log_metrics = run.log_metrics if run is not None else None
+        with track("lora_sft", steps, "steps", done[0] if done else 0) as bar:
             trainer = SFTTrainer(
                 self.model, config, train_dataset=Dataset.from_dict(rows), processing_class=self.backbone.tokenizer,
                 callbacks=[_callback(bar, log_metrics)],
             )  # fmt: skip
             _score_few(self.backbone.model)
-            _run(trainer, path)
+            _run(trainer, done)
         self.changed()
         return {"seconds": time.monotonic() - start, "tokens": self.sft_epochs * sum(map(len, rows["input_ids"]))}
 
@@ -287,6 +305,11 @@ class LoRAGRPO(LoRASFT):
             )
         self.total_episodes, self.per_iteration, self.num_generations = total_episodes, per_iteration, num_generations
         self.minibatches, self.num_iterations, self.micro = minibatches, num_iterations, micro_batch_size
+        if len(workspace.problems("train", num_problems, workspace.seed)) < problems_per_iteration:
+            raise ConfigurationError(
+                f"agent.problems_per_iteration={problems_per_iteration}, but there are fewer training problems; lower it, or "
+                "raise agent.num_problems"
+            )
         self.objective = {
             "learning_rate": learning_rate, "beta": beta, "epsilon": epsilon, "epsilon_high": epsilon_high,
             "loss_type": loss_type, "scale_rewards": scale_rewards,
@@ -294,15 +317,15 @@ class LoRAGRPO(LoRASFT):
         self.num_problems, self.begin = num_problems, begin
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
-    def prepare(self) -> None:
-        if self.begin == "sft":
+    def prepare(self, run: Run) -> None:
+        if self.begin == "sft" and not self.is_loaded:
             self.fit_solutions()
 
     def learn(self, run: Run) -> dict:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        self.prepare()
+        self.prepare(run)
         space, path = self.acting_workspace, run.path / "trainer"
         space.seed = self.workspace.seed
         problems = space.problems("train", self.num_problems, space.seed)
@@ -324,11 +347,14 @@ class LoRAGRPO(LoRASFT):
             save_steps=per_iteration,
             **{k: v for k, v in self.objective.items() if k != "epsilon_high"},
         )
-        done = _last(path) // per_iteration
-        run.truncate_metrics(done)
+        done = _last(path)
+        run.truncate_metrics(done[0] // per_iteration if done else 0)
         if done:
             before = run.metrics()[-1]
             self.counters = {key: before[key] for key in self.counters}
+        if done and done[0] >= steps:  # killed after its last step
+            self.set_weights(load_file(done[1] / "adapter_model.safetensors"))
+            return self._costs()
         self.started = time.monotonic()
         self.episodes: list[Episode] = []
         with track("lora_grpo", self.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
@@ -339,8 +365,11 @@ class LoRAGRPO(LoRASFT):
             )  # fmt: skip
             _score_few(self.backbone.model)
             self.started = time.monotonic()
-            _run(trainer, path)
+            _run(trainer, done)
         self.changed()
+        return self._costs()
+
+    def _costs(self) -> dict:
         costs = {k: v for k, v in self.counters.items() if k.startswith("train_")}
         return {**costs, "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters}
 
@@ -415,7 +444,8 @@ def _score_few(model: Any) -> None:
     fused = model.forward
 
     def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
-        if not fused_lm_head or labels is None or labels.device.type != "cpu":
+        unusual = kwargs.get("output_router_logits") or getattr(self.config, "logit_scale", None)
+        if not fused_lm_head or labels is None or labels.device.type != "cpu" or unusual:
             return fused(
                 *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
             )
@@ -462,19 +492,18 @@ def _callback(bar: Bar, log_metrics: Callable[[int, dict], None] | None) -> Any:
     return Reporting()
 
 
-def _run(trainer: Any, path: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
+def _run(trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
+    """Train, from a checkpoint if there is one."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # about the trainers' own defaults
-        trainer.train(resume_from_checkpoint=bool(_last(path)))
+        trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
 
 
-def _last(path: Path) -> int:
-    """Optimiser steps of the last checkpoint of a trainer; 0 without one."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    found = get_last_checkpoint(str(path)) if path.is_dir() else None
-    return int(found.rsplit("-", 1)[-1]) if found else 0
+def _last(path: Path) -> tuple[int, Path] | None:
+    """Optimiser steps and directory of a trainer's last whole checkpoint: its state is what is written last."""
+    whole = [f.parent for f in path.glob("checkpoint-*/trainer_state.json")]
+    found = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return (int(found.name.rpartition("-")[2]), found) if found else None

@@ -2,8 +2,8 @@
 
     python benchmarks/tuning.py [--task chain_sum] [--episodes 384] [--problems 100] [--seed 100] [--out FILE]
 
-Every agent gets as many settings and episodes as every other. What counts is the mean reward over all of training (the area
-under its curve) and the sampled accuracy after it, on split `tune`. Prints one JSON line last.
+Every agent gets as many settings and, rounded up to whole iterations, as many episodes as every other. What counts is the sampled
+accuracy after them, on split `tune`. Prints one JSON line last.
 """
 
 import argparse

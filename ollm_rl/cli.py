@@ -84,11 +84,12 @@ def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> 
     for mine, given in parts.values():  # a mistake in the last agent should not show after the first has trained
         for name in mine.config.agents:
             preflight(cell_settings(given, mine, name).config)
-    run = _run(settings, verb)
-    if len(parts) == 1 and not settings.config.tasks:
-        [(mine, given)] = parts.values()
-        _present(settings, run, run_all(given, mine, run))
+    if "" in parts:
+        mine, given = parts[""]
+        run = _run(mine, verb)
+        _present(mine, run, run_all(given, mine, run))
         return
+    run = _run(settings, verb)
     found = {}
     for task, (mine, given) in parts.items():
         part = Run(run.path, task, mine.yaml(), settings.config.resume)

@@ -71,7 +71,7 @@ def _number(value: Any) -> bool:
 def mark_variants(pooled: dict, rows: list[dict]) -> None:
     """Out-of-distribution accuracy of an agent over its seeds, with `change` from before training and `worse`.
 
-    `worse` is `yes` where the 95% interval of the change (paired bootstrap over problems and seeds) lies below zero, `perhaps`
+    `worse` is `yes` where the 95% interval of the change (paired bootstrap over problems) lies below zero, `perhaps`
     where only its middle does, else `no`.
     """
     names = [name for name in rows[0].get("ood", {}) if all(name in r.get("ood", {}) for r in rows)]
@@ -88,16 +88,25 @@ def mark_variants(pooled: dict, rows: list[dict]) -> None:
         pooled["ood"][name] = {k: float(v) if isinstance(v, np.floating) else v for k, v in found.items()}
 
 
-def bootstrap(differences: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def bootstrap(differences: np.ndarray, problems: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
     """The mean of paired differences, its 95% percentile interval and a two-sided p-value (Efron and Tibshirani 1993, ch. 16).
 
-    Keys are "", "_ci95" and "_p", to be put behind a name.
+    Args:
+        problems: (n,) what each difference is about: those of one problem, met with several seeds, are drawn together, for they
+            are hardly independent.
+
+    Returns:
+        "", "_ci95" and "_p", keys to be put behind a name.
     """
     draws = np.random.default_rng(seed)
-    n = len(differences)
+    _, cluster = (
+        np.unique(list(problems), return_inverse=True) if problems is not None else (0, np.arange(len(differences)))
+    )
+    sums, counts = np.bincount(cluster, differences), np.bincount(cluster)
+    n = len(sums)
     # In parts: one index for every problem of every resample would take memory without need.
-    sizes = [RESAMPLES // 10] * 10
-    means = np.concatenate([differences[draws.integers(n, size=(size, n))].mean(1) for size in sizes])
+    chosen = (draws.integers(n, size=(RESAMPLES // 10, n)) for _ in range(10))
+    means = np.concatenate([sums[some].sum(1) / counts[some].sum(1) for some in chosen])
     low, high = np.percentile(means, [2.5, 97.5])
     tail = min((means <= 0).mean(), (means >= 0).mean())
     p = min(1.0, max(2 * tail, 2 / RESAMPLES))
@@ -107,15 +116,19 @@ def bootstrap(differences: np.ndarray, seed: int = 0) -> dict[str, Any]:
 def paired_tests(rows: list[dict], root: Path) -> list[dict]:
     """Differences of greedy and of sampled accuracy between all pairs of agents, on the same problems of the same seeds."""
     found: dict[str, dict[str, np.ndarray]] = {}
+    asked: dict[str, list[str]] = {}
     agents = list(dict.fromkeys(r["agent"] for r in rows))
     for agent in agents:
         parts: dict[str, list[np.ndarray]] = {"greedy": [], "sampled": []}
+        asked[agent] = []
         for row in sorted((r for r in rows if r["agent"] == agent), key=lambda r: r["seed"]):
             for kind, part in parts.items():
-                path = root / cell_name(row) / "rollouts" / f"{kind}.jsonl"
-                solved = np.array([line["reward"] >= 1.0 for line in whole_lines(path)], dtype=float)
-                if len(solved) and len(solved) % row["n_problems"] == 0:
+                lines = whole_lines(root / cell_name(row) / "rollouts" / f"{kind}.jsonl")
+                if lines and len(lines) % row["n_problems"] == 0:
+                    solved = np.array([line["reward"] >= 1.0 for line in lines], dtype=float)
                     part.append(solved.reshape(row["n_problems"], -1).mean(1))
+                    if kind == "greedy":
+                        asked[agent] += [line["problem"] for line in lines]
         found[agent] = {kind: np.concatenate(part) for kind, part in parts.items() if part}
     tests = []
     for i, one in enumerate(agents):
@@ -123,8 +136,14 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
             test: dict[str, Any] = {"agents": [one, other]}
             for kind in ("greedy", "sampled"):
                 a, b = found[one].get(kind), found[other].get(kind)
-                if a is not None and b is not None and len(a) == len(b):
-                    test |= {"n": len(a), **{f"{kind}{k}": v for k, v in bootstrap(b - a).items()}}
+                if (
+                    a is not None
+                    and b is not None
+                    and asked[one] == asked[other]
+                    and len(a) == len(b) == len(asked[one])
+                ):
+                    test["n"] = len(a)
+                    test |= {f"{kind}{k}": v for k, v in bootstrap(b - a, asked[one]).items()}
             if len(test) > 1:
                 tests.append(test)
     return tests
@@ -139,10 +158,10 @@ def learning_curve(row: dict, root: Path) -> list[dict]:
 def add_areas(rows: list[dict], root: Path) -> None:
     """`area_under_curve`: the mean reward of training over the episodes that every learner had."""
     curves = {cell_name(r): learning_curve(r, root) for r in rows}
-    last = [lines[-1]["train_episodes"] for lines in curves.values() if lines]
+    last = [lines[-1]["train_episodes"] for lines in curves.values() if lines and lines[-1]["train_episodes"]]
     for row in rows:
         lines = curves[cell_name(row)]
-        if not lines:
+        if not lines or not lines[-1]["train_episodes"]:
             continue
         upto, area, before = min(last), 0.0, 0
         for line in lines:
@@ -165,6 +184,8 @@ def add_thresholds(rows: list[dict], root: Path) -> None:
             lines = learning_curve(row, root)
             if not lines or "prior" not in sampled:
                 continue
+            if max(sampled.values()) <= sampled["prior"]:
+                continue  # nobody got anywhere
             row["threshold"] = (sampled["prior"] + max(sampled.values())) / 2
             for line, mean in zip(lines, trailing(lines), strict=True):
                 if line["train_episodes"] >= WINDOW and mean >= row["threshold"]:

@@ -218,7 +218,11 @@ def preflight(config: DictConfig) -> None:
             raise CheckpointError(
                 f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote."
             )
-    locate(config.agent._target_)
+    kind = locate(config.agent._target_)
+    if getattr(kind, "needs_model", False) and config.rollout.num_workers:
+        raise ConfigurationError(
+            f"agent._target_={config.agent._target_} needs the model in its own process; use rollout=local"
+        )
     if config.reward._target_ != MATH_VERIFY:  # that one is known to be there, and costs its imports
         locate(config.reward._target_, "reward._target_")
 

@@ -8,6 +8,7 @@ the oracle drive them themselves.
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -87,6 +88,8 @@ class RolloutEngine:
         num_tokens: tokens run through decode steps since the engine was made, not counting prompts; those that
             several episodes share count once.
     """
+
+    steps: ClassVar[int] = 0  # of all engines of this process
 
     def __init__(
         self,
@@ -239,6 +242,7 @@ class RolloutEngine:
                 hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
         self._look(at, hidden, self.lengths[at] + 1)
         self.num_tokens += len(tokens)
+        RolloutEngine.steps += 1
 
     def _look(self, rows: Tensor, hidden: Tensor, lengths: Tensor, source: Tensor | None = None) -> None:
         """Compute logits and options of `hidden` (m, d), and store its states (those named by `source`) in `rows`."""

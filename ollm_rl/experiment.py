@@ -52,9 +52,9 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     problems = space.problems(config.evaluate.split, config.evaluate.num_problems, seed)
     run.write_json("conversion.json", space.conversion)
     row: dict[str, Any] = {"seed": seed, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+    if config.policy is None and callable(getattr(agent, "prepare", None)):
+        agent.prepare(run)
     if learn:
-        if callable(getattr(agent, "prepare", None)):
-            agent.prepare()
         if getattr(agent, "learns_from_rewards", "total_episodes" in config.agent):
             row["before"] = _before(settings, run, space, agent, problems, seed)
         row |= agent.learn(run) or {}
@@ -179,15 +179,16 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
 def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settings, list[str]]]:
     """What `tasks` and `quick` of a comparison stand for: settings and overrides of each task, under its name.
 
-    Without `tasks` it is the one task of the configuration. `task.*` overrides go to all of them.
+    Without `tasks`, or with `task=`, it is one task, under no name. `task.*` overrides go to all of them.
     """
     if settings.config.quick:
         overrides = [*settings.config.quick_overrides, *overrides]
         settings = compose(shared(overrides))
-    if not settings.config.tasks:
-        return {settings.choices["task"]: (settings, overrides)}
-    if any(o.startswith("task=") for o in overrides):
+    one = any(o.startswith("task=") for o in overrides)
+    if one and any(o.startswith("tasks=") for o in overrides):
         raise ConfigurationError("give task= or tasks=[...], not both")
+    if one or not settings.config.tasks:  # task= takes the place of an experiment's tasks
+        return {"": (settings, overrides)}
     found = {}
     for task in settings.config.tasks:
         mine = [*overrides, f"task={task}", "tasks=[]"]

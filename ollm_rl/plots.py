@@ -77,7 +77,8 @@ def _costs(root: Path, results: dict) -> Path | None:
 
     learners = {}
     for row in results["rows"]:
-        if lines := learning_curve(row, root):
+        lines = learning_curve(row, root)
+        if lines and all(key in lines[-1] for key in ("train_tokens", "train_seconds")):
             learners.setdefault(row["agent"], []).append(lines)
     if len(learners) < 2 or "pooled" not in results:
         return None

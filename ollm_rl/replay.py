@@ -4,8 +4,11 @@ from collections import Counter
 
 import torch
 
+from ollm_rl.engine import RolloutEngine
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
+
+AT_ONCE = 64  # episodes
 
 
 @torch.inference_mode()
@@ -18,8 +21,15 @@ def replay(workspace: Workspace, episodes: list[Episode]) -> list[dict]:
     """
     if not episodes:
         return []
+    engine = workspace.new_engine(num_slots=min(len(episodes), AT_ONCE))
+    parts = [episodes[at : at + engine.num_slots] for at in range(0, len(episodes), engine.num_slots)]
+    return [record for part in parts for record in _replay(workspace, engine, part)]
+
+
+def _replay(workspace: Workspace, engine: RolloutEngine, episodes: list[Episode]) -> list[dict]:
     prompter, tokenizer = workspace.prompter, workspace.backbone.tokenizer
-    engine = workspace.new_engine(num_slots=len(episodes))
+    engine.clear()
+    engine.make_room(max(len(prompter.encode(e.problem)) for e in episodes))
     engine.admit([prompter.encode(e.problem) for e in episodes])
     active = list(range(len(episodes)))
     steps: list[list[dict]] = [[] for _ in episodes]

@@ -133,7 +133,7 @@ class Workspace:
     @property
     def beats(self) -> int:
         """A number that grows while there is progress."""
-        return self.judge.num_judged + (self.engine.num_tokens if "engine" in self.__dict__ else 0)
+        return self.judge.num_judged + RolloutEngine.steps
 
     def __reduce__(self):
         return _current, ()

@@ -114,3 +114,18 @@ def test_settings_are_checked(tiny):
         GRPO(tiny, num_generations=1)
     with pytest.raises(ConfigurationError, match="expected one of grpo"):
         GRPO(tiny, loss_type="ppo")
+
+
+def test_a_loaded_policy_goes_on_learning(tiny, tmp_path, monkeypatch):
+    class Latents(Judge):
+        def __call__(self, episodes):
+            for e in episodes:
+                e.reward = float(sum(z for z in e.latents if z >= 0) % 2)
+
+    monkeypatch.setattr(tiny, "judge", Latents(len))
+    agent = GRPO(tiny, **QUICK)
+    agent.save(tmp_path / "policy")
+    agent.load(tmp_path / "policy")
+    before = [p.clone() for p in agent.policy.net.parameters()]
+    agent.learn(Run(tmp_path, "run", ""))
+    assert any(not torch.equal(a, b) for a, b in zip(before, agent.policy.net.parameters(), strict=True))

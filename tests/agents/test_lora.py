@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from agents.lora import LoRAGRPO, LoRASFT, matched_rank
+from agents.backbone import PlainBackbone
+from agents.lora import LoRAGRPO, LoRASFT, _score_few, matched_rank
+from ollm_rl.backbone import load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation import evaluate
 from ollm_rl.judges import Judge
@@ -46,11 +48,37 @@ def test_the_rank_is_matched_to_the_plugin(tiny):
 
 def test_a_new_adapter_changes_nothing_and_leaves_the_shared_backbone_alone(tiny):
     agent = LoRASFT(tiny, rank=2, num_examples=3)
-    hidden = torch.randn(4, tiny.backbone.hidden_size)
+    problems = tiny.problems("test", 4)
     assert agent.backbone.model is not tiny.backbone.model
-    assert torch.equal(agent.backbone.logits(hidden), tiny.backbone.logits(hidden))
-    assert agent.prompt(tiny.problems("test", 1)[0])[: len(tiny.prompter.prefix)] == tiny.prompter.prefix
     assert not any("lora" in name for name, _ in tiny.backbone.model.named_parameters())
+    assert agent.prompt(problems[0])[: len(tiny.prompter.prefix)] == tiny.prompter.prefix
+    mine = evaluate(tiny, agent, "lora", problems, 2)
+    theirs = evaluate(tiny, PlainBackbone(tiny), "backbone", problems, 2)
+    assert [e.tokens for e in mine.greedy + mine.sampled] == [e.tokens for e in theirs.greedy + theirs.sampled]
+
+
+def test_scoring_few_tokens_gives_what_trl_gives(tiny):
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = load_backbone("tiny", "float32").model.requires_grad_(True)
+    ids = torch.randint(3, 200, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0  # padding
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :5] = -100
+    labels[2] = -100  # a text that counts nowhere
+    found = []
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    for change in (lambda _: None, _score_few):
+        change(model)
+        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=5)
+        model.zero_grad()
+        out.loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append([out.loss, out.log_probs, out.entropy, out.is_top1.float(), out.label_mask.float(), gradient])
+    assert found[0][0] > 0 and found[0][-1].abs().max() > 1e-3
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
 
 
 def test_sft_lowers_the_loss_and_is_cached(tiny, cache, tmp_path):
@@ -61,19 +89,19 @@ def test_sft_lowers_the_loss_and_is_cached(tiny, cache, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     assert counts["setup_seconds"] > 0 and counts["trainable_parameters"] == agent.num_parameters
     again = LoRASFT(tiny, **{**SFT, "sft_epochs": 6, "sft_learning_rate": 1e-2})
-    again.fit_solutions()
+    again.prepare(run)
     assert all(torch.equal(a, b) for a, b in zip(again.weights().values(), agent.weights().values(), strict=True))
 
 
 def test_grpo_learns_an_easy_reward(tiny, cache, easy, tmp_path):
     run = Run(tmp_path, "easy", "")
-    agent = LoRAGRPO(tiny, **{**QUICK, "total_episodes": 320, "learning_rate": 3e-2})
-    agent.prepare()
+    agent = LoRAGRPO(tiny, **{**QUICK, "rank": 8, "total_episodes": 480, "learning_rate": 3e-2})
+    agent.prepare(run)
     begun_with = agent.weights()
     counts = agent.learn(run)
     metrics = run.metrics()
-    assert [m["train_episodes"] for m in metrics] == list(range(16, 336, 16))
-    assert counts["train_episodes"] == 320 and counts["train_tokens"] > 320
+    assert [m["train_episodes"] for m in metrics] == list(range(16, 496, 16))
+    assert counts["train_episodes"] == 480 and counts["train_tokens"] > 480
     rewards = [m["reward"] for m in metrics]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert any(not torch.equal(a, b) for a, b in zip(begun_with.values(), agent.weights().values(), strict=True))
@@ -106,6 +134,26 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, cache, easy, tm
     assert all(torch.equal(a, b) for a, b in zip(whole.weights().values(), rest.weights().values(), strict=True))
 
 
+def test_a_run_killed_after_training_does_not_train_on(tiny, cache, easy, tmp_path):
+    first, run = LoRAGRPO(tiny, **QUICK), Run(tmp_path, "run", "")
+    counts = first.learn(run)
+    (run.path / "trainer" / "checkpoint-9").mkdir()  # half of one, from a kill while it was saved
+    again = LoRAGRPO(tiny, **QUICK)
+    found = again.learn(Run(tmp_path, "run", ""))
+    assert found["train_episodes"] == counts["train_episodes"] == 64 and len(run.metrics()) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first.weights().values(), again.weights().values(), strict=True))
+
+
+def test_a_loaded_adapter_is_what_training_begins_with(tiny, cache, easy, tmp_path):
+    first = LoRAGRPO(tiny, **{**QUICK, "total_episodes": 16})
+    first.learn(Run(tmp_path, "first", ""))
+    first.save(tmp_path / "adapter")
+    second = LoRAGRPO(tiny, **QUICK)
+    second.load(tmp_path / "adapter")
+    second.prepare(Run(tmp_path, "second", ""))
+    assert all(torch.equal(a, b) for a, b in zip(first.weights().values(), second.weights().values(), strict=True))
+
+
 def test_saved_and_loaded(tiny, cache, tmp_path):
     agent = LoRASFT(tiny, **SFT)
     agent.learn(Run(tmp_path, "run", ""))
@@ -124,3 +172,5 @@ def test_settings_are_checked_before_anything_is_trained(tiny):
         LoRAGRPO(tiny, **{**QUICK, "begin": "nothing"})
     with pytest.raises(ConfigurationError, match="expected a multiple of agent.minibatches=2"):
         LoRAGRPO(tiny, **{**QUICK, "micro_batch_size": 3})
+    with pytest.raises(ConfigurationError, match="fewer training problems"):
+        LoRAGRPO(tiny, **{**QUICK, "num_problems": 3})

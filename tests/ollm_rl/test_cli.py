@@ -7,6 +7,7 @@ import pytest
 
 from ollm_rl.cli import main
 from ollm_rl.config import compose, members
+from ollm_rl.experiment import cell_settings, of_tasks
 from tests.conftest import QUICK_KEYS
 
 KEYS = [*QUICK_KEYS, "agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32"]
@@ -92,6 +93,29 @@ def test_a_comparison_repeated_gives_the_same_numbers(tmp_path):
         rows = json.loads((tmp_path / "runs" / name / "results.json").read_text())["rows"]
         found.append([{k: v for k, v in row.items() if "seconds" not in k} for row in rows])
     assert found[0] == found[1]
+
+
+def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
+    settings = compose(["experiment=headline"])
+    assert settings.config.evaluate.num_ood == 60 and settings.config.oracle.budget == 500
+    parts = of_tasks(["experiment=headline"], settings)
+    assert list(parts) == ["chain_sum", "leg_counting"]
+    assert parts["leg_counting"][0].choices["task"] == "leg_counting"
+    quick = ["experiment=headline", "quick=true", "agents=[prior,grpo]", "evaluate.num_ood=5"]
+    [(mine, given)] = of_tasks(quick, compose(quick)).values()
+    assert list(mine.config.seeds) == [0] and mine.config.convert.num_solutions == 800
+    assert mine.config.evaluate.num_ood == 5 and mine.config.evaluate.num_problems == 100
+    cell = cell_settings(given, mine, "grpo").config
+    assert cell.agent.total_episodes == 512 and cell.agent.learning_rate == 3e-4
+    one = ["experiment=headline", "task=leg_counting"]
+    assert list(of_tasks(one, compose(one))) == [""]
+
+
+def test_agents_that_need_the_model_are_refused_on_a_cluster_at_once(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *KEYS, "agents=[prior,full_head]", "rollout=ray"])
+    assert stopped.value.code == 2
+    assert "needs the model in its own process" in capsys.readouterr().err
 
 
 def test_settings_of_an_experiment_are_for_its_agents(tmp_path, capsys):

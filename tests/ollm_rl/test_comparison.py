@@ -16,7 +16,9 @@ def learner(root, agent, seed, curve, **row):
     lines = [{"step": i, "train_episodes": e, "reward": r, "train_seconds": s} for i, (e, r, s) in enumerate(curve)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     greedy = row.pop("greedy", [])
-    (folder / "rollouts" / "greedy.jsonl").write_text("".join(json.dumps({"reward": r}) + "\n" for r in greedy))
+    (folder / "rollouts" / "greedy.jsonl").write_text(
+        "".join(json.dumps({"reward": r, "problem": f"problem {i}, {seed}"}) + "\n" for i, r in enumerate(greedy))
+    )
     solved = sum(greedy)
     return {
         "agent": agent, "seed": seed, "n_problems": max(len(greedy), 1), "accuracy": solved / max(len(greedy), 1),
@@ -72,6 +74,29 @@ def test_bootstrap():
     # The share of false alarms among experiments without a difference.
     alarms = sum(bootstrap(draws.choice([-1.0, 0.0, 1.0], size=100))["_p"] < 0.05 for _ in range(100))
     assert alarms <= 15
+
+
+def test_answers_to_one_problem_are_drawn_together():
+    differences = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.2, 0.5, 0.3], size=100)
+    alone = bootstrap(differences)
+    thrice = bootstrap(np.tile(differences, 3), [str(i) for i in range(100)] * 3)
+    assert thrice[""] == pytest.approx(alone[""])
+    assert thrice["_ci95"] == pytest.approx(alone["_ci95"], abs=0.03)  # no narrower for being repeated
+
+
+def test_nobody_reaches_a_threshold_that_is_the_priors_own_level(tmp_path):
+    rows = [
+        learner(tmp_path, "prior", 0, [], avg_at_8=0.3),
+        learner(tmp_path, "grpo", 0, [(WINDOW, 0.3, 10.0), (2 * WINDOW, 0.3, 20.0)], avg_at_8=0.2),
+    ]
+    add_thresholds(rows, tmp_path)
+    assert rows[1]["episodes_to_threshold"] is None and "threshold" not in rows[1]
+
+
+def test_a_learner_that_logs_no_episodes_is_left_out(tmp_path):
+    rows = [learner(tmp_path, "one", 0, [(0, 0.2, 1)]), learner(tmp_path, "two", 0, [(300, 0.5, 1)])]
+    add_areas(rows, tmp_path)
+    assert "area_under_curve" not in rows[0] and rows[1]["area_under_curve"] == 0.5
 
 
 def test_tests_pair_the_same_problems_of_the_same_seeds(tmp_path):
