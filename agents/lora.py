@@ -310,7 +310,7 @@ class LoRAGRPO(LoRASFT):
                 f"agent.problems_per_iteration={problems_per_iteration}, but there are fewer training problems; lower it, or "
                 "raise agent.num_problems"
             )
-        self.objective = {
+        self.objective: dict[str, Any] = {
             "learning_rate": learning_rate, "beta": beta, "epsilon": epsilon, "epsilon_high": epsilon_high,
             "loss_type": loss_type, "scale_rewards": scale_rewards,
         }  # fmt: skip
@@ -418,9 +418,9 @@ def _sample(hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, T
     return sample(logits, uniforms)
 
 
-def _given_reward(judged: list[float], **_: Any) -> list[float]:
+def _given_reward(judged: list[float], **_: Any) -> list[float | None]:
     """TRL's reward function: the judge's rewards, which came with the episodes."""
-    return judged
+    return list(judged)
 
 
 def _common(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]:

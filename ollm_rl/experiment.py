@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -232,6 +233,7 @@ def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settin
     return compose([*common, f"agent={name}", *mine])
 
 
+@cache
 def _settings_of(name: str) -> list[str]:
     if name in members("agent"):
         return [k for k in compose([f"agent={name}"]).config.agent if k != "_target_"]

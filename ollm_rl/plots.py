@@ -75,7 +75,7 @@ def _costs(root: Path, results: dict) -> Path | None:
     """Training reward against episodes, generated tokens and seconds: mean of the seeds, and their range."""
     from matplotlib import pyplot as plt
 
-    learners = {}
+    learners: dict[str, list[list[dict]]] = {}
     for row in results["rows"]:
         lines = learning_curve(row, root)
         if lines and all(key in lines[-1] for key in ("train_tokens", "train_seconds")):
