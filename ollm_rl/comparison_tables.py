@@ -48,7 +48,17 @@ def _learning(pooled: list[dict]) -> Text | None:
         "Greedy accuracy before and after. The threshold of a seed is the prior's sampled accuracy plus half of its gap to "
         f"the best agent's{said}; it is reached once the mean training reward of the last {WINDOW} episodes is at least that. Set-up is "
         "fitting to solutions, where that is the agent's own. The area is the mean reward over the episodes that all had.",
-        ["agent", "before", "after", "episodes", "to threshold", "seconds", "to threshold", "set-up s", "area"],
+        [
+            "agent",
+            "before",
+            "after",
+            "episodes",
+            "episodes to threshold",
+            "seconds",
+            "seconds to threshold",
+            "set-up s",
+            "area",
+        ],
         body,
     )
 
