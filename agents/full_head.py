@@ -127,7 +127,7 @@ class FullHead(GRPO):
         num_tokens: int | None = None,
         **settings: Any,
     ):
-        self.lm = model_of(workspace, "full_head")
+        model_of(workspace, "full_head")
         self.fit = dict(
             num_solutions=num_solutions, epochs=sft_epochs, learning_rate=sft_learning_rate, dropout=dropout
         )
@@ -189,9 +189,15 @@ class FullHead(GRPO):
 
     @torch.inference_mode()
     def _sample_tokens(self, hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        return self._choose(hidden, logits, False, uniforms)
+
+    def _choose(
+        self, hidden: Tensor, logits: Tensor, deterministic: bool, uniforms: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (n,) and their log-probabilities (n,)."""
         ids = self.shortlist(logits)
         log_probs = self.policy(hidden, ids)
-        z = choose(log_probs, False, uniforms)[:, None]
+        z = choose(log_probs, deterministic, uniforms)[:, None]
         return ids.gather(1, z)[:, 0], log_probs.gather(1, z)[:, 0]
 
     @torch.inference_mode()
@@ -204,9 +210,7 @@ class FullHead(GRPO):
         logits: Tensor | None = None,
     ) -> Tensor:
         assert logits is not None
-        ids = self.shortlist(logits)
-        z = choose(self.policy(hidden, ids), deterministic, uniforms)
-        return ids.gather(1, z[:, None])[:, 0]
+        return self._choose(hidden, logits, deterministic, uniforms)[0]
 
     def decisions(self, episodes: list[Episode]) -> Decisions:
         """All positions; the shortlist stands in the mask's place, and `z` is the token's place on it."""

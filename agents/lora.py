@@ -2,20 +2,15 @@
 
 Both get what latents get: the same solutions, rewards, judge and decode path, and about as many parameters. Training is TRL's
 `SFTTrainer` and `GRPOTrainer`. What would make them slow for reasons that have nothing to do with LoRA is replaced: texts are
-sampled by our rollout engine, through TRL's `rollout_func`, and on a CPU the head scores completions only (`_score_few`).
+sampled by our rollout engine, through TRL's `rollout_func`, and on a CPU the head scores completions only (`score_few`).
 """
 
 import copy
-import functools
 import json
 import logging
-import os
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -27,6 +22,7 @@ from agents.backbone import PlainBackbone, sample
 from agents.base import model_of
 from agents.grpo import describe
 from agents.objective import LOSS_TYPES, SCALES
+from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.hidden_cache import key_of
@@ -39,11 +35,6 @@ from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-if (
-    find_spec("trl") is None or find_spec("peft") is None
-):  # they take seconds to import: that is done when they are needed
-    raise ConfigurationError("the LoRA agents need TRL and PEFT. Install them with `pip install 'ollm_rl[trl]'`.")
 
 
 class LoRA(PlainBackbone):
@@ -232,7 +223,7 @@ class LoRASFT(LoRA):
             rows["completion_mask"].append([0] * len(prompt) + [1] * len(solution))
         steps = self.sft_epochs * -(-len(problems) // self.sft_batch_size)
         config = SFTConfig(
-            **_common(path, self.backbone, self.sft_seed),
+            **common_settings(path, self.backbone, self.sft_seed),
             per_device_train_batch_size=self.sft_batch_size,
             num_train_epochs=self.sft_epochs,
             learning_rate=self.sft_learning_rate,
@@ -244,17 +235,17 @@ class LoRASFT(LoRA):
             logging_steps=5,
             save_steps=50,
         )
-        done = _last(path)
+        done = last_checkpoint(path)
         if run is not None:
             run.truncate_metrics(done[0] if done else 0)
         log_metrics = run.log_metrics if run is not None else None
         with track("lora_sft", steps, "steps", done[0] if done else 0) as bar:
             trainer = SFTTrainer(
                 self.model, config, train_dataset=Dataset.from_dict(rows), processing_class=self.backbone.tokenizer,
-                callbacks=[_callback(bar, log_metrics)],
+                callbacks=[reporting(bar, log_metrics)],
             )  # fmt: skip
-            _score_few(self.backbone.model)
-            _run(trainer, done)
+            score_few(self.backbone.model)
+            run_trainer(trainer, done)
         self.changed()
         return {"seconds": time.monotonic() - start, "tokens": self.sft_epochs * sum(map(len, rows["input_ids"]))}
 
@@ -333,7 +324,7 @@ class LoRAGRPO(LoRASFT):
         per_iteration = self.minibatches * self.num_iterations  # optimiser steps
         steps = -(-self.total_episodes // self.per_iteration) * per_iteration
         config = GRPOConfig(
-            **_common(path, self.backbone, space.seed),
+            **common_settings(path, self.backbone, space.seed),
             per_device_train_batch_size=self.micro,
             gradient_accumulation_steps=self.per_iteration // self.minibatches // self.micro,
             steps_per_generation=self.per_iteration // self.micro,
@@ -347,7 +338,7 @@ class LoRAGRPO(LoRASFT):
             save_steps=per_iteration,
             **{k: v for k, v in self.objective.items() if k != "epsilon_high"},
         )
-        done = _last(path)
+        done = last_checkpoint(path)
         run.truncate_metrics(done[0] // per_iteration if done else 0)
         if done:
             before = run.metrics()[-1]
@@ -361,11 +352,11 @@ class LoRAGRPO(LoRASFT):
             trainer = GRPOTrainer(
                 self.model, _given_reward, args=config, train_dataset=Dataset.from_dict({"prompt": list(self.by_text)}),
                 processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
-                callbacks=[_callback(bar, lambda _, figures: self._report(run, bar, figures))],
+                callbacks=[reporting(bar, lambda _, figures: self._report(run, bar, figures))],
             )  # fmt: skip
-            _score_few(self.backbone.model)
+            score_few(self.backbone.model)
             self.started = time.monotonic()
-            _run(trainer, done)
+            run_trainer(trainer, done)
         self.changed()
         return self._costs()
 
@@ -421,89 +412,3 @@ def _sample(hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, T
 def _given_reward(judged: list[float], **_: Any) -> list[float | None]:
     """TRL's reward function: the judge's rewards, which came with the episodes."""
     return list(judged)
-
-
-def _common(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]:
-    """What both trainers are told."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    return {
-        "output_dir": str(path), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
-        "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": False, "save_total_limit": 1,
-        "dataloader_pin_memory": False,
-    }  # fmt: skip
-
-
-def _score_few(model: Any) -> None:
-    """On a CPU, have the head score only the tokens that count, in the forward call that TRL's trainers use.
-
-    TRL does so on GPUs; elsewhere it scores every position of every prompt over the whole vocabulary, which took a third of
-    the time here. Same figures, to rounding (`tests/agents/test_lora.py`).
-    """
-    from trl.trainer.utils import FusedCausalLMOutput
-
-    fused = model.forward
-
-    def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
-        unusual = kwargs.get("output_router_logits") or getattr(self.config, "logit_scale", None)
-        if not fused_lm_head or labels is None or labels.device.type != "cpu" or unusual:
-            return fused(
-                *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
-        mask = labels[:, 1:] != -100
-        wanted = labels[:, 1:][mask]
-        logits = self.get_output_embeddings()(states[mask]).float()
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        scores = (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(-1)
-        few = scores.gather(1, wanted[:, None])[:, 0]
-        with torch.no_grad():
-            entropy, top = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == wanted
-
-        def placed(values: Tensor) -> Tensor:
-            return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-        count = mask.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
-        return FusedCausalLMOutput(
-            loss=-few.sum() / count, log_probs=placed(few), entropy=placed(entropy), log_sum_sq_probs=None,
-            mean_logits=None, is_top1=placed(top), label_mask=mask, aux_loss=None,
-        )  # fmt: skip
-
-    model.forward = MethodType(functools.wraps(type(model).forward)(forward), model)
-
-
-def _callback(bar: Bar, log_metrics: Callable[[int, dict], None] | None) -> Any:
-    """Progress and figures, as all our runs have them; the trainer itself is quiet."""
-    from transformers import TrainerCallback
-
-    class Reporting(TrainerCallback):
-        seen = 0
-
-        def on_log(self, args, state, control, logs=None, **_):
-            if log_metrics is None:
-                return
-            figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
-            log_metrics(state.global_step, figures)
-
-        def on_step_end(self, args, state, control, **_):
-            if bar.unit == "steps":
-                bar.advance(state.global_step - self.seen)
-                self.seen = state.global_step
-
-    return Reporting()
-
-
-def _run(trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
-    """Train, from a checkpoint if there is one."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # about the trainers' own defaults
-        trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
-
-
-def _last(path: Path) -> tuple[int, Path] | None:
-    """Optimiser steps and directory of a trainer's last whole checkpoint: its state is what is written last."""
-    whole = [f.parent for f in path.glob("checkpoint-*/trainer_state.json")]
-    found = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    return (int(found.name.rpartition("-")[2]), found) if found else None

@@ -182,12 +182,12 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
 
     Without `tasks`, or with `task=`, it is one task, under no name. `task.*` overrides go to all of them.
     """
-    if settings.config.quick:
-        overrides = [*settings.config.quick_overrides, *overrides]
-        settings = compose(shared(overrides))
     one = any(o.startswith("task=") for o in overrides)
     if one and any(o.startswith("tasks=") for o in overrides):
         raise ConfigurationError("give task= or tasks=[...], not both")
+    if settings.config.quick:
+        overrides = [*settings.config.quick_overrides, *overrides]
+        settings = compose(shared(overrides))
     if one or not settings.config.tasks:  # task= takes the place of an experiment's tasks
         return {"": (settings, overrides)}
     found = {}

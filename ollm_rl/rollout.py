@@ -101,9 +101,8 @@ class _Rollout:
                 shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))])
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
-            asked = engine.options.decision[at] if self.skip_forced else torch.ones_like(at, dtype=torch.bool)
-            if self.from_logits:
-                asked = torch.ones_like(at, dtype=torch.bool)
+            everybody = self.from_logits or not self.skip_forced
+            asked = torch.ones_like(at, dtype=torch.bool) if everybody else engine.options.decision[at]
             chosen = self._ask(rows, at, asked.nonzero()[:, 0])
             if self.from_logits:
                 tokens, latents = chosen, torch.full_like(chosen, -1)

@@ -5,7 +5,6 @@ import torch
 
 from agents.full_head import FullHead, ShortlistHead
 from ollm_rl.errors import CheckpointError
-from ollm_rl.judges import Judge
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
 
@@ -13,11 +12,6 @@ QUICK = dict(
     total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-2,
     num_solutions=40, sft_epochs=1,
 )  # fmt: skip
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))
 
 
 def test_an_untrained_head_is_the_backbones(tiny):
@@ -44,18 +38,6 @@ def test_sampled_and_learned_log_probabilities_agree(tiny, cache):
     again = agent.policy(data.hidden, data.mask).gather(1, data.z[:, None])[:, 0]
     assert torch.allclose(again, data.log_probs, atol=1e-4)
     assert agent.divergence(episodes) == pytest.approx([0.0] * 6, abs=1e-6)
-
-
-@pytest.fixture
-def easy(tiny, monkeypatch):
-    """A reward that a random model earns now and then: the share of tokens with an odd number."""
-
-    class Odd(Judge):
-        def __call__(self, episodes):
-            for e in episodes:
-                e.reward = sum(t % 2 for t in e.tokens) / len(e.tokens)
-
-    monkeypatch.setattr(tiny, "judge", Odd(len))
 
 
 def test_it_learns_an_easy_reward(tiny, cache, easy, tmp_path):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from agents.backbone import PlainBackbone
-from agents.lora import LoRAGRPO, LoRASFT, _score_few, matched_rank
+from agents.lora import LoRAGRPO, LoRASFT, matched_rank
+from agents.trainers import score_few
 from ollm_rl.backbone import load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation import evaluate
-from ollm_rl.judges import Judge
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
 from ollm_rl.workspace import Acting
@@ -20,23 +20,6 @@ QUICK = dict(
     **SFT, total_episodes=64, num_generations=4, problems_per_iteration=4, minibatches=2, micro_batch_size=4, num_problems=20,
     learning_rate=1e-2,
 )  # fmt: skip
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def easy(tiny, monkeypatch):
-    """The share of tokens with an odd number."""
-
-    class Odd(Judge):
-        def __call__(self, episodes):
-            for e in episodes:
-                e.reward = sum(t % 2 for t in e.tokens) / len(e.tokens)
-
-    monkeypatch.setattr(tiny, "judge", Odd(len))
 
 
 def test_the_rank_is_matched_to_the_plugin(tiny):
@@ -69,7 +52,7 @@ def test_scoring_few_tokens_gives_what_trl_gives(tiny):
     labels[2] = -100  # a text that counts nowhere
     found = []
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    for change in (lambda _: None, _score_few):
+    for change in (lambda _: None, score_few):
         change(model)
         out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=5)
         model.zero_grad()

@@ -107,8 +107,12 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     assert mine.config.evaluate.num_ood == 5 and mine.config.evaluate.num_problems == 100
     cell = cell_settings(given, mine, "grpo").config
     assert cell.agent.total_episodes == 512 and cell.agent.learning_rate == 3e-4
-    one = ["experiment=headline", "task=leg_counting"]
-    assert list(of_tasks(one, compose(one))) == [""]
+    for one in (
+        ["experiment=headline", "task=leg_counting"],
+        ["experiment=headline", "task=leg_counting", "quick=true"],
+    ):
+        [(mine, _)] = of_tasks(one, compose(one)).values()
+        assert mine.choices["task"] == "leg_counting"
 
 
 def test_agents_that_need_the_model_are_refused_on_a_cluster_at_once(capsys):

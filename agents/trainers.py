@@ -1,0 +1,107 @@
+"""TRL's trainers as runs of ours: quiet, resumable, their figures in `metrics.jsonl`, and no slower on a CPU than need be."""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ollm_rl.backbone import Backbone
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.progress import Bar
+
+# They take seconds to import: that is done where they are needed, but known to be possible before anything is trained.
+if any(find_spec(name) is None for name in ("trl", "peft")):
+    raise ConfigurationError("the LoRA agents need TRL and PEFT. Install them with `pip install 'ollm_rl[trl]'`.")
+
+
+def common_settings(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]:
+    """What both trainers are told."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    return {
+        "output_dir": str(path), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
+        "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": False, "save_total_limit": 1,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def score_few(model: Any) -> None:
+    """On a CPU, have the head score only the tokens that count, in the forward call that TRL's trainers use.
+
+    TRL does so on GPUs; elsewhere it scores every position of every prompt over the whole vocabulary, which took a third of
+    the time here. Same figures, to rounding (`tests/agents/test_lora.py`).
+    """
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    fused = model.forward
+
+    def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
+        unusual = kwargs.get("output_router_logits") or getattr(self.config, "logit_scale", None)
+        if not fused_lm_head or labels is None or labels.device.type != "cpu" or unusual:
+            return fused(
+                *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
+        mask = labels[:, 1:] != -100
+        wanted = labels[:, 1:][mask]
+        logits = self.get_output_embeddings()(states[mask]).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        scores = (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(-1)
+        few = scores.gather(1, wanted[:, None])[:, 0]
+        with torch.no_grad():
+            entropy, top = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == wanted
+
+        def placed(values: Tensor) -> Tensor:
+            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+        count = mask.sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+        return FusedCausalLMOutput(
+            loss=-few.sum() / count, log_probs=placed(few), entropy=placed(entropy), log_sum_sq_probs=None,
+            mean_logits=None, is_top1=placed(top), label_mask=mask, aux_loss=None,
+        )  # fmt: skip
+
+    model.forward = MethodType(functools.wraps(type(model).forward)(forward), model)
+
+
+def reporting(bar: Bar, log_metrics: Callable[[int, dict], None] | None) -> Any:
+    """Progress and figures, as all our runs have them; the trainer itself is quiet."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        seen = 0
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if log_metrics is None:
+                return
+            figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+            log_metrics(state.global_step, figures)
+
+        def on_step_end(self, args, state, control, **_):
+            if bar.unit == "steps":
+                bar.advance(state.global_step - self.seen)
+                self.seen = state.global_step
+
+    return Reporting()
+
+
+def run_trainer(trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
+    """Train, from a checkpoint if there is one."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # about the trainers' own defaults
+        trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
+
+
+def last_checkpoint(path: Path) -> tuple[int, Path] | None:
+    """Optimiser steps and directory of a trainer's last whole checkpoint: its state is what is written last."""
+    whole = [f.parent for f in path.glob("checkpoint-*/trainer_state.json")]
+    found = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return (int(found.name.rpartition("-")[2]), found) if found else None
