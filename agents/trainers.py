@@ -50,12 +50,18 @@ def score_few(model: Any) -> None:
         states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         mask = labels[:, 1:] != -100
         wanted = labels[:, 1:][mask]
-        logits = self.get_output_embeddings()(states[mask]).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
-        scores = (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(-1)
-        few = scores.gather(1, wanted[:, None])[:, 0]
-        with torch.no_grad():
-            entropy, top = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == wanted
+
+        def score(some: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits = self.get_output_embeddings()(some).float()
+            scores = (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(-1)
+            with torch.no_grad():
+                entropy, best = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == tokens
+            return scores.gather(1, tokens[:, None])[:, 0], entropy, best
+
+        # In small parts, whose memory is used again: fresh pages for (tokens, vocabulary) took a seventh of the time.
+        parts = zip(states[mask].split(64), wanted.split(64), strict=True)
+        few, entropy, top = (torch.cat(found) for found in zip(*(score(*part) for part in parts), strict=True))
 
         def placed(values: Tensor) -> Tensor:
             return values.new_zeros(mask.shape).masked_scatter(mask, values)
