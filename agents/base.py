@@ -4,9 +4,10 @@ An agent is any class that can be called with a `Workspace` and its settings, an
 and `load`. It need not inherit from anything here; `docs/agents.md` shows one in a file of its own.
 """
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -51,6 +52,14 @@ class Agent(ABC):
 
     def load(self, path: str | Path) -> None:  # noqa: B027 (optional)
         """Read what `save` wrote."""
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Hash of named weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def model_of(workspace: Workspace, agent: str) -> OptionLM:
@@ -158,6 +167,10 @@ class PolicyAgent(Agent):
             now, before = self.policy(e.hidden, e.mask), prior(e.hidden, e.mask)
             found.append(float((now.exp() * (now - before)).sum()))
         return found
+
+    def identity(self) -> str:
+        """Equal for agents that choose alike: evaluated once, before they learn, in a comparison."""
+        return f"{type(self).predict.__qualname__} {type(self.policy).__name__} {digest(self.policy.state_dict())}"
 
     def save(self, path: str | Path) -> None:
         backbone = self.workspace.backbone

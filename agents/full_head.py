@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from agents.base import model_of
 from agents.grpo import GRPO
 from ollm_rl.backbone import Backbone
+from ollm_rl.cache import cache_dir, key_of, made_by_one
 from ollm_rl.errors import CheckpointError, DataError
-from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states, key_of
+from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states
 from ollm_rl.plugin import Standardize
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, choose
 from ollm_rl.runs import Run
-from ollm_rl.smollm2 import cache_dir
 from ollm_rl.trajectory import Decisions, Episode
 from ollm_rl.workspace import Workspace
 
@@ -145,12 +145,13 @@ class FullHead(GRPO):
         shortlist = space.plugin.config.shortlist
         parts = (space.backbone.fingerprint, str(space.backbone.dtype), space.prompter.prefix, text, self.fit)
         path = cache_dir() / "heads" / key_of(*parts, self.sft_seed, num_tokens, shortlist)
-        if not (path / "head.json").exists():
-            states = cached_hidden_states(space.backbone, space.prompter, problems, shortlist).all()
-            fitted, seconds = self._fitted(states, num_tokens)
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))
-            fitted.save_pretrained(path)
+        with made_by_one(path):
+            if not (path / "head.json").exists():
+                states = cached_hidden_states(space.backbone, space.prompter, problems, shortlist).all()
+                fitted, seconds = self._fitted(states, num_tokens)
+                path.mkdir(parents=True, exist_ok=True)
+                (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+                fitted.save_pretrained(path)
         self.setup_seconds = json.loads((path / "seconds.json").read_text())["seconds"]
         return ShortlistHead.from_pretrained(path, space.backbone)
 

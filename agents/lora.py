@@ -19,17 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agents.backbone import PlainBackbone, sample
-from agents.base import model_of
+from agents.base import digest, model_of
 from agents.grpo import describe
 from agents.objective import LOSS_TYPES, SCALES
 from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.backbone import Backbone, load_backbone
+from ollm_rl.cache import cache_dir, key_of, made_by_one
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
-from ollm_rl.hidden_cache import key_of
 from ollm_rl.progress import Bar, track
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
-from ollm_rl.smollm2 import cache_dir
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
@@ -88,6 +87,9 @@ class LoRA(PlainBackbone):
         from peft import get_peft_model_state_dict
 
         return {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(self.model).items()}
+
+    def identity(self) -> str:
+        return f"LoRA {len(self.acting_workspace.task.examples)} {digest(self.weights())}"
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         from peft import set_peft_model_state_dict
@@ -201,11 +203,12 @@ class LoRASFT(LoRA):
         settings = (self.sft_epochs, self.sft_learning_rate, self.sft_batch_size, self.sft_seed, self.rank)
         key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), space.prompter.prefix, text, settings)
         path = cache_dir() / "adapters" / key
-        if not (path / "sft.json").exists():
-            log.info("fitting a LoRA adapter of rank %d to %d solutions", self.rank, len(problems))
-            self.sft = self._train(problems, path.with_suffix(".training"), run)
-            self.save(path)
-            (path / "sft.json").write_text(json.dumps(self.sft) + "\n")
+        with made_by_one(path):
+            if not (path / "sft.json").exists():
+                log.info("fitting a LoRA adapter of rank %d to %d solutions", self.rank, len(problems))
+                self.sft = self._train(problems, path.with_suffix(".training"), run)
+                self.save(path)
+                (path / "sft.json").write_text(json.dumps(self.sft) + "\n")
         self.sft = json.loads((path / "sft.json").read_text())
         self.load(path)
 

@@ -23,7 +23,10 @@ if any(find_spec(name) is None for name in ("trl", "peft")):
 
 def common_settings(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]:
     """What both trainers are told."""
+    import datasets
+
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    datasets.disable_progress_bars()  # of mapping a few thousand lines
     return {
         "output_dir": str(path), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
         "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": False, "save_total_limit": 1,

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ollm_rl.attention import IMPLEMENTATION, KVCache
+from ollm_rl.cache import cache_dir
 from ollm_rl.errors import BackboneError, ConfigurationError
-from ollm_rl.smollm2 import cache_dir, smollm2_dir
+from ollm_rl.smollm2 import smollm2_dir
 
 log = logging.getLogger(__name__)
 

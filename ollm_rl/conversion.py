@@ -21,16 +21,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ollm_rl.backbone import Backbone
+from ollm_rl.cache import cache_dir, key_of, made_by_one
 from ollm_rl.errors import DataError
-from ollm_rl.hidden_cache import cached_hidden_states, key_of
+from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.option_quality import COLLAPSED, measure
 from ollm_rl.plugin import PlugIn
 from ollm_rl.plugin_training import ConversionConfig, Progress, convert
 from ollm_rl.processes import processes
 from ollm_rl.prompts import Prompter
 from ollm_rl.runs import Run
-from ollm_rl.smollm2 import cache_dir
-from ollm_rl.tasks import SPLITS, Task
+from ollm_rl.tasks import SPLITS, Problem, Task
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ def plugin_for(
     Returns:
         the plug-in, its report (`conversion.json`) and its directory.
     """
-    start = time.monotonic()
     train = task.problems("sft", config.num_solutions, config.seed)
     heldout = task.problems("tune", config.num_heldout, config.seed)
     for name, problems in (("sft", train), ("tune", heldout)):
@@ -62,9 +61,19 @@ def plugin_for(
     text = [(p.problem, p.solution) for p in train + heldout]
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v4")
     path = cache_dir() / "plugins" / key
-    if (path / "conversion.json").exists():
-        log.info("plug-in: from the cache (%s)", path)
-        return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
+    with made_by_one(path):
+        if (path / "conversion.json").exists():
+            log.info("plug-in: from the cache (%s)", path)
+            return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
+        return _converted(backbone, prompter, train, heldout, config, path, run)
+
+
+def _converted(
+    backbone: Backbone, prompter: Prompter, train: list[Problem], heldout: list[Problem], config: ConversionConfig,
+    path: Path, run: Run | None,
+) -> tuple[PlugIn, dict, Path]:  # fmt: skip
+    """Make the plug-in, measure it, and write both to `path`."""
+    start = time.monotonic()
     states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)
     seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist)
     us = processes()

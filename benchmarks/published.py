@@ -1,0 +1,63 @@
+"""What the documents quote of a comparison over several tasks: its figures, its tables and its plots.
+
+    python benchmarks/published.py runs/headline [--out benchmarks]
+
+Writes `results/<name>.json`, `<name>.md` (the tables that `ollm-rl compare` printed, as Markdown) and `plots/<name>_<task>_<plot>.png`.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from ollm_rl.comparison_tables import Text, comparison_tables
+from ollm_rl.report import breakdown_tables, results_table
+
+PLOTS = ("headroom", "learning_costs")
+LEFT_OUT = {"changes", "verdicts", "solved", "breakdown"}  # of rows: long, and in the tables where they say something
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    given = parser.parse_args()
+    name, tasks = given.run.name, json.loads((given.run / "results.json").read_text())["tasks"]
+    figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in tasks.items()}
+    (given.out / "results" / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    page = [
+        f"# Tables of `{name}`",
+        "",
+        f"Written by `python benchmarks/published.py {given.run}`; figures in `results/{name}.json`.",
+    ]
+    for task, results in tasks.items():
+        page += ["", f"## `{task}`"]
+        tables = [results_table(results), *comparison_tables(results)]
+        tables += [Text(f"Accuracy by {field}", "", head, body) for field, head, body in breakdown_tables(results)]
+        for table in tables:
+            page += ["", f"### {table.title}", "", *([table.note, ""] if table.note else []), *_markdown(table)]
+        for plot in PLOTS:
+            target = given.out / "plots" / f"{name}_{task}_{plot}.png"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(given.run / task / "plots" / f"{plot}.png", target)
+            page += ["", f"![{plot.replace('_', ' ')}](plots/{target.name})"]
+    (given.out / f"{name}.md").write_text("\n".join(page) + "\n")
+    print(given.out / f"{name}.md")
+
+
+def _markdown(table: Text) -> list[str]:
+    rows = [table.head, ["---"] * len(table.head), *table.body]
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+
+
+def _short(value):
+    """Without what is long, and with six digits."""
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items() if k not in LEFT_OUT}
+    if isinstance(value, list):
+        return [_short(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
