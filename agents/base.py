@@ -169,8 +169,11 @@ class PolicyAgent(Agent):
         return found
 
     def identity(self) -> str:
-        """Equal for agents that choose alike: evaluated once, before they learn, in a comparison."""
-        return f"{type(self).predict.__qualname__} {type(self.policy).__name__} {digest(self.policy.state_dict())}"
+        """Equal for agents that choose alike: evaluated once, before they learn, in a comparison. "": like no other."""
+        how, policy = type(self).predict, getattr(self, "policy", None)
+        if policy is None:
+            return ""
+        return f"{how.__module__}.{how.__qualname__} {type(policy).__name__} {digest(policy.state_dict())}"
 
     def save(self, path: str | Path) -> None:
         backbone = self.workspace.backbone

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
     name, tasks = given.run.name, json.loads((given.run / "results.json").read_text())["tasks"]
+    (given.out / "results").mkdir(parents=True, exist_ok=True)
+    (given.out / "plots").mkdir(exist_ok=True)
     figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in tasks.items()}
     (given.out / "results" / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     page = [
@@ -38,8 +40,9 @@ def main() -> None:
             page += ["", f"### {table.title}", "", *([table.note, ""] if table.note else []), *_markdown(table)]
         for plot in PLOTS:
             target = given.out / "plots" / f"{name}_{task}_{plot}.png"
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(given.run / task / "plots" / f"{plot}.png", target)
+            if not (drawn := given.run / task / "plots" / f"{plot}.png").exists():
+                continue  # fewer than two learners
+            shutil.copy(drawn, target)
             page += ["", f"![{plot.replace('_', ' ')}](plots/{target.name})"]
     (given.out / f"{name}.md").write_text("\n".join(page) + "\n")
     print(given.out / f"{name}.md")

@@ -1,5 +1,6 @@
 """The cache directory: what is made once and found again, by the hash of what it was made from."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -30,18 +31,19 @@ def key_of(*parts) -> str:
 def made_by_one(path: Path) -> Iterator[None]:
     """While one process makes what belongs at `path`, others wait here, and then find it.
 
-    Not among the processes of one `accelerate launch`, which make it together.
+    Not among the processes of one `accelerate launch`, which make it together, and not in a cache that may only be read.
     """
-    if processes().count > 1:
-        yield
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        if processes().count == 1:
+            lock.acquire(timeout=0)
     except Timeout:
         log.info("%s: another process makes it; waiting", path)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
     try:
         yield
     finally:

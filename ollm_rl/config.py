@@ -239,8 +239,10 @@ def _check_rollout(rollout: DictConfig) -> None:
             f"rollout.max_staleness={rollout.max_staleness} lets rollouts run beside learning; that needs "
             "rollout.num_workers of at least 1"
         )
-    if rollout.num_workers and find_spec("ray") is None:
-        raise ConfigurationError("rollout.num_workers needs Ray. Install it with `pip install 'ollm_rl[rllib]'`.")
+    if (rollout.num_workers or rollout.address) and find_spec("ray") is None:
+        raise ConfigurationError(
+            "rollout.num_workers and rollout.address need Ray. Install it with `pip install 'ollm_rl[rllib]'`."
+        )
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

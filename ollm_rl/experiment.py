@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,7 +187,9 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     """All agents with all seeds, and the oracle if `with_oracle`; the content of `results.json`.
 
     On a cluster the parts run side by side, each a task that asks for a worker's resources. With workers
-    (`rollout.num_workers`) they run one after the other and share these.
+    (`rollout.num_workers`) they run one after the other and share these. One after the other, agents that begin alike are
+    evaluated once before they learn; in bfloat16, where roundings depend on what else is in a batch, that may differ in a
+    few texts.
     """
     config = settings.config
     cells = {name: cell_settings(overrides, settings, name) for name in config.agents}
@@ -197,17 +200,16 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     if on_cluster(config.rollout) and not config.rollout.num_workers:
         from ollm_rl.cluster.jobs import side_by_side
 
-        root = str(run.path.resolve())
-        side_by_side(
-            {name: partial(_apart, root, name, do, recipe_of(s), seed) for name, do, s, seed in parts}, config.rollout
-        )
+        root = run.path.resolve()
+        calls = {root / name: partial(_apart, root, name, do, recipe_of(each), seed) for name, do, each, seed in parts}
+        side_by_side(calls, config.rollout)
     rows: list[dict] = []
     curves: dict[str, list[dict]] = {}
     lab = Lab()
     try:
         for name, do, each, seed in parts:
             log.info("%s", name)
-            part = Run(run.path, name, each.yaml(), config.resume)
+            part = Run(run.path, name, each.yaml())
             do(each, part, lab, seed)
             found = json.loads((part.path / "results.json").read_text())
             rows += found["rows"]
@@ -222,11 +224,11 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     return results
 
 
-def _apart(root: str, name: str, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
+def _apart(root: Path, name: str, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
     """A part of a comparison in a process of its own; its results are in its directory."""
     settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
     try:
-        do(settings, Run(root, name, settings.yaml(), settings.config.resume), lab, seed)
+        do(settings, Run(root, name, settings.yaml()), lab, seed)
     finally:
         lab.close()
 

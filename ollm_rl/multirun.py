@@ -85,7 +85,8 @@ def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list
         return folders
     from ollm_rl.cluster.jobs import side_by_side
 
-    calls = {str(folder): partial(_job, verb, job) for job, folder in zip(jobs, folders, strict=True)}
+    root = f"runs_dir={Path(settings[0].config.runs_dir).resolve()}"
+    calls = {folder: partial(_job, verb, [*job, root]) for job, folder in zip(jobs, folders, strict=True)}
     side_by_side(calls, settings[0].config.rollout)
     return folders
 

@@ -1,38 +1,73 @@
 """Several runs at once, each a task of a Ray cluster."""
 
+import contextlib
 import logging
+import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import ray
 from omegaconf import DictConfig
+from ray.exceptions import RayError, RayTaskError
 
 from ollm_rl.cluster.pool import start_ray
+from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
 
 
-def side_by_side(jobs: Mapping[str, Callable[[], object]], rollout: DictConfig) -> None:
-    """Call all `jobs` (by name); tasks ask for a worker's resources, or for little if they have workers.
+def side_by_side(jobs: Mapping[Path, Callable[[], object]], rollout: DictConfig) -> None:
+    """Call all `jobs`, each of which writes the directory that it stands under.
+
+    Tasks ask for a worker's resources, or for little if they have workers of their own. They see this process's working
+    directory and cache directory, where these exist.
 
     Raises:
-        the first failure of a job; the others are stopped. Each is a run that can be resumed.
+        ConfigurationError: a directory that was written is not to be seen here.
+        WorkerError: a task died, three times.
+        the first exception of a job; the others are stopped. Each is a run that can be resumed.
     """
-    start_ray(rollout.address)
     alone = not rollout.num_workers
-    task = ray.remote(
-        num_cpus=rollout.num_cpus_per_worker if alone else 0.1, num_gpus=rollout.num_gpus_per_worker if alone else 0,
-        max_retries=2,
-    )(_call)  # fmt: skip
-    waiting = {task.remote(job): name for name, job in jobs.items()}
+    wanted = {
+        "CPU": rollout.num_cpus_per_worker if alone else 0.1,
+        "GPU": rollout.num_gpus_per_worker if alone else 0,
+    }
+    start_ray(rollout.address, num_cpus=max(os.cpu_count() or 1, math.ceil(wanted["CPU"])))
+    there = ray.cluster_resources()
+    if any(n > there.get(kind, 0) for kind, n in wanted.items()):
+        log.warning("a run asks for %s, which the cluster does not have yet (%s); waiting", wanted, there)
+    task = ray.remote(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=2)(_call)
+    waiting = {task.remote(job, os.getcwd(), os.environ.get("OLLM_RL_CACHE")): path for path, job in jobs.items()}
     try:
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
-            ray.get(done[0])
-            log.info("%s: done, %d to go", waiting.pop(done[0]), len(waiting))
+            path = waiting.pop(done[0])
+            _finish(done[0], path)
+            log.info("%s: done, %d to go", path, len(waiting))
     finally:
         for left in waiting:
             ray.cancel(left)
 
 
-def _call(job: Callable[[], object]) -> None:
-    job()
+def _finish(task: ray.ObjectRef, path: Path) -> None:
+    """Raise what went wrong."""
+    try:
+        ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, OLLMError | WorkerError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise WorkerError(f"{path}: {error}") from error
+    if not path.is_dir():
+        raise ConfigurationError(
+            f"{path} was written, but is not on this machine. Set runs_dir to a directory that all machines see, and repeat."
+        )
+
+
+def _call(job: Callable[[], object], folder: str, cache: str | None) -> None:
+    if cache:
+        os.environ["OLLM_RL_CACHE"] = cache
+    with contextlib.chdir(folder) if Path(folder).is_dir() else contextlib.nullcontext():
+        job()

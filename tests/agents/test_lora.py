@@ -44,7 +44,7 @@ def test_scoring_few_tokens_gives_what_trl_gives(tiny):
     from trl.trainer.utils import add_fused_lm_head
 
     model = load_backbone("tiny", "float32").model.requires_grad_(True)
-    ids = torch.randint(3, 200, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, 200, (40, 9), generator=torch.Generator().manual_seed(0))  # scored in three parts
     mask = torch.ones_like(ids)
     mask[1, :4] = 0  # padding
     labels = ids.masked_fill(mask == 0, -100)
@@ -54,7 +54,7 @@ def test_scoring_few_tokens_gives_what_trl_gives(tiny):
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     for change in (lambda _: None, score_few):
         change(model)
-        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=5)
+        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=150)
         model.zero_grad()
         out.loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
