@@ -8,8 +8,17 @@ from ollm_rl.cli import main
 from tests.conftest import QUICK_KEYS
 
 pytestmark = pytest.mark.usefixtures("cluster")
-KEYS = [*QUICK_KEYS, "rollout.num_cpus_per_worker=2"]
-GRPO = ["agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32"]
+REWARD = "reward=tests.ollm_rl.cluster.faulty.reward"  # not all zero, as those of a random model are
+KEYS = [*QUICK_KEYS, REWARD, "rollout.num_cpus_per_worker=2"]
+LEARNERS = [
+    "agent.total_episodes=32", "grpo.num_generations=4", "grpo.problems_per_iteration=4", "ppo.episodes_per_iteration=16",
+    "ppo.minibatch_size=32",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails(own_cache):
+    (own_cache / "reward-failed").touch()
 
 
 def figures(value):
@@ -20,13 +29,16 @@ def figures(value):
 
 
 def test_a_comparison_side_by_side_gives_what_one_after_the_other_gives(tmp_path):
-    given = ["compare", "agents=[prior,grpo]", "seeds=[0,1]", "with_oracle=true", f"runs_dir={tmp_path}", *GRPO, *KEYS]
+    agents = ["compare", "agents=[prior,grpo,ppo]", "seeds=[0,1]", "with_oracle=true"]
+    given = [*agents, f"runs_dir={tmp_path}", *LEARNERS, *KEYS]
     main([*given, "name=turns"])
-    main([*given, "name=together", "rollout.address=local"])
+    main([*given, "name=together", "rollout.address=local", "resume=never"])
     turns, together = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("turns", "together"))
-    assert len(together["rows"]) == 6
+    assert len(together["rows"]) == 8
     assert figures(together["rows"]) == figures(turns["rows"])
     assert figures(together["pooled"]) == figures(turns["pooled"])
+    rewards = [json.loads(x)["reward"] for x in (tmp_path / "together/grpo-1/metrics.jsonl").read_text().splitlines()]
+    assert 0 < min(rewards) and max(rewards) < 1
 
 
 def test_a_mistake_in_one_part_is_said(tmp_path, capsys):
@@ -40,13 +52,14 @@ def test_a_mistake_in_one_part_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*given, *KEYS])
     assert caught.value.code == 2
-    assert "at least 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "at least 2" in said and "ray::" not in said
 
 
-def test_combinations_run_side_by_side(tmp_path, capsys):
-    main(["evaluate", "agent=prior,random", "name=two", f"runs_dir={tmp_path}", "rollout.address=local", *KEYS])
-    rows = [
-        json.loads((tmp_path / "two" / name / "results.json").read_text())["rows"][0] for name in ("prior", "random")
-    ]
+def test_combinations_run_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["evaluate", "agent=prior,random", "name=two", "rollout.address=local", *KEYS])
+    folder = tmp_path / "runs" / "two"
+    rows = [json.loads((folder / name / "results.json").read_text())["rows"][0] for name in ("prior", "random")]
     assert [row["agent"] for row in rows] == ["prior", "random"]
     assert "random" in capsys.readouterr().out
