@@ -38,7 +38,7 @@ def test_a_comparison_side_by_side_gives_what_one_after_the_other_gives(tmp_path
     assert figures(together["rows"]) == figures(turns["rows"])
     assert figures(together["pooled"]) == figures(turns["pooled"])
     rewards = [json.loads(x)["reward"] for x in (tmp_path / "together/grpo-1/metrics.jsonl").read_text().splitlines()]
-    assert 0 < min(rewards) and max(rewards) < 1
+    assert min(rewards) > 0 and max(rewards) < 1
 
 
 def test_a_mistake_in_one_part_is_said(tmp_path, capsys):
