@@ -323,6 +323,7 @@ class LoRAGRPO(LoRASFT):
         space, path = self.acting_workspace, run.path / "trainer"
         space.seed = self.workspace.seed
         problems = space.problems("train", self.num_problems, space.seed)
+        texts = [p.problem for p in problems]  # easy ones come several times, for all learners
         self.by_text = {p.problem: p for p in problems}
         per_iteration = self.minibatches * self.num_iterations  # optimiser steps
         steps = -(-self.total_episodes // self.per_iteration) * per_iteration
@@ -353,7 +354,7 @@ class LoRAGRPO(LoRASFT):
         self.episodes: list[Episode] = []
         with track("lora_grpo", self.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
             trainer = GRPOTrainer(
-                self.model, _given_reward, args=config, train_dataset=Dataset.from_dict({"prompt": list(self.by_text)}),
+                self.model, _given_reward, args=config, train_dataset=Dataset.from_dict({"prompt": texts}),
                 processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
                 callbacks=[reporting(bar, lambda _, figures: self._report(run, bar, figures))],
             )  # fmt: skip

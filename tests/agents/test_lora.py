@@ -76,6 +76,17 @@ def test_sft_lowers_the_loss_and_is_cached(tiny, cache, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.weights().values(), agent.weights().values(), strict=True))
 
 
+def test_problems_are_trained_on_as_often_as_they_are_drawn(tiny, cache, tmp_path):
+    run, agent = Run(tmp_path, "often", ""), LoRAGRPO(tiny, **QUICK)
+    agent.prepare(run)
+    one, other = tiny.problems("train", 2)
+    agent.acting_workspace.problems = lambda *_: [one] * 19 + [other]
+    agent.learn(run)
+    lines = [json.loads(x) for f in run.path.glob("rollouts/train_*.jsonl") for x in f.read_text().splitlines()]
+    assert len(lines) == 64
+    assert sum(line["problem"] == one.problem for line in lines) >= 60
+
+
 def test_grpo_learns_an_easy_reward(tiny, cache, easy, tmp_path):
     run = Run(tmp_path, "easy", "")
     agent = LoRAGRPO(tiny, **{**QUICK, "rank": 8, "total_episodes": 480, "learning_rate": 3e-2})
