@@ -22,7 +22,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
-    name, tasks = given.run.name, json.loads((given.run / "results.json").read_text())["tasks"]
+    name, tasks = given.run.name, dict[str, dict]()
+    for path in sorted(given.run.glob("*/results.json")):
+        if "pooled" in (found := json.loads(path.read_text())):  # of a task, not of an agent and a seed
+            tasks[path.parent.name] = found
     (given.out / "results").mkdir(parents=True, exist_ok=True)
     (given.out / "plots").mkdir(exist_ok=True)
     figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in tasks.items()}
