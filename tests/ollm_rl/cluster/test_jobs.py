@@ -29,12 +29,12 @@ def figures(value):
 
 
 def test_a_comparison_side_by_side_gives_what_one_after_the_other_gives(tmp_path):
-    agents = ["compare", "agents=[prior,grpo,ppo]", "seeds=[0,1]", "with_oracle=true"]
+    agents = ["compare", "agents=[grpo,ppo]", "seeds=[1]", "with_oracle=true"]
     given = [*agents, f"runs_dir={tmp_path}", *LEARNERS, *KEYS]
     main([*given, "name=turns"])
     main([*given, "name=together", "rollout.address=local", "resume=never"])
     turns, together = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("turns", "together"))
-    assert len(together["rows"]) == 8
+    assert len(together["rows"]) == 3
     assert figures(together["rows"]) == figures(turns["rows"])
     assert figures(together["pooled"]) == figures(turns["pooled"])
     rewards = [json.loads(x)["reward"] for x in (tmp_path / "together/grpo-1/metrics.jsonl").read_text().splitlines()]
