@@ -82,7 +82,8 @@ def main() -> None:
         "rows": rows, "best": best,
     }  # fmt: skip
     if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+        kept = json.loads(given.out.read_text()) if given.out.exists() else {}  # of the other grid
+        given.out.write_text(json.dumps({**kept, given.what: result}, indent=1) + "\n")
     print(json.dumps(result))
 
 

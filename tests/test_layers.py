@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {"ollm_rl": {"envs", "agents"}, "envs": {"agents"}, "agents": set()}
 HEAVY = {"ray", "trl", "peft"}
-NEED_THEM = {Path("agents/ppo.py"), Path("agents/rllib.py"), Path("agents/lora.py"), Path("agents/trainers.py")}
+NEED_THEM = {Path("agents") / f"{name}.py" for name in ("ppo", "rllib", "lora", "lora_grpo", "trainers")}
 
 
 def imports(path: Path) -> set[str]:

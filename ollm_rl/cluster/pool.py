@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from ollm_rl.errors import OLLMError, WorkerError
+from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0  # between looks at workers
@@ -39,7 +39,13 @@ def start_ray(address: str | None = None, num_cpus: int | None = None, show_work
         "logging_level": logging.WARNING, "configure_logging": False, "log_to_driver": show_workers,
     }  # fmt: skip
     if address != "local":
-        ray.init(address=address, **common)
+        try:
+            ray.init(address=address, **common)
+        except ConnectionError as error:
+            raise ConfigurationError(
+                f"no Ray cluster answers at '{address}' ({error}). Start one (`ray start --head`), name another with "
+                "rollout.address=, or use rollout.address=local."
+            ) from error
         return
     # Ray keeps to loopback where it has no clusters, as on macOS: for its children by this variable, which it has read already
     # for this process.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from agents.backbone import PlainBackbone
-from agents.lora import LoRAGRPO, LoRASFT, matched_rank
+from agents.lora import LoRASFT, matched_rank
+from agents.lora_grpo import LoRAGRPO
 from agents.trainers import score_few
 from ollm_rl.backbone import load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError

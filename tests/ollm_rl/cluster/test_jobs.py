@@ -63,3 +63,14 @@ def test_combinations_run_side_by_side(tmp_path, monkeypatch, capsys):
     rows = [json.loads((folder / name / "results.json").read_text())["rows"][0] for name in ("prior", "random")]
     assert [row["agent"] for row in rows] == ["prior", "random"]
     assert "random" in capsys.readouterr().out
+
+
+def test_a_cluster_that_is_not_there_is_said(tmp_path, monkeypatch, capsys):
+    def nobody(address, **_):
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # the cluster of these tests is, and would be taken
+    monkeypatch.setattr("ray.init", nobody)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "agents=[prior]", f"runs_dir={tmp_path}", "rollout.address=auto", *KEYS])
+    assert caught.value.code == 2 and "no Ray cluster answers at 'auto'" in capsys.readouterr().err

@@ -1,0 +1,186 @@
+"""Reinforcement learning of a LoRA adapter with TRL's `GRPOTrainer`; texts are sampled by our rollout engine, through TRL's `rollout_func`."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from agents.backbone import sample
+from agents.grpo import describe
+from agents.lora import LoRASFT
+from agents.objective import LOSS_TYPES, SCALES
+from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.progress import Bar, track
+from ollm_rl.rollout import Request
+from ollm_rl.runs import Run
+from ollm_rl.trajectory import Episode
+from ollm_rl.workspace import Workspace
+
+
+class LoRAGRPO(LoRASFT):
+    """TRL's `GRPOTrainer` on an adapter; names and defaults of the objective are TRL's.
+
+    Args:
+        total_episodes, num_generations, problems_per_iteration, minibatches, num_iterations, num_problems: as in `GRPO`.
+        begin: `sft` (the adapter of `lora_sft`) or `base` (a new one: set num_examples too).
+        micro_batch_size: episodes of a forward and backward pass.
+        learning_rate, beta, epsilon, epsilon_high, loss_type, scale_rewards: TRL's.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        total_episodes: int = 4096,
+        num_generations: int = 8,
+        problems_per_iteration: int = 8,
+        learning_rate: float = 3e-4,
+        minibatches: int = 1,
+        num_iterations: int = 1,
+        micro_batch_size: int = 32,
+        beta: float = 0.0,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = 0.28,
+        loss_type: str = "dapo",
+        scale_rewards: str = "group",
+        num_problems: int = 2000,
+        begin: str = "sft",
+        **sft: Any,
+    ):
+        super().__init__(workspace, **sft)
+        per_iteration = problems_per_iteration * num_generations
+        if begin not in ("sft", "base"):
+            raise ConfigurationError(f"agent.begin={begin!r}; expected 'sft' or 'base'")
+        if loss_type not in LOSS_TYPES or scale_rewards not in SCALES:
+            raise ConfigurationError(
+                f"agent.loss_type={loss_type!r}, agent.scale_rewards={scale_rewards!r}; "
+                f"expected one of {', '.join(LOSS_TYPES)} and one of {', '.join(SCALES)}"
+            )
+        micro_batch_size = min(micro_batch_size, max(1, per_iteration // minibatches))
+        if per_iteration % (minibatches * micro_batch_size):
+            raise ConfigurationError(
+                f"an iteration has {per_iteration} episodes; expected a multiple of agent.minibatches={minibatches} times "
+                f"agent.micro_batch_size={micro_batch_size}"
+            )
+        self.total_episodes, self.per_iteration, self.num_generations = total_episodes, per_iteration, num_generations
+        self.minibatches, self.num_iterations, self.micro = minibatches, num_iterations, micro_batch_size
+        if len(workspace.problems("train", num_problems, workspace.seed)) < problems_per_iteration:
+            raise ConfigurationError(
+                f"agent.problems_per_iteration={problems_per_iteration}, but there are fewer training problems; lower it, or "
+                "raise agent.num_problems"
+            )
+        self.objective: dict[str, Any] = {
+            "learning_rate": learning_rate, "beta": beta, "epsilon": epsilon, "epsilon_high": epsilon_high,
+            "loss_type": loss_type, "scale_rewards": scale_rewards,
+        }  # fmt: skip
+        self.num_problems, self.begin = num_problems, begin
+        self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def prepare(self, run: Run) -> None:
+        if self.begin == "sft" and not self.is_loaded:
+            self.fit_solutions()
+
+    def learn(self, run: Run) -> dict:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        self.prepare(run)
+        space, path = self.acting_workspace, run.path / "trainer"
+        space.seed = self.workspace.seed
+        problems = space.problems("train", self.num_problems, space.seed)
+        texts = [p.problem for p in problems]  # easy ones come several times, for all learners
+        self.by_text = {p.problem: p for p in problems}
+        per_iteration = self.minibatches * self.num_iterations  # optimiser steps
+        steps = -(-self.total_episodes // self.per_iteration) * per_iteration
+        config = GRPOConfig(
+            **common_settings(path, self.backbone, space.seed),
+            per_device_train_batch_size=self.micro,
+            gradient_accumulation_steps=self.per_iteration // self.minibatches // self.micro,
+            steps_per_generation=self.per_iteration // self.micro,
+            num_generations=self.num_generations,
+            num_iterations=self.num_iterations,
+            max_steps=steps,
+            max_completion_length=space.engine.max_new_tokens,
+            lr_scheduler_type="constant",
+            epsilon_high=self.objective["epsilon_high"] or self.objective["epsilon"],
+            logging_steps=per_iteration,
+            save_steps=per_iteration,
+            **{k: v for k, v in self.objective.items() if k != "epsilon_high"},
+        )
+        done = last_checkpoint(path)
+        run.truncate_metrics(done[0] // per_iteration if done else 0)
+        if done:
+            before = run.metrics()[-1]
+            self.counters = {key: before[key] for key in self.counters}
+        if done and done[0] >= steps:  # killed after its last step
+            self.set_weights(load_file(done[1] / "adapter_model.safetensors"))
+            return self._costs()
+        self.started = time.monotonic()
+        self.episodes: list[Episode] = []
+        with track("lora_grpo", self.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
+            trainer = GRPOTrainer(
+                self.model, _given_reward, args=config, train_dataset=Dataset.from_dict({"prompt": texts}),
+                processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
+                callbacks=[reporting(bar, lambda _, figures: self._report(run, bar, figures))],
+            )  # fmt: skip
+            score_few(self.backbone.model)
+            self.started = time.monotonic()
+            run_trainer(trainer, done)
+        self.changed()
+        return self._costs()
+
+    def _costs(self) -> dict:
+        costs = {k: v for k, v in self.counters.items() if k.startswith("train_")}
+        return {**costs, "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters}
+
+    def _sampled(self, prompts: list[str], trainer: Any) -> dict:
+        """TRL's `RolloutFunc`: one iteration's episodes, with our engine; their rewards go along."""
+        self.changed()
+        number = self.counters["iteration"] + 1
+        seeds = np.random.default_rng((self.workspace.seed, number)).integers(2**31, size=len(prompts))
+        requests = [Request(self.by_text[text], int(seed)) for text, seed in zip(prompts, seeds, strict=True)]
+        start = time.monotonic()
+        self.episodes = self.acting_workspace.rollout(requests, _sample, keep_hidden=False, from_logits=True)
+        self.rollout_s = time.monotonic() - start
+        self.model.train()
+        return {
+            "prompt_ids": [self.prompt(r.problem) for r in requests],
+            "completion_ids": [e.tokens for e in self.episodes],
+            "logprobs": [e.log_probs.tolist() for e in self.episodes if e.log_probs is not None],
+            "judged": [e.reward for e in self.episodes],
+        }
+
+    def _report(self, run: Run, bar: Bar, figures: dict) -> None:
+        """After an iteration: its episodes, what it cost, and TRL's figures of the update."""
+        if not self.episodes:  # TRL's summary at the end
+            return
+        counters, now = self.counters, time.monotonic()
+        counters["iteration"] += 1
+        counters["train_episodes"] += len(self.episodes)
+        counters["train_tokens"] += sum(len(e.tokens) for e in self.episodes)
+        counters["train_seconds"] += now - self.started
+        times = {"time/rollout_s": self.rollout_s, "time/update_s": now - self.started - self.rollout_s}
+        self.started = now
+        kept = {
+            k: v
+            for k, v in figures.items()
+            if k in ("loss", "grad_norm", "entropy", "kl") or k.startswith("clip_ratio")
+        }
+        step = counters["iteration"]
+        run.log_metrics(step, {**counters, **kept, **describe(self.episodes, self.num_generations), **times})
+        run.save_rollouts(f"train_{step}", self.episodes)
+        bar.advance(len(self.episodes), f"reward {np.mean([e.reward for e in self.episodes]):.3f}")
+        self.episodes = []
+
+
+@torch.inference_mode()
+def _sample(hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    return sample(logits, uniforms)
+
+
+def _given_reward(judged: list[float], **_: Any) -> list[float | None]:
+    """TRL's reward function: the judge's rewards, which came with the episodes."""
+    return list(judged)
