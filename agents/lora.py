@@ -160,6 +160,8 @@ class LoRASFT(LoRA):
         sft_epochs, sft_learning_rate, sft_batch_size: of the optimiser (AdamW, linear decay).
     """
 
+    long_setup = True  # shared by all seeds: parts of a comparison that run side by side begin with one of them
+
     def __init__(
         self,
         workspace: Workspace,

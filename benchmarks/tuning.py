@@ -1,10 +1,10 @@
 """Settings of the learners that are compared: equal grids with equal budgets, on problems that nobody reports.
 
-    python benchmarks/tuning.py --what rates|updates [--task chain_sum] [--episodes 384] [--problems 100] [--seed 100] [--out FILE]
+    python benchmarks/tuning.py --what rates|updates|beyond [--task chain_sum] [--episodes 384] [--problems 100] [--seed 100] [--out FILE]
 
-First three learning rates; then, at the best of them, three ways to make more of an episode (smaller iterations, more updates). Every
-agent gets as many settings and, rounded up to whole iterations, as many episodes as every other. What counts is the sampled accuracy
-after them, on split `tune`. Prints one JSON line last.
+First three learning rates; then, at the best of them, three ways to make more of an episode (smaller iterations, more updates); then one
+step beyond the end of a grid at which the best so far lies. Every agent gets as many settings and, rounded up to whole iterations, as
+many episodes as every other. What counts is the sampled accuracy after them, on split `tune`. Prints one JSON line last.
 """
 
 import argparse
@@ -36,17 +36,26 @@ UPDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "full_head": (SMALL, {**SMALL, "num_iterations": 4, "target_kl": 0.05}, {**SMALL, "minibatches": 4, "num_iterations": 4, "target_kl": 0.1}),
     "lora_grpo": ({"minibatches": 2}, {"num_iterations": 2}, {"problems_per_iteration": 4}),
 }  # fmt: skip
+# The best of both are grpo's first, ppo's second and lora_grpo's second of `UPDATES`, and full_head's last of `RATES`.
+BEYOND: dict[str, dict[str, Any]] = {
+    "grpo": {**SMALL, "learning_rate": 1e-3},
+    "ppo": {"episodes_per_iteration": 64, "learning_rate": 5e-5},
+    "full_head": {"learning_rate": 1e-2},
+    "lora_grpo": {"learning_rate": BEST["lora_grpo"], "num_iterations": 4},
+}
 
 
 def grid(what: str, agent: str) -> list[dict[str, Any]]:
     if what == "rates":
         return [{"learning_rate": rate} for rate in RATES[agent]]
+    if what == "beyond":
+        return [BEYOND[agent]]
     return [{"learning_rate": BEST[agent], **settings} for settings in UPDATES[agent]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("rates", "updates"), default="rates")
+    parser.add_argument("--what", choices=("rates", "updates", "beyond"), default="rates")
     parser.add_argument("--task", default="chain_sum")
     parser.add_argument("--agents", nargs="+", choices=list(RATES), default=list(RATES))
     parser.add_argument("--episodes", type=int, default=384)

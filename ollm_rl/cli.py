@@ -77,22 +77,26 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
 
 def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:
     """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
-    from ollm_rl.experiment import cell_settings, of_tasks
+    from ollm_rl.experiment import cell_settings, of_tasks, run_apart
     from ollm_rl.experiment import compare as run_all
 
-    parts = of_tasks(overrides, settings)
-    for mine, given in parts.values():  # a mistake in the last agent should not show after the first has trained
+    tasks = of_tasks(overrides, settings)
+    for mine, given in tasks.values():  # a mistake in the last agent should not show after the first has trained
         for name in mine.config.agents:
             preflight(cell_settings(given, mine, name).config)
-    if "" in parts:
-        mine, given = parts[""]
+    if "" in tasks:
+        mine, given = tasks[""]
         run = _run(mine, verb)
+        run_apart([(given, mine, run)])
         _present(mine, run, run_all(given, mine, run))
         return
-    run = _run(settings, verb)
-    found = {}
-    for task, (mine, given) in parts.items():
-        part = Run(run.path, task, mine.yaml(), settings.config.resume)
+    run, found = _run(settings, verb), {}
+    comparisons = {
+        task: (given, mine, Run(run.path, task, mine.yaml(), settings.config.resume))
+        for task, (mine, given) in tasks.items()
+    }
+    run_apart(list(comparisons.values()))
+    for task, (given, mine, part) in comparisons.items():
         found[task] = run_all(given, mine, part)
         _present(mine, part, found[task])
     rows = [{"task": task, **row} for task, results in found.items() for row in results["rows"]]

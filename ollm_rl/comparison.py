@@ -10,7 +10,7 @@ from ollm_rl.evaluation import pool_breakdowns, wilson
 from ollm_rl.runs import whole_lines
 
 RESAMPLES = 10_000
-WINDOW = 512  # episodes of which learning curves show the mean
+WINDOW = 256  # episodes of which learning curves show the mean
 UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
 
 

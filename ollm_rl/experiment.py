@@ -4,10 +4,10 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -183,31 +183,59 @@ def solve_and_store(space: Workspace, oracle: Oracle, problems: list, run: Run, 
     return {**row, "seed": seed, "occupancy": oracle.occupancy, "search_seconds": time.monotonic() - start}, curve
 
 
-def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
-    """All agents with all seeds, and the oracle if `with_oracle`; the content of `results.json`.
+class Part(NamedTuple):
+    """What a comparison is made of: an agent with a seed, or the oracle with a seed."""
 
-    On a cluster the parts run side by side, each a task that asks for a worker's resources. With workers
-    (`rollout.num_workers`) they run one after the other and share these. One after the other, agents that begin alike are
-    evaluated once before they learn; in bfloat16, where roundings depend on what else is in a batch, that may differ in a
-    few texts.
+    name: str
+    do: Callable
+    settings: Settings
+    seed: int
+
+
+def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
+    """All agents with all seeds, and the oracle if `with_oracle`."""
+    config, parts = settings.config, list[Part]()
+    cells = [cell_settings(overrides, settings, name) for name in config.agents]
+    for seed in config.seeds:
+        parts += [Part(f"{cell.agent_name}-{seed}", run_cell, cell, seed) for cell in cells]
+        parts += [Part(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
+    return parts
+
+
+def run_apart(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
+    """On a cluster, run the parts of all comparisons side by side, each a task that asks for a worker's resources.
+
+    Nothing happens without a cluster, or with workers (`rollout.num_workers`), which parts one after the other share.
+    """
+    rollout = comparisons[0][1].config.rollout
+    if not on_cluster(rollout) or rollout.num_workers:
+        return
+    from ollm_rl.cluster.jobs import side_by_side
+
+    stages: list[list[tuple[Path, Part]]] = [[], [], []]
+    for overrides, settings, run in comparisons:
+        begun = False
+        for part in parts_of(overrides, settings):
+            # Those with a long set-up share it: one begins at once, the others would only wait for it, and come last.
+            long = part.do is run_cell and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
+            stages[2 if long and begun else 0 if long else 1].append((run.path.resolve() / part.name, part))
+            begun |= long
+    ordered = [each for stage in stages for each in stage]
+    side_by_side({path: partial(_apart, path, p.do, recipe_of(p.settings), p.seed) for path, p in ordered}, rollout)
+
+
+def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
+    """All parts one after the other, unless `run_apart` has made them; the content of `results.json`.
+
+    One after the other, agents that begin alike are evaluated once before they learn; in bfloat16, where roundings depend on
+    what else is in a batch, that may differ in a few texts from parts side by side.
     """
     config = settings.config
-    cells = {name: cell_settings(overrides, settings, name) for name in config.agents}
-    parts: list[tuple[str, Callable, Settings, int]] = []
-    for seed in config.seeds:
-        parts += [(f"{cell.agent_name}-{seed}", run_cell, cell, seed) for cell in cells.values()]
-        parts += [(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
-    if on_cluster(config.rollout) and not config.rollout.num_workers:
-        from ollm_rl.cluster.jobs import side_by_side
-
-        root = run.path.resolve()
-        calls = {root / name: partial(_apart, root, name, do, recipe_of(each), seed) for name, do, each, seed in parts}
-        side_by_side(calls, config.rollout)
     rows: list[dict] = []
     curves: dict[str, list[dict]] = {}
     lab = Lab()
     try:
-        for name, do, each, seed in parts:
+        for name, do, each, seed in parts_of(overrides, settings):
             log.info("%s", name)
             part = Run(run.path, name, each.yaml())
             do(each, part, lab, seed)
@@ -224,11 +252,11 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     return results
 
 
-def _apart(root: Path, name: str, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
+def _apart(path: Path, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
     """A part of a comparison in a process of its own; its results are in its directory."""
     settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
     try:
-        do(settings, Run(root, name, settings.yaml()), lab, seed)
+        do(settings, Run(path.parent, path.name, settings.yaml()), lab, seed)
     finally:
         lab.close()
 

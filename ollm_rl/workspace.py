@@ -149,7 +149,10 @@ class Workspace:
 
 def _current() -> Workspace:
     if Workspace.current is None:
-        raise RuntimeError("a workspace was sent to a process that has none of its own")
+        raise RuntimeError(
+            "a workspace was pickled and is now wanted in a process that has none: models are not sent. Open one there, or set "
+            "Workspace.current to the one that all others stand for."
+        )
     return Workspace.current
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ollm_rl.workspace import Workspace
 
-def test_the_stock_runner_steps_the_batched_environment(tiny):
+
+def test_the_stock_runner_steps_the_batched_environment(tiny, monkeypatch):
     import ray
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.tune.registry import register_env
@@ -11,6 +13,9 @@ def test_the_stock_runner_steps_the_batched_environment(tiny):
     from envs.batched import LatentReasoningVectorEnv
     from ollm_rl.cluster.pool import start_ray
 
+    monkeypatch.setattr(
+        Workspace, "current", tiny
+    )  # what the one in the environment's settings becomes when Ray copies them
     start_ray("local", num_cpus=2)
     settings = {"workspace": tiny, "max_new_tokens": 6, "num_problems": 20}
     register_env("latent", lambda ctx: LatentReasoningVectorEnv(num_envs=ctx["num_envs"], wait_for=0.75, **settings))

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from ollm_rl.cli import main
+from ollm_rl.config import compose
+from ollm_rl.experiment import run_apart
+from ollm_rl.runs import Run
 from tests.conftest import QUICK_KEYS
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -39,6 +42,31 @@ def test_a_comparison_side_by_side_gives_what_one_after_the_other_gives(tmp_path
     assert figures(together["pooled"]) == figures(turns["pooled"])
     rewards = [json.loads(x)["reward"] for x in (tmp_path / "together/grpo-1/metrics.jsonl").read_text().splitlines()]
     assert min(rewards) > 0 and max(rewards) < 1
+
+
+def test_parts_that_share_a_long_setup_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr("ollm_rl.cluster.jobs.side_by_side", lambda calls, rollout: begun.extend(calls))
+    comparisons = []
+    for task in ("chain_sum", "leg_counting"):
+        given = [
+            f"task={task}",
+            "agents=[prior,lora_sft,lora_grpo]",
+            "seeds=[0,1]",
+            "with_oracle=true",
+            "rollout.address=local",
+        ]
+        settings = compose(given)
+        comparisons.append((given, settings, Run(tmp_path, task, settings.yaml())))
+    run_apart(comparisons)
+    of_task = (
+        ["lora_sft-0"],
+        ["prior-0", "oracle-0", "prior-1", "oracle-1"],
+        ["lora_grpo-0", "lora_sft-1", "lora_grpo-1"],
+    )
+    assert begun == [
+        tmp_path / task / name for names in of_task for task in ("chain_sum", "leg_counting") for name in names
+    ]
 
 
 def test_a_mistake_in_one_part_is_said(tmp_path, capsys):
