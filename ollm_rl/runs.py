@@ -132,8 +132,8 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _fixed(config: str) -> list[str]:
-    """The settings that a continued run must share: it may train longer, and how it is resumed does not matter."""
-    free = ("total_episodes:", "resume:")
+    """The settings that a continued run must share: it may train longer; how it is resumed, and on which cluster, does not matter."""
+    free = ("total_episodes:", "resume:", "address:")
     return [line for line in config.splitlines() if not line.strip().startswith(free)]
 
 

@@ -84,3 +84,10 @@ def test_resume_modes(tmp_path):
         Run(tmp_path, "r", "a: 1\n", "never")
     with pytest.raises(CheckpointError, match="there 'a: 1', now 'a: 2'"):
         Run(tmp_path, "r", "a: 2\n")
+
+
+def test_a_run_is_continued_on_another_cluster(tmp_path):
+    Run(tmp_path, "run", "seed: 0\nrollout:\n  address: ray://one:10001\n")
+    Run(tmp_path, "run", "seed: 0\nrollout:\n  address: auto\n", "must")
+    with pytest.raises(CheckpointError, match="seed"):
+        Run(tmp_path, "run", "seed: 1\nrollout:\n  address: auto\n")
