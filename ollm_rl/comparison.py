@@ -52,6 +52,23 @@ def pool(rows: list[dict]) -> list[dict]:
     return pooled
 
 
+def pool_curves(found: Sequence[dict]) -> dict[str, list[dict]]:
+    """The oracle's curves over seeds: solved shares of all problems, with their intervals.
+
+    Args:
+        found: a seed's `rows` and `curves` each.
+    """
+    sizes = [each["rows"][0]["n_problems"] for each in found]
+    pooled: dict[str, list[dict]] = {}
+    for name in found[0]["curves"] if found else []:
+        pooled[name] = []
+        for points in zip(*(each["curves"][name] for each in found), strict=True):
+            solved = round(sum(p["solved"] * n for p, n in zip(points, sizes, strict=True)))
+            ci95 = list(wilson(solved, sum(sizes)))
+            pooled[name].append({"budget": points[0]["budget"], "solved": solved / max(sum(sizes), 1), "ci95": ci95})
+    return pooled
+
+
 def _accuracy(rows: Sequence[dict]) -> dict[str, Any]:
     n = sum(r["n_problems"] for r in rows)
     solved = sum(r["accuracy"] * r["n_problems"] for r in rows)
@@ -150,8 +167,9 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
 
 
 def learning_curve(row: dict, root: Path) -> list[dict]:
-    """The iterations of a learner: lines of its `metrics.jsonl` that have a reward; none for others."""
-    lines = whole_lines(root / cell_name(row) / "metrics.jsonl")
+    """The iterations of a learner (in a comparison, or alone in `root`): lines of its `metrics.jsonl` that have a reward."""
+    folder = root / cell_name(row)
+    lines = whole_lines((folder if folder.exists() else root) / "metrics.jsonl")
     return [line for line in lines if "reward" in line and "train_episodes" in line]
 
 

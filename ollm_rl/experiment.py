@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 
-from ollm_rl.comparison import cell_name, conclude
+from ollm_rl.comparison import cell_name, conclude, pool_curves
 from ollm_rl.config import GROUPS, Settings, compose, locate, members, plain
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
@@ -232,7 +232,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     """
     config = settings.config
     rows: list[dict] = []
-    curves: dict[str, list[dict]] = {}
+    searched: list[dict] = []  # of the oracle, a seed each
     lab = Lab()
     try:
         for name, do, each, seed in parts_of(overrides, settings):
@@ -241,12 +241,12 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
             do(each, part, lab, seed)
             found = json.loads((part.path / "results.json").read_text())
             rows += found["rows"]
-            curves = found.get("curves", curves)
+            searched += [found] if found.get("curves") else []
     finally:
         lab.close()
     results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
-    if curves:
-        results["curves"] = curves
+    if searched:
+        results["curves"] = pool_curves(searched)
     results["conversion"] = json.loads((run.path / f"{cell_name(rows[0])}" / "conversion.json").read_text())
     run.write_json("results.json", results)
     return results

@@ -1,6 +1,5 @@
 """The plots of a run: learning curves, solved share against budget, and where the gaps between agents are."""
 
-import json
 from pathlib import Path
 
 from ollm_rl.comparison import learning_curve, trailing
@@ -28,6 +27,12 @@ def _figure(xlabel: str, ylabel: str):
     return figure, axes
 
 
+def _legend(axes, beside: bool, inside: str) -> None:
+    """Beside the axes where it is long."""
+    where = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {"loc": inside}
+    axes.legend(frameon=False, fontsize=8, **where)
+
+
 def _save(figure, path: Path) -> Path:
     from matplotlib import pyplot as plt
 
@@ -37,25 +42,27 @@ def _save(figure, path: Path) -> Path:
 
 
 def _learning(root: Path, results: dict) -> Path | None:
-    """Training reward against episodes, one line a seed; greedy accuracies of the others as level lines."""
+    """Training reward against episodes, a thin line a seed; greedy accuracies of the others as level lines."""
     figure, axes = _figure("training episodes", "share solved")
-    learners = 0
+    learners: dict[str, list[list[dict]]] = {}
     for row in results["rows"]:
-        path = root / f"{row['agent']}-{row['seed']}" / "metrics.jsonl"
-        path = path if path.exists() else root / "metrics.jsonl"
-        lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-        lines = [x for x in lines if "reward" in x and "train_episodes" in x]
-        if not lines or not row.get("train_episodes"):
-            continue
-        colour, learners = PALETTE[learners % len(PALETTE)], learners + 1
-        x, y = [m["train_episodes"] for m in lines], [m["reward"] for m in lines]
-        smooth = trailing(lines)
-        axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(x, smooth, color=colour, linewidth=2, label=f"{row['agent']}, seed {row['seed']} (training, sampled)")
+        if row.get("train_episodes") and (lines := learning_curve(row, root)):
+            learners.setdefault(row["agent"], []).append(lines)
+    whole = {row["agent"]: row for row in results.get("pooled") or results["rows"]}
+    for i, (name, curves) in enumerate(learners.items()):
+        colour, row = PALETTE[i % len(PALETTE)], whole[name]
+        for lines in curves:
+            x = [m["train_episodes"] for m in lines]
+            thin = trailing(lines) if len(curves) > 1 else [m["reward"] for m in lines]
+            axes.plot(x, thin, color=colour, alpha=0.25, linewidth=1)
+        x, mean, _, _ = _over_seeds(curves, "train_episodes")
+        axes.plot(x, mean, color=colour, linewidth=2, label=f"{name} (training, sampled)")
         low, high = row["accuracy_ci95"]
         error = [[row["accuracy"] - low], [high - row["accuracy"]]]
-        name = f"{row['agent']}, seed {row['seed']} (held out, greedy)"
-        axes.errorbar(x[-1] * 1.02, row["accuracy"], yerr=error, fmt="o", color=colour, capsize=3, label=name)
+        end = x[-1] * (1.02 + 0.015 * i)
+        axes.errorbar(
+            end, row["accuracy"], yerr=error, fmt="o", color=colour, capsize=3, label=f"{name} (held out, greedy)"
+        )
     level = [r for r in results.get("pooled", results["rows"]) if not r.get("train_episodes")]
     for i, row in enumerate(level):
         colour = PALETTE[-1 - i % len(PALETTE)]
@@ -66,9 +73,20 @@ def _learning(root: Path, results: dict) -> Path | None:
         )  # fmt: skip
     if not learners:
         return None
-    axes.set_title(f"Learning to choose latents: {results['backbone']} on {results['task']}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.94))
+    axes.set_title(f"Learning curves: {results['backbone']} on {results['task']}", fontsize=11)
+    if len(learners) > 2:
+        _legend(axes, True, "")
+    else:  # below the oracle's line
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.94))
     return _save(figure, root / "plots" / "learning_curve.png")
+
+
+def _over_seeds(curves: list[list[dict]], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """`key` at every iteration that all seeds have, and the mean, lowest and highest of their trailing rewards there."""
+    steps = min(map(len, curves))
+    x = [sum(lines[i][key] for lines in curves) / len(curves) for i in range(steps)]
+    at = list(zip(*(trailing(lines)[:steps] for lines in curves), strict=True))
+    return x, [sum(values) / len(values) for values in at], list(map(min, at)), list(map(max, at))
 
 
 def _costs(root: Path, results: dict) -> Path | None:
@@ -91,12 +109,8 @@ def _costs(root: Path, results: dict) -> Path | None:
     thresholds = [r["threshold"] for r in results["rows"] if r.get("threshold") is not None]
     for axes, (key, label) in zip(all_axes, axes_of, strict=True):
         for colour, (name, curves) in zip(PALETTE, learners.items(), strict=False):
-            steps = min(map(len, curves))
-            x = [sum(lines[i][key] for lines in curves) / len(curves) for i in range(steps)]
-            smooth = [trailing(lines)[:steps] for lines in curves]
-            mean = [sum(values) / len(values) for values in zip(*smooth, strict=True)]
+            x, mean, low, high = _over_seeds(curves, key)
             axes.plot(x, mean, color=colour, linewidth=2, label=name)
-            low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
             axes.fill_between(x, low, high, color=colour, alpha=0.15)
         if thresholds:
             axes.axhline(sum(thresholds) / len(thresholds), color="#8a93a3", linestyle=":", linewidth=1.3)
@@ -166,6 +180,9 @@ def _curves(curves: dict[str, list[dict]]):
         axes.plot(x, [p["solved"] for p in curve], "o-", color=colour, label=f"oracle: {name}")
         axes.fill_between(x, [p["ci95"][0] for p in curve], [p["ci95"][1] for p in curve], color=colour, alpha=0.15)
     axes.set_xscale("log")
+    budgets = sorted({p["budget"] for curve in curves.values() for p in curve})
+    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    axes.minorticks_off()
     return figure, axes
 
 
@@ -175,12 +192,12 @@ def _budget(root: Path, results: dict) -> Path | None:
     if not curves:
         return None
     figure, axes = _curves(curves)
-    for i, row in enumerate(r for r in results["rows"] if r.get("pass_at_8") is not None):
-        colour = PALETTE[(len(curves) + i) % len(PALETTE)]
-        tokens = 8 * row["mean_length"]
-        axes.plot([tokens], [row["pass_at_8"]], "s", color=colour, label=f"{row['agent']}, seed {row['seed']}: pass@8")
+    marked = [r for r in results.get("pooled") or results["rows"] if r.get("pass_at_8") is not None]
+    for i, row in enumerate(marked, len(curves)):
+        tokens, colour = 8 * row["mean_length"], PALETTE[i % len(PALETTE)]
+        axes.plot([tokens], [row["pass_at_8"]], "s", color=colour, label=f"{row['agent']}: pass@8")
     axes.set_title(f"What could the best latents reach? {results['backbone']} on {results['task']}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _legend(axes, len(marked) > 3, "lower right")
     return _save(figure, root / "plots" / "solved_against_budget.png")
 
 
@@ -211,5 +228,5 @@ def _gap(root: Path, results: dict, rows: list[dict], field: str) -> Path:
         axes.errorbar(at, y, yerr=error, fmt="o", color=colour, capsize=2, markersize=5, label=row["agent"])
     axes.set_xticks(range(len(names)), [f"{name}\nn = {counts[name]}" for name in names], fontsize=8)
     axes.set_title(f"Where is the headroom? {results['backbone']} on {results['task']}, by {field}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(axes, True, "")
     return _save(figure, root / "plots" / f"by_{field}.png")

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+from collections import Counter
 from pathlib import Path
 
 from rich.markup import escape
@@ -25,11 +26,13 @@ COLUMNS = (
     ("foreign_script_rate", "foreign"),
 )
 
+FIRST = "headroom"  # the plot that says most in one look
+
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330;background:#fff}
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #d8dde6}
 table{border-collapse:collapse;font-size:.9rem;width:100%} td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef}
-td:first-child,th:first-child{text-align:left} .ci{color:#6a7485;font-size:.8rem} img{max-width:100%}
+td:first-child,th:first-child{text-align:left} .ci{color:#6a7485;font-size:.8rem;white-space:nowrap} .all td{font-weight:600} img{max-width:100%}
 .episode{border:1px solid #d8dde6;border-radius:6px;padding:.7rem .9rem;margin:.8rem 0}
 .solved{border-left:5px solid #3a7d44} .failed{border-left:5px solid #c8553d}
 .problem{color:#4a5364;margin-bottom:.5rem} .trace{font-family:ui-monospace,monospace;line-height:3.1}
@@ -42,21 +45,27 @@ pre{background:#f4f6f9;padding:.7rem;overflow:auto;font-size:.8rem}
 
 
 def terminal_table(results: dict) -> Table:
-    """Rows per agent and seed, then the pooled ones if there are several seeds."""
-    text, each = results_table(results), len(results["rows"])
-    table = _terminal(Text(text.title, "", text.head, text.body[:each]))
-    if text.body[each:]:
-        table.add_section()
-        for row in text.body[each:]:
-            table.add_row(*map(escape, row), style="bold")
+    """Rows per agent and seed, after the pooled ones if there are several seeds."""
+    text, pooled = results_table(results), _num_pooled(results)
+    table = _terminal(Text(text.title, "", text.head, []))
+    for row in text.body[:pooled]:
+        table.add_row(*map(escape, row), style="bold")
+    table.add_section()
+    for row in text.body[pooled:]:
+        table.add_row(*map(escape, row))
     return table
 
 
+def _num_pooled(results: dict) -> int:
+    """How many rows of the table, the first ones, are of several seeds."""
+    pooled = results.get("pooled", [])
+    return len(pooled) if any(len(p["seeds"]) > 1 for p in pooled) else 0
+
+
 def results_table(results: dict) -> Text:
-    """Rows per agent and seed, then the pooled ones if there are several seeds, as text."""
-    rows, pooled = list(results["rows"]), results.get("pooled", [])
-    if any(len(p["seeds"]) > 1 for p in pooled):
-        rows += [{**p, "seed": f"all {len(p['seeds'])}"} for p in pooled]
+    """Rows per agent and seed, after the pooled ones if there are several seeds, as text."""
+    pooled = results.get("pooled", [])[: _num_pooled(results)]
+    rows = [*({**p, "seed": f"all {len(p['seeds'])}"} for p in pooled), *results["rows"]]
     title = f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval"
     return Text(title, "", [title for _, title in COLUMNS], [_cells(row) for row in rows])
 
@@ -123,13 +132,12 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
         '<p class="note">Every accuracy is one greedy answer per problem, with its ',
     ]
     parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
-    parts += ["<h2>Results</h2>", _html_table(results_table(results))]
+    parts += [_image(plot) for plot in plots if plot.stem == FIRST]
+    parts += ["<h2>Results</h2>", _html_table(results_table(results), _num_pooled(results))]
     parts += [_verdicts_note(results), _oracle_note(results)]
     parts += map(_text_html, comparison_tables(results))
     parts += [_text_html(Text(f"By {field}", "", head, body)) for field, head, body in breakdown_tables(results)]
-    for plot in plots:
-        data = base64.b64encode(plot.read_bytes()).decode()
-        parts.append(f'<p><img alt="{plot.stem.replace("_", " ")}" src="data:image/png;base64,{data}"></p>')
+    parts += [_image(plot) for plot in plots if plot.stem != FIRST]
     parts.append(_options_html(results.get("conversion") or {}))
     parts.append(
         '<h2>Episodes, token by token</h2><p class="note">Shaded tokens are decision points: the options disagreed there. '
@@ -155,15 +163,22 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     return path
 
 
-def _html_table(text: Text) -> str:
+def _image(plot: Path) -> str:
+    data = base64.b64encode(plot.read_bytes()).decode()
+    return f'<p><img alt="{plot.stem.replace("_", " ")}" src="data:image/png;base64,{data}"></p>'
+
+
+def _html_table(text: Text, bold: int = 0) -> str:
+    """A table, its first `bold` rows emphasised."""
     titles = "".join(f"<th>{html.escape(title)}</th>" for title in text.head)
-    return f"<table><tr>{titles}</tr>{''.join(map(_html_row, text.body))}</table>"
+    rows = (_html_row(row, ' class="all"' if i < bold else "") for i, row in enumerate(text.body))
+    return f"<table><tr>{titles}</tr>{''.join(rows)}</table>"
 
 
-def _html_row(cells: list[str]) -> str:
+def _html_row(cells: list[str], attributes: str) -> str:
     """A row of a table, intervals in small print."""
     shown = [html.escape(c).replace(" [", ' <span class="ci">[').replace("]", "]</span>") for c in cells]
-    return "<tr>" + "".join(f"<td>{c}</td>" for c in shown) + "</tr>"
+    return f"<tr{attributes}>" + "".join(f"<td>{c}</td>" for c in shown) + "</tr>"
 
 
 def _text_html(text: Text) -> str:
@@ -172,12 +187,15 @@ def _text_html(text: Text) -> str:
 
 
 def _verdicts_note(results: dict) -> str:
-    """How many greedy answers got which verdict."""
-    lines = []
+    """How many greedy answers of all seeds got which verdict."""
+    counts: dict[str, Counter] = {}
     for row in results["rows"]:
-        if counts := row.get("verdicts"):
-            said = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in counts.items())
-            lines.append(html.escape(f"{row['agent']}, seed {row['seed']}: {said}."))
+        if "verdicts" in row:
+            counts.setdefault(row["agent"], Counter()).update(row["verdicts"])
+    lines = []
+    for agent, verdicts in counts.items():
+        said = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in verdicts.most_common())
+        lines.append(html.escape(f"{agent}: {said}."))
     return f'<p class="note">Verdicts on the greedy answers. {" ".join(lines)}</p>' if lines else ""
 
 

@@ -5,8 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from ollm_rl.comparison import WINDOW, add_areas, add_thresholds, bootstrap, conclude, paired_tests, pool, trailing
+from ollm_rl.comparison import (
+    WINDOW,
+    add_areas,
+    add_thresholds,
+    bootstrap,
+    conclude,
+    paired_tests,
+    pool,
+    pool_curves,
+    trailing,
+)
 from ollm_rl.comparison_tables import comparison_tables
+from ollm_rl.evaluation import wilson
 
 
 def learner(root, agent, seed, curve, **row):
@@ -142,3 +153,14 @@ def test_a_run_that_got_worse_out_of_distribution_is_marked(tmp_path):
     )
     assert tables["Learning from rewards"].body[0][0] == "worse"
     assert all(len(row) == len(table.head) for table in tables.values() for row in table.body)
+
+
+def test_curves_of_seeds_are_of_all_problems():
+    def searched(n, *shares):
+        points = [{"budget": b, "solved": s, "ci95": [0, 1]} for b, s in zip((25, 50), shares, strict=True)]
+        return {"rows": [{"n_problems": n}], "curves": {"puct": points}}
+
+    pooled = pool_curves([searched(10, 0.1, 0.5), searched(30, 0.3, 0.9)])["puct"]
+    assert [(p["budget"], p["solved"]) for p in pooled] == [(25, 0.25), (50, 0.8)]
+    assert pooled[1]["ci95"] == list(wilson(32, 40))
+    assert pool_curves([]) == {}
