@@ -8,8 +8,9 @@ READY_DEV := .venv/.ready-dev
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
+# Two processes of one thread each: most tests are Python's own time.
 test: $(READY_DEV)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY_DEV)
 	$(BIN)/ruff format --check .

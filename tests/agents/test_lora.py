@@ -47,7 +47,8 @@ def test_scoring_few_tokens_gives_what_trl_gives(tiny):
     model = load_backbone("tiny", "float32").model.requires_grad_(True)
     ids = torch.randint(3, 200, (40, 9), generator=torch.Generator().manual_seed(0))  # scored in three parts
     mask = torch.ones_like(ids)
-    mask[1, :4] = 0  # padding
+    mask[1::2, :4] = 0  # padding
+    mask[:20, 7:] = 0  # and of short texts
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :5] = -100
     labels[2] = -100  # a text that counts nowhere
