@@ -84,18 +84,21 @@ TOGETHER = 8  # texts of about one length
 
 
 def _states(body: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """The body's states (n, t, d), zero where all texts that went through it together have padding."""
-    ids, mask = kwargs.pop("input_ids", None), kwargs.pop("attention_mask", None)
-    others = args or any(isinstance(value, Tensor) for value in kwargs.values())  # images, say
-    if ids is None or mask is None or others:
-        return body(*args, input_ids=ids, attention_mask=mask, **kwargs).last_hidden_state
-    order, found = mask.sum(1).argsort(), []
+    """The body's states (n, t, d), zero after the longest of the texts that went through it together."""
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    others = {k for k, value in kwargs.items() if isinstance(value, Tensor)} - {
+        "input_ids",
+        "attention_mask",
+    }  # images, say
+    if args or ids is None or mask is None or others:
+        return body(*args, **kwargs).last_hidden_state
+    width = mask.shape[1]
+    ends = (mask * torch.arange(1, width + 1)).amax(1).clamp_min(1)  # padding before a text stays: it sets positions
+    order, found = ends.argsort(), []
     for rows in order.split(TOGETHER):
-        some = mask[rows]
-        used = some.any(0).nonzero()[:, 0]
-        first, end = int(used[0]), int(used[-1]) + 1
-        states = body(input_ids=ids[rows, first:end], attention_mask=some[:, first:end], **kwargs).last_hidden_state
-        found.append(F.pad(states, (0, 0, first, ids.shape[1] - end)))
+        end = int(ends[rows].max())
+        some = {**kwargs, "input_ids": ids[rows, :end], "attention_mask": mask[rows, :end]}
+        found.append(F.pad(body(**some).last_hidden_state, (0, 0, 0, width - end)))
     return torch.cat(found)[order.argsort()]
 
 

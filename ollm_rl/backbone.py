@@ -164,7 +164,7 @@ def _bf16_speed() -> float:
         known = json.loads(path.read_text())
     except (OSError, ValueError):  # not there yet, or half written by another process
         known = {}
-    if key not in known:
+    if key not in known:  # two processes at once measure each other's load as well, in both precisions
         shortest = _shortest_products((torch.float32, torch.bfloat16))
         known[key] = shortest[0] / shortest[1]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
 
 def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:
     """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
-    from ollm_rl.experiment import cell_settings, of_tasks, run_apart
+    from ollm_rl.experiment import cell_settings, of_tasks, run_parts
     from ollm_rl.experiment import compare as run_all
 
     tasks = of_tasks(overrides, settings)
@@ -87,7 +87,6 @@ def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> 
     if "" in tasks:
         mine, given = tasks[""]
         run = _run(mine, verb)
-        run_apart([(given, mine, run)])
         _present(mine, run, run_all(given, mine, run))
         return
     run, found = _run(settings, verb), {}
@@ -95,10 +94,10 @@ def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> 
         task: (given, mine, Run(run.path, task, mine.yaml(), settings.config.resume))
         for task, (mine, given) in tasks.items()
     }
-    run_apart(list(comparisons.values()))
-    for task, (given, mine, part) in comparisons.items():
-        found[task] = run_all(given, mine, part)
-        _present(mine, part, found[task])
+    run_parts(list(comparisons.values()))  # of all tasks at once
+    for task, (given, mine, own) in comparisons.items():
+        found[task] = run_all(given, mine, own)
+        _present(mine, own, found[task])
     rows = [{"task": task, **row} for task, results in found.items() for row in results["rows"]]
     run.write_json("results.json", {**_header(settings), "task": ", ".join(found), "rows": rows, "tasks": found})
     run.close()

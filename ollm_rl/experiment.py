@@ -25,6 +25,7 @@ from ollm_rl.session import make_agent, make_oracle, open_workers, recipe_of
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
+RESULTS = "results.json"  # of a part that is done
 SHOWN = 4  # solved and failed episodes that the report shows per agent
 
 
@@ -52,7 +53,7 @@ class Lab:
 
 def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = True) -> dict:
     """Train (if it learns) and evaluate one agent with one seed; its row, from `results.json` if already there."""
-    done = run.path / "results.json"
+    done = run.path / RESULTS
     if done.exists():
         log.info("%s: already done", run.path)
         return json.loads(done.read_text())["rows"][0]
@@ -85,7 +86,7 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
         run.write_json("replays.json", space.call(replay, shown))
         if "before" in row:
             row["changes"] = space.call(changes, found.greedy)
-    run.write_json("results.json", {"task": space.task.name, "backbone": space.backbone.name, "rows": [row]})
+    run.write_json(RESULTS, {"task": space.task.name, "backbone": space.backbone.name, "rows": [row]})
     run.close()
     return row
 
@@ -138,7 +139,7 @@ def _further(settings: Settings, space: Workspace, agent: Any, problems: list, s
 
 def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[dict], dict[str, list[dict]]]:
     """The oracle's rows, one a search, and their curves, on the same problems as the agents."""
-    done = run.path / "results.json"
+    done = run.path / RESULTS
     if done.exists():
         stored = json.loads(done.read_text())
         return stored["rows"], stored["curves"]
@@ -154,7 +155,7 @@ def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[
         rows.append(row if name == config.oracle.search else {**row, "agent": f"oracle_{name}"})
     run.write_json("conversion.json", space.conversion)
     results = {"task": space.task.name, "backbone": space.backbone.name, "rows": rows, "curves": curves}
-    run.write_json("results.json", results)
+    run.write_json(RESULTS, results)
     return rows, curves
 
 
@@ -202,16 +203,14 @@ def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
     return parts
 
 
-def run_apart(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
-    """On a cluster, run the parts of all comparisons side by side, each a task that asks for a worker's resources.
+def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
+    """On a cluster, run all parts that have no results yet side by side, each a task that asks for a worker's resources.
 
     Nothing happens without a cluster, or with workers (`rollout.num_workers`), which parts one after the other share.
     """
     rollout = comparisons[0][1].config.rollout
     if not on_cluster(rollout) or rollout.num_workers:
         return
-    from ollm_rl.cluster.jobs import side_by_side
-
     stages: list[list[tuple[Path, Part]]] = [[], [], []]
     for overrides, settings, run in comparisons:
         begun = False
@@ -220,16 +219,21 @@ def run_apart(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
             long = part.do is run_cell and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
             stages[2 if long and begun else 0 if long else 1].append((run.path.resolve() / part.name, part))
             begun |= long
-    ordered = [each for stage in stages for each in stage]
-    side_by_side({path: partial(_apart, path, p.do, recipe_of(p.settings), p.seed) for path, p in ordered}, rollout)
+    waiting = [(path, p) for stage in stages for path, p in stage if not (path / RESULTS).exists()]
+    if not waiting:
+        return
+    from ollm_rl.cluster.jobs import side_by_side
+
+    side_by_side({path: partial(_run_part, path, p.do, recipe_of(p.settings), p.seed) for path, p in waiting}, rollout)
 
 
 def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
-    """All parts one after the other, unless `run_apart` has made them; the content of `results.json`.
+    """All parts, side by side on a cluster (`run_parts`), else one after the other; the content of `results.json`.
 
     One after the other, agents that begin alike are evaluated once before they learn; in bfloat16, where roundings depend on
     what else is in a batch, that may differ in a few texts from parts side by side.
     """
+    run_parts([(overrides, settings, run)])
     config = settings.config
     rows: list[dict] = []
     searched: list[dict] = []  # of the oracle, a seed each
@@ -239,7 +243,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
             log.info("%s", name)
             part = Run(run.path, name, each.yaml())
             do(each, part, lab, seed)
-            found = json.loads((part.path / "results.json").read_text())
+            found = json.loads((part.path / RESULTS).read_text())
             rows += found["rows"]
             searched += [found] if found.get("curves") else []
     finally:
@@ -248,11 +252,11 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     if searched:
         results["curves"] = pool_curves(searched)
     results["conversion"] = json.loads((run.path / f"{cell_name(rows[0])}" / "conversion.json").read_text())
-    run.write_json("results.json", results)
+    run.write_json(RESULTS, results)
     return results
 
 
-def _apart(path: Path, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
+def _run_part(path: Path, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
     """A part of a comparison in a process of its own; its results are in its directory."""
     settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
     try:

@@ -1,10 +1,14 @@
 """The plots of a run: learning curves, solved share against budget, and where the gaps between agents are."""
 
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from ollm_rl.comparison import learning_curve, trailing
 
-PALETTE = ("#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a")
+PALETTE = (
+    "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
+)  # fmt: skip
 
 
 def draw(root: Path, results: dict) -> list[Path]:
@@ -17,6 +21,12 @@ def draw(root: Path, results: dict) -> list[Path]:
     return [p for p in (*parts, *_gaps(root, results)) if p is not None]
 
 
+def _colours(results: dict) -> dict[str, str]:
+    """A colour for every agent, the same in all plots."""
+    agents = dict.fromkeys(row["agent"] for row in results["rows"])
+    return {agent: PALETTE[i % len(PALETTE)] for i, agent in enumerate(agents)}
+
+
 def _figure(xlabel: str, ylabel: str):
     from matplotlib import pyplot as plt
 
@@ -27,10 +37,9 @@ def _figure(xlabel: str, ylabel: str):
     return figure, axes
 
 
-def _legend(axes, beside: bool, inside: str) -> None:
-    """Beside the axes where it is long."""
-    where = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {"loc": inside}
-    axes.legend(frameon=False, fontsize=8, **where)
+def _legend(axes, **where) -> None:
+    """Beside the axes, or where it is said."""
+    axes.legend(frameon=False, fontsize=8, **(where or {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
 
 
 def _save(figure, path: Path) -> Path:
@@ -48,9 +57,10 @@ def _learning(root: Path, results: dict) -> Path | None:
     for row in results["rows"]:
         if row.get("train_episodes") and (lines := learning_curve(row, root)):
             learners.setdefault(row["agent"], []).append(lines)
+    colours = _colours(results)
     whole = {row["agent"]: row for row in results.get("pooled") or results["rows"]}
     for i, (name, curves) in enumerate(learners.items()):
-        colour, row = PALETTE[i % len(PALETTE)], whole[name]
+        colour, row = colours[name], whole[name]
         for lines in curves:
             x = [m["train_episodes"] for m in lines]
             thin = trailing(lines) if len(curves) > 1 else [m["reward"] for m in lines]
@@ -64,8 +74,8 @@ def _learning(root: Path, results: dict) -> Path | None:
             end, row["accuracy"], yerr=error, fmt="o", color=colour, capsize=3, label=f"{name} (held out, greedy)"
         )
     level = [r for r in results.get("pooled", results["rows"]) if not r.get("train_episodes")]
-    for i, row in enumerate(level):
-        colour = PALETTE[-1 - i % len(PALETTE)]
+    for row in level:
+        colour = colours[row["agent"]]
         axes.axhline(row["accuracy"], color=colour, linestyle="--", linewidth=1.3)
         axes.annotate(
             f"{row['agent']} {row['accuracy']:.2f}", (0.005, row["accuracy"] + 0.012), color=colour,
@@ -74,10 +84,8 @@ def _learning(root: Path, results: dict) -> Path | None:
     if not learners:
         return None
     axes.set_title(f"Learning curves: {results['backbone']} on {results['task']}", fontsize=11)
-    if len(learners) > 2:
-        _legend(axes, True, "")
-    else:  # below the oracle's line
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.94))
+    inside = {"loc": "upper left", "bbox_to_anchor": (0, 0.94)}  # below the oracle's line
+    _legend(axes, **(inside if len(learners) < 3 else {}))
     return _save(figure, root / "plots" / "learning_curve.png")
 
 
@@ -105,10 +113,12 @@ def _costs(root: Path, results: dict) -> Path | None:
         ("train_tokens", "generated tokens"),
         ("train_seconds", "seconds"),
     )
+    colours = _colours(results)
     figure, all_axes = plt.subplots(1, 3, figsize=(12.5, 4.2), dpi=130, layout="constrained", sharey=True)
     thresholds = [r["threshold"] for r in results["rows"] if r.get("threshold") is not None]
     for axes, (key, label) in zip(all_axes, axes_of, strict=True):
-        for colour, (name, curves) in zip(PALETTE, learners.items(), strict=False):
+        for name, curves in learners.items():
+            colour = colours[name]
             x, mean, low, high = _over_seeds(curves, key)
             axes.plot(x, mean, color=colour, linewidth=2, label=name)
             axes.fill_between(x, low, high, color=colour, alpha=0.15)
@@ -167,15 +177,15 @@ def draw_curves(curves: dict[str, list[dict]], title: str, path: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
-    figure, axes = _curves(curves)
+    figure, axes = _curves(curves, PALETTE)
     axes.set_title(title, fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _legend(axes, loc="lower right")
     return _save(figure, path)
 
 
-def _curves(curves: dict[str, list[dict]]):
+def _curves(curves: dict[str, list[dict]], colours: Sequence[str]):
     figure, axes = _figure("generated tokens per problem (budget)", "share solved")
-    for colour, (name, curve) in zip(PALETTE, curves.items(), strict=False):
+    for colour, (name, curve) in zip(cycle(colours), curves.items(), strict=False):
         x = [p["budget"] for p in curve]
         axes.plot(x, [p["solved"] for p in curve], "o-", color=colour, label=f"oracle: {name}")
         axes.fill_between(x, [p["ci95"][0] for p in curve], [p["ci95"][1] for p in curve], color=colour, alpha=0.15)
@@ -191,13 +201,14 @@ def _budget(root: Path, results: dict) -> Path | None:
     curves = results.get("curves")
     if not curves:
         return None
-    figure, axes = _curves(curves)
+    colours = _colours(results)
+    figure, axes = _curves(curves, [c for agent, c in colours.items() if agent.startswith("oracle")])
     marked = [r for r in results.get("pooled") or results["rows"] if r.get("pass_at_8") is not None]
-    for i, row in enumerate(marked, len(curves)):
-        tokens, colour = 8 * row["mean_length"], PALETTE[i % len(PALETTE)]
+    for row in marked:
+        tokens, colour = 8 * row["mean_length"], colours[row["agent"]]
         axes.plot([tokens], [row["pass_at_8"]], "s", color=colour, label=f"{row['agent']}: pass@8")
     axes.set_title(f"What could the best latents reach? {results['backbone']} on {results['task']}", fontsize=11)
-    _legend(axes, len(marked) > 3, "lower right")
+    _legend(axes, **({"loc": "lower right"} if len(marked) < 4 else {}))
     return _save(figure, root / "plots" / "solved_against_budget.png")
 
 
@@ -215,6 +226,7 @@ def _gap(root: Path, results: dict, rows: list[dict], field: str) -> Path:
             counts[name] = max(counts.get(name, 0), cell["n"])
     names = sorted(counts, key=counts.__getitem__, reverse=True)[:12]  # the largest, in their own order
     names = [name for name in counts if name in names]
+    colours = _colours(results)
     figure, axes = _figure(field, "share solved")
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
@@ -224,9 +236,9 @@ def _gap(root: Path, results: dict, rows: list[dict], field: str) -> Path:
         y = [cell["accuracy"] for _, cell in known]
         error = [[cell["accuracy"] - cell["accuracy_ci95"][0] for _, cell in known],
                  [cell["accuracy_ci95"][1] - cell["accuracy"] for _, cell in known]]  # fmt: skip
-        colour = PALETTE[i % len(PALETTE)]
+        colour = colours[row["agent"]]
         axes.errorbar(at, y, yerr=error, fmt="o", color=colour, capsize=2, markersize=5, label=row["agent"])
     axes.set_xticks(range(len(names)), [f"{name}\nn = {counts[name]}" for name in names], fontsize=8)
     axes.set_title(f"Where is the headroom? {results['backbone']} on {results['task']}, by {field}", fontsize=11)
-    _legend(axes, True, "")
+    _legend(axes)
     return _save(figure, root / "plots" / f"by_{field}.png")

@@ -190,7 +190,7 @@ def _verdicts_note(results: dict) -> str:
     """How many greedy answers of all seeds got which verdict."""
     counts: dict[str, Counter] = {}
     for row in results["rows"]:
-        if "verdicts" in row:
+        if row.get("verdicts"):
             counts.setdefault(row["agent"], Counter()).update(row["verdicts"])
     lines = []
     for agent, verdicts in counts.items():
@@ -203,11 +203,11 @@ def _oracle_note(results: dict) -> str:
     rows = [r for r in results["rows"] if r["agent"] == "oracle"]
     if not rows:
         return _teacher_note(results)
-    row = rows[0]
+    row = next((r for r in results.get("pooled", []) if r["agent"] == "oracle"), rows[0])  # means over the seeds
     return (
-        f'<p class="note">The oracle ({row["search"]}) may look at the verdict: its accuracy is the share of problems for '
-        f"which it found a right answer within {row['budget']} generated tokens ({row['mean_tokens']:.0f} on average, "
-        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included. {_departures(row)}</p>"
+        f'<p class="note">The oracle ({rows[0]["search"]}) may look at the verdict: its accuracy is the share of problems for '
+        f"which it found a right answer within {rows[0]['budget']} generated tokens ({row['mean_tokens']:.0f} on average, "
+        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included. {_departures(rows[0])}</p>"
         + _teacher_note(results)
     )
 
@@ -218,7 +218,7 @@ def _departures(row: dict) -> str:
         return ""
     where = "" if found["position"] is None else f", half of them before {found['position'][1]:.0%} of the text"
     return (
-        f"Solved texts depart from the policy's first choice {found['mean']:.1f} times ({found['none']:.0%} never)"
+        f"Solved texts (seed {row['seed']}) depart from the policy's first choice {found['mean']:.1f} times ({found['none']:.0%} never)"
         f"{where}; their choices have a log-probability of {found['log_prob']:.1f} nats."
     )
 

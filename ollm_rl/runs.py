@@ -133,8 +133,13 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _fixed(config: str) -> list[str]:
     """The settings that a continued run must share: it may train longer; how it is resumed, and on which cluster, does not matter."""
-    free = ("total_episodes:", "resume:", "address:")
-    return [line for line in config.splitlines() if not line.strip().startswith(free)]
+    free, kept, group = ("total_episodes:", "resume:"), [], ""
+    for line in config.splitlines():
+        group = group if line.startswith((" ", "-")) else line
+        elsewhere = group.startswith("rollout:") and line.strip().startswith("address:")
+        if not line.strip().startswith(free) and not elsewhere:
+            kept.append(line)
+    return kept
 
 
 def _first_difference(old: str, new: str) -> str:

@@ -33,8 +33,11 @@ def side_by_side(jobs: Mapping[Path, Callable[[], object]], rollout: DictConfig)
         "CPU": rollout.num_cpus_per_worker if alone else 0.1,
         "GPU": rollout.num_gpus_per_worker if alone else 0,
     }
-    start_ray(rollout.address, num_cpus=max(os.cpu_count() or 1, math.ceil(wanted["CPU"])))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    start_ray(rollout.address, num_cpus=max(cpus, math.ceil(wanted["CPU"])))
     there = ray.cluster_resources()
+    if alone and there.get("GPU") and not wanted["GPU"]:
+        log.warning("all runs at once share the GPUs: set rollout.num_gpus_per_worker, 1 for one run a GPU")
     if any(n > there.get(kind, 0) for kind, n in wanted.items()):
         log.warning("a run asks for %s, which the cluster does not have yet (%s); waiting", wanted, there)
     task = ray.remote(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=2)(_call)

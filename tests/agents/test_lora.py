@@ -15,6 +15,7 @@ from ollm_rl.evaluation import evaluate
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
 from ollm_rl.workspace import Acting
+from tests.architectures import random_model
 
 SFT = dict(rank=2, num_solutions=40, sft_epochs=1, sft_batch_size=8)
 QUICK = dict(
@@ -41,10 +42,12 @@ def test_a_new_adapter_changes_nothing_and_leaves_the_shared_backbone_alone(tiny
     assert [e.tokens for e in mine.greedy + mine.sampled] == [e.tokens for e in theirs.greedy + theirs.sampled]
 
 
-def test_scoring_few_tokens_gives_what_trl_gives(tiny):
+@pytest.mark.parametrize("name", ["tiny", "gpt2"])  # positions that turn states, and learned ones
+def test_scoring_few_tokens_gives_what_trl_gives(name):
     from trl.trainer.utils import add_fused_lm_head
 
-    model = load_backbone("tiny", "float32").model.requires_grad_(True)
+    model = load_backbone("tiny", "float32").model if name == "tiny" else random_model(name).eval()
+    model.requires_grad_(True)
     ids = torch.randint(3, 200, (40, 9), generator=torch.Generator().manual_seed(0))  # scored in three parts
     mask = torch.ones_like(ids)
     mask[1::2, :4] = 0  # padding

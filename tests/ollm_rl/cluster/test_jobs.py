@@ -1,12 +1,14 @@
 """Parts of a comparison, and combinations, side by side on a cluster."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ollm_rl.cli import main
+from ollm_rl.cluster.jobs import side_by_side
 from ollm_rl.config import compose
-from ollm_rl.experiment import run_apart
+from ollm_rl.experiment import run_parts
 from ollm_rl.runs import Run
 from tests.conftest import QUICK_KEYS
 
@@ -58,7 +60,7 @@ def test_parts_that_share_a_long_setup_do_not_wait_for_each_other(tmp_path, monk
         ]
         settings = compose(given)
         comparisons.append((given, settings, Run(tmp_path, task, settings.yaml())))
-    run_apart(comparisons)
+    run_parts(comparisons)
     of_task = (
         ["lora_sft-0"],
         ["prior-0", "oracle-0", "prior-1", "oracle-1"],
@@ -67,6 +69,21 @@ def test_parts_that_share_a_long_setup_do_not_wait_for_each_other(tmp_path, monk
     assert begun == [
         tmp_path / task / name for names in of_task for task in ("chain_sum", "leg_counting") for name in names
     ]
+
+
+def test_parts_of_all_tasks_are_begun_at_once_and_none_again(tmp_path, monkeypatch):
+    begun = []
+
+    def watched(calls, rollout):
+        begun.append([path.relative_to(tmp_path / "both") for path in calls])
+        side_by_side(calls, rollout)
+
+    monkeypatch.setattr("ollm_rl.cluster.jobs.side_by_side", watched)
+    given = ["compare", "agents=[prior]", "tasks=[chain_sum,leg_counting]", f"runs_dir={tmp_path}", "name=both", *KEYS]
+    for _ in range(2):
+        main([*given, "rollout.address=local"])
+    assert begun == [[Path("chain_sum/prior-0"), Path("leg_counting/prior-0")]]
+    assert {p.parent.name for p in (tmp_path / "both").glob("*/report.html")} == {"chain_sum", "leg_counting"}
 
 
 def test_a_mistake_in_one_part_is_said(tmp_path, capsys):

@@ -1,0 +1,57 @@
+"""Tables, notes and plots of several seeds."""
+
+import json
+
+from ollm_rl.comparison import conclude, learning_curve
+from ollm_rl.plots import _over_seeds, draw
+from ollm_rl.report import results_table, write_report
+
+
+def comparison(root, verdicts):
+    """Results of two agents with two seeds, the second of which learned for longer."""
+    rows = []
+    for seed in (0, 1):
+        for agent in ("prior", "grpo"):
+            folder = root / f"{agent}-{seed}"
+            folder.mkdir(parents=True)
+            row = {
+                "agent": agent, "seed": seed, "n_problems": 4, "accuracy": 0.25 + 0.5 * seed, "accuracy_ci95": [0.0, 1.0],
+                "avg_at_8": 0.2, "pass_at_8": 0.5, "mean_length": 10.0, "train_episodes": 0, "verdicts": verdicts,
+            }  # fmt: skip
+            if agent == "grpo":
+                lines = [{"train_episodes": 256 * i, "reward": 0.1 * i + 0.2 * seed} for i in range(1, 3 + seed)]
+                (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+                row["train_episodes"] = lines[-1]["train_episodes"]
+            rows.append(row)
+    return {"task": "sums", "backbone": "tiny", "rows": rows, **conclude(rows, root)}
+
+
+def test_pooled_rows_stand_first(tmp_path):
+    results = comparison(tmp_path, {"equal": 1, "different": 3})
+    body = results_table(results).body
+    assert [row[:4] for row in body[:2]] == [[a, "all 2", "8", "0.500 [0.22, 0.78]"] for a in ("prior", "grpo")]
+    assert [row[1] for row in body[2:]] == ["0", "0", "1", "1"]
+    page = write_report(tmp_path, results).read_text()
+    assert page.count('<tr class="all">') == 2
+    assert "Verdicts on the greedy answers. prior: 6 different, 2 equal. grpo: 6 different, 2 equal." in page
+    assert "Solved texts" not in page
+
+
+def test_a_reward_without_verdicts_has_no_note(tmp_path):
+    results = comparison(tmp_path, {})
+    assert "Verdicts" not in write_report(tmp_path, results).read_text()
+
+
+def test_a_mean_over_seeds_ends_with_the_shortest(tmp_path):
+    results = comparison(tmp_path, {})
+    curves = [learning_curve(row, tmp_path) for row in results["rows"] if row["agent"] == "grpo"]
+    x, mean, low, high = _over_seeds(curves, "train_episodes")
+    assert x == [256, 512]
+    assert [[round(v, 3) for v in values] for values in (mean, low, high)] == [[0.2, 0.3], [0.1, 0.2], [0.3, 0.4]]
+    assert "learning_curve.png" in {path.name for path in draw(tmp_path, results)}
+
+
+def test_the_curve_of_a_run_of_one_agent_is_in_its_own_directory(tmp_path):
+    line = {"train_episodes": 64, "reward": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert learning_curve({"agent": "grpo", "seed": 0}, tmp_path) == [line]
