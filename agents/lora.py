@@ -29,6 +29,7 @@ from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
+SAMPLING = "random"  # of solutions, by `SFTTrainer`
 
 
 class LoRA(PlainBackbone):
@@ -197,7 +198,7 @@ class LoRASFT(LoRA):
         if any(p.solution is None for p in problems):
             raise DataError(f"agent=lora_sft needs solutions, but task '{space.task.name}' has problems without one")
         text = [(p.problem, p.solution) for p in problems]
-        settings = (self.sft_epochs, self.sft_learning_rate, self.sft_batch_size, self.sft_seed, self.rank)
+        settings = (self.sft_epochs, self.sft_learning_rate, self.sft_batch_size, self.sft_seed, self.rank, SAMPLING)
         key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), space.prompter.prefix, text, settings)
         path = cache_dir() / "adapters" / key
         with made_by_one(path):
@@ -231,7 +232,8 @@ class LoRASFT(LoRA):
             warmup_steps=max(1, steps // 30),
             completion_only_loss=True,
             max_length=None,
-            train_sampling_strategy="group_by_length",
+            # Not by length: a token's weight is one over those of its batch, so that short solutions would count for more.
+            train_sampling_strategy=SAMPLING,
             logging_steps=5,
             save_steps=50,
         )
