@@ -1,6 +1,7 @@
 """The LoRA baselines on TRL's trainers: sizes, what is trained, resuming, and that they learn."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,22 @@ def test_sft_lowers_the_loss_and_is_cached(tiny, cache, tmp_path):
     again = LoRASFT(tiny, **{**SFT, "sft_epochs": 6, "sft_learning_rate": 1e-2})
     again.prepare(run)
     assert all(torch.equal(a, b) for a, b in zip(again.weights().values(), agent.weights().values(), strict=True))
+
+
+def test_short_and_long_solutions_count_alike(tiny, tmp_path):
+    """A token weighs one over those of its batch: batches must be mixed, or short solutions count for more."""
+    agent = LoRASFT(tiny, **SFT)
+    problems = tiny.problems("sft", 80)
+    problems = [replace(p, solution=("7", "8 + 8 + 8 + 8 + 8 + 8 + 8 + 8")[i % 2]) for i, p in enumerate(problems)]
+    shares = []
+
+    def watch(model, args, kwargs):
+        said = (kwargs["labels"] != -100).sum(1)
+        shares.append((said > said.min()).float().mean().item() if said.min() < 5 else 1.0)
+
+    agent.model.register_forward_pre_hook(watch, with_kwargs=True)
+    agent._train(problems, tmp_path / "sft", None)
+    assert len(shares) == 10 and sum(0.1 < share < 0.9 for share in shares) >= 8
 
 
 def test_problems_are_trained_on_as_often_as_they_are_drawn(tiny, cache, tmp_path):
