@@ -27,7 +27,7 @@ BEST = {
     "grpo": 3e-4,
     "ppo": 1e-4,
     "full_head": 3e-3,
-    "lora_grpo": 3e-4,
+    "lora_grpo": 1e-4,
 }  # of these, as `results/tuning_chain_sum.json` has it
 SMALL: dict[str, Any] = {"problems_per_iteration": 8, "minibatches": 2}
 UPDATES: dict[str, tuple[dict[str, Any], ...]] = {

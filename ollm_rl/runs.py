@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a mistyped key should no
     from ollm_rl.trajectory import Episode
 
 log = logging.getLogger(__name__)
+# What a comparison is made of (configs/experiment/default.yaml).
+COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
 
 
 class Run:
@@ -132,12 +134,20 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _fixed(config: str) -> list[str]:
-    """The settings that a continued run must share: it may train longer; how it is resumed, and on which cluster, does not matter."""
-    free, kept, group = ("total_episodes:", "resume:"), [], ""
+    """The settings that a continued run must share.
+
+    It may train longer, how it is resumed and on which cluster does not matter, and a comparison may get more agents and seeds:
+    each of its parts has a configuration of its own.
+    """
+    kept, group = [], ""
     for line in config.splitlines():
-        group = group if line.startswith((" ", "-")) else line
-        elsewhere = group.startswith("rollout:") and line.strip().startswith("address:")
-        if not line.strip().startswith(free) and not elsewhere:
+        group = group if line.startswith((" ", "-")) else line.partition(":")[0]
+        key = line.strip().partition(":")[0]
+        if (
+            key not in ("total_episodes", "resume")
+            and group not in COMPARISON
+            and (group, key) != ("rollout", "address")
+        ):
             kept.append(line)
     return kept
 

@@ -86,6 +86,13 @@ def test_resume_modes(tmp_path):
         Run(tmp_path, "r", "a: 2\n")
 
 
+def test_a_comparison_may_grow(tmp_path):
+    Run(tmp_path, "run", "agents:\n- prior\nseeds:\n- 0\nagent:\n  beta: 0.1\n")
+    Run(tmp_path, "run", "agents:\n- prior\n- grpo\nseeds:\n- 0\n- 1\nagent:\n  beta: 0.1\n", "must")
+    with pytest.raises(CheckpointError, match="beta"):
+        Run(tmp_path, "run", "agents:\n- prior\nseeds:\n- 0\nagent:\n  beta: 0.2\n")
+
+
 def test_a_run_is_continued_on_another_cluster(tmp_path):
     Run(tmp_path, "run", "seed: 0\nrollout:\n  address: ray://one:10001\n")
     Run(tmp_path, "run", "seed: 0\nrollout:\n  address: auto\n", "must")
