@@ -8,9 +8,8 @@ READY_DEV := .venv/.ready-dev
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
-# Two processes of one thread each: most tests are Python's own time.
 test: $(READY_DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 lint: $(READY_DEV)
 	$(BIN)/ruff format --check .

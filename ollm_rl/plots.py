@@ -100,6 +100,7 @@ def _over_seeds(curves: list[list[dict]], key: str) -> tuple[list[float], list[f
 def _costs(root: Path, results: dict) -> Path | None:
     """Training reward against episodes, generated tokens and seconds: mean of the seeds, and their range."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     learners: dict[str, list[list[dict]]] = {}
     for row in results["rows"]:
@@ -127,6 +128,9 @@ def _costs(root: Path, results: dict) -> Path | None:
         axes.set(xlabel=label, ylim=(0, 1.02))
         if key == "train_seconds":
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.minorticks_off()
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("share solved in training (sampled)")

@@ -26,7 +26,7 @@ def own_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["OLLM_RL_CACHE"] = str(folder)
     (folder / "backbones").symlink_to(_made(REAL_CACHE / "backbones"))
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+    torch.set_num_threads(2)
     yield folder
 
 
