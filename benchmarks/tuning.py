@@ -36,12 +36,12 @@ UPDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "full_head": (SMALL, {**SMALL, "num_iterations": 4, "target_kl": 0.05}, {**SMALL, "minibatches": 4, "num_iterations": 4, "target_kl": 0.1}),
     "lora_grpo": ({"minibatches": 2}, {"num_iterations": 2}, {"problems_per_iteration": 4}),
 }  # fmt: skip
-# The best of both are grpo's first, ppo's second and lora_grpo's second of `UPDATES`, and full_head's last of `RATES`.
+# The best of both are grpo's first and ppo's second of `UPDATES`, and full_head's last and lora_grpo's first of `RATES`.
 BEYOND: dict[str, dict[str, Any]] = {
     "grpo": {**SMALL, "learning_rate": 1e-3},
     "ppo": {"episodes_per_iteration": 64, "learning_rate": 5e-5},
     "full_head": {"learning_rate": 1e-2},
-    "lora_grpo": {"learning_rate": BEST["lora_grpo"], "num_iterations": 4},
+    "lora_grpo": {"learning_rate": 3e-5},
 }
 
 
