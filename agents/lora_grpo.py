@@ -37,7 +37,7 @@ class LoRAGRPO(LoRASFT):
         total_episodes: int = 4096,
         num_generations: int = 8,
         problems_per_iteration: int = 8,
-        learning_rate: float = 3e-4,
+        learning_rate: float = 1e-4,
         minibatches: int = 1,
         num_iterations: int = 1,
         micro_batch_size: int = 32,
