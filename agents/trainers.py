@@ -86,10 +86,7 @@ TOGETHER = 8  # texts of about one length
 def _states(body: Any, *args: Any, **kwargs: Any) -> Tensor:
     """The body's states (n, t, d), zero after the longest of the texts that went through it together."""
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    others = {k for k, value in kwargs.items() if isinstance(value, Tensor)} - {
-        "input_ids",
-        "attention_mask",
-    }  # images, say
+    others = any(isinstance(v, Tensor) for v in kwargs.values() if v is not ids and v is not mask)  # images, say
     if args or ids is None or mask is None or others:
         return body(*args, **kwargs).last_hidden_state
     width = mask.shape[1]

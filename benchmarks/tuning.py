@@ -85,14 +85,8 @@ def main() -> None:
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     finally:
         lab.close()
-    # Of `beyond`, with one setting an agent, there is no best.
-    best = (
-        {}
-        if given.what == "beyond"
-        else {
-            a: max((r for r in rows if r["agent"] == a), key=lambda r: r["avg_at_4"])["settings"] for a in given.agents
-        }
-    )
+    compared = [] if given.what == "beyond" else given.agents  # of one setting there is no best
+    best = {a: max((r for r in rows if r["agent"] == a), key=lambda r: r["avg_at_4"])["settings"] for a in compared}
     result = {
         "command": " ".join(["python", *sys.argv]), "task": given.task, "seed": given.seed, "split": "tune",
         "rows": rows, "best": best,

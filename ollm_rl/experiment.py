@@ -206,8 +206,15 @@ def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
 def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
     """On a cluster, run all parts that have no results yet side by side, each a task that asks for a worker's resources.
 
-    Nothing happens without a cluster, or with workers (`rollout.num_workers`), which parts one after the other share.
+    Nothing runs without a cluster, or with workers (`rollout.num_workers`), which parts one after the other share.
+
+    Raises:
+        CheckpointError: a part was begun with another configuration; before anything runs.
     """
+    for overrides, settings, run in comparisons:
+        for part in parts_of(overrides, settings):
+            if (run.path / part.name).exists():
+                Run(run.path, part.name, part.settings.yaml())
     rollout = comparisons[0][1].config.rollout
     if not on_cluster(rollout) or rollout.num_workers:
         return

@@ -83,6 +83,10 @@ def test_parts_of_all_tasks_are_begun_at_once_and_none_again(tmp_path, monkeypat
     for _ in range(2):
         main([*given, "rollout.address=local"])
     assert begun == [[Path("chain_sum/prior-0"), Path("leg_counting/prior-0")]]
+    (tmp_path / "both/leg_counting/prior-0/config.yaml").write_text("backbone: another\n")
+    with pytest.raises(SystemExit) as refused:  # of a part that is done, before a new one begins
+        main([*given, "rollout.address=local", "seeds=[0,1]"])
+    assert refused.value.code == 2 and len(begun) == 1
     assert {p.parent.name for p in (tmp_path / "both").glob("*/report.html")} == {"chain_sum", "leg_counting"}
 
 
