@@ -93,6 +93,9 @@ class LatentPolicy(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
+        if hidden.device != self.standardize.mean.device:  # it was sent to where the engine is, or RLlib holds it
+            with torch.inference_mode(False):
+                self.to(hidden.device)
         logits = self.net(self.standardize(hidden)).float()
         return (logits if mask is None else logits.masked_fill(~mask, -1e9)).log_softmax(-1)
 

@@ -25,7 +25,7 @@ from ollm_rl.plugin import Standardize
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request, choose
 from ollm_rl.runs import Run
-from ollm_rl.trajectory import Decisions, Episode
+from ollm_rl.trajectory import Decisions, Episode, owners
 from ollm_rl.workspace import Workspace
 
 
@@ -67,8 +67,8 @@ class ShortlistHead(nn.Module):
     @property
     def tokens(self) -> Tensor:
         """(T,) the tokens that have a row."""
-        known = self.rows_of.nonzero()[:, 0].cpu()
-        return known[self.rows_of[known].argsort()]
+        known = self.rows_of.nonzero()[:, 0]
+        return known[self.rows_of[known].argsort()].cpu()
 
     def save_pretrained(self, path: str | Path) -> None:
         path = Path(path)
@@ -215,7 +215,6 @@ class FullHead(GRPO):
 
     def decisions(self, episodes: list[Episode]) -> Decisions:
         """All positions; the shortlist stands in the mask's place, and `z` is the token's place on it."""
-        owner = torch.cat([torch.full((e.num_decisions,), i) for i, e in enumerate(episodes)])
         hidden, tokens, log_probs = (torch.cat([getattr(e, n) for e in episodes]) for n in ("hidden", "z", "log_probs"))
         with torch.inference_mode():
             ids = torch.cat([self.shortlist(self.workspace.backbone.logits(few)) for few in hidden.split(256)])
@@ -223,7 +222,9 @@ class FullHead(GRPO):
         there = ids == tokens[:, None]
         missing = ~there.any(1)  # its logits were rounded differently in another batch: it was the last of the list
         ids[missing, -1] = tokens[missing]
-        return Decisions(hidden, (ids == tokens[:, None]).float().argmax(1), log_probs, ids, owner.to(hidden.device))
+        return Decisions(
+            hidden, (ids == tokens[:, None]).float().argmax(1), log_probs, ids, owners(episodes).to(hidden.device)
+        )
 
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -232,14 +233,20 @@ def _status(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def gpu(space: Workspace, batches: tuple[int, ...] = (64, 256), steps: int = 64) -> dict | str:
-    """Decode steps a second on a GPU, for this backbone and for the paper's 1.5B shape with random weights."""
+def gpu(space: Workspace, batches: tuple[int, ...] = (64, 256), long: tuple[int, int] = (128, 2048)) -> dict | str:
+    """Rates on a GPU, for this backbone and for the paper's 1.5B shape with random weights.
+
+    `long`: texts and own tokens before them, of a decode at length; `training` are tokens a second of whole texts as long.
+    """
     if not torch.cuda.is_available():
         return "none: no GPU on this machine"
-    found = {space.backbone.name: {str(b): decode_rates(space.lm, b, steps) for b in batches}}
-    large = random_lm("deepseek_r1_1_5b", space.backbone)
-    found[large.backbone.name] = {str(b): decode_rates(large, b, steps) for b in batches}
-    return {"device": torch.cuda.get_device_name(), "dtype": str(large.backbone.dtype), "shapes": found}
+    shapes: dict[str, dict] = {}
+    for lm in (space.lm, random_lm("deepseek_r1_1_5b", space.backbone)):
+        found = shapes[lm.backbone.name] = {f"{b} texts after 64": decode_rates(lm, b) for b in batches}
+        if lm is not space.lm:
+            found[f"{long[0]} texts after {long[1]}"] = decode_rates(lm, *long, generate=False)
+            found["training"] = training_rates(lm.backbone, length=long[1])
+    return {"device": torch.cuda.get_device_name(), "dtype": str(space.backbone.dtype), "shapes": shapes}
 
 
 def random_lm(backbone: str, like: Backbone) -> OptionLM:
@@ -251,28 +258,38 @@ def random_lm(backbone: str, like: Backbone) -> OptionLM:
     model = model.to(like.dtype).to_empty(device=like.device)
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config, device=like.device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(like.device)
     model.set_attn_implementation(IMPLEMENTATION)
     lm = Backbone(backbone, model, like.tokenizer, like.dtype, like.device, "random weights")
     return OptionLM(lm, PlugIn(lm.hidden_size, PlugInConfig(), lm.fingerprint, backbone).to(like.device).eval())
 
 
 @torch.inference_mode()
-def decode_rates(lm: OptionLM, batch: int, steps: int, prompt: int = 64, repeats: int = 3) -> dict:
-    """Tokens a second at a full batch: the engine with random latents, its backbone's bare steps, and `generate`."""
+def decode_rates(
+    lm: OptionLM, batch: int, prompt: int = 64, steps: int = 64, repeats: int = 3, generate: bool = True
+) -> dict:
+    """Tokens a second at a full batch: the engine with random latents, the same without CUDA graphs, its backbone's body
+    and head alone as CUDA graphs (the limit), and `generate`; and of the prompts' prefill.
+    """
     backbone = lm.backbone
     engine = RolloutEngine(lm, _NoPrefix(), batch, steps, prompt)
     ids = torch.randint(3, backbone.vocab_size, (batch, prompt), device=backbone.device)
 
     def of_engine() -> None:
-        for _ in range(steps - 1):
+        engine.lengths = engine.lengths.new_full((batch,), prompt)
+        for _ in range(steps):
             latents = torch.randint(lm.num_options, (batch, 1), device=backbone.device)
             engine.advance(engine.options.tokens.gather(1, latents)[:, 0])
 
+    def without_graphs() -> None:
+        kept, engine.graphs.enabled = engine.graphs.enabled, False
+        of_engine()
+        engine.graphs.enabled = kept
+
     def bare() -> None:
-        lengths, tokens = torch.full((batch, 1), prompt, device=backbone.device), ids[:, :1]
-        for step in range(steps - 1):
-            backbone.logits(backbone.hidden(tokens, lengths + step, engine.kv)[:, 0])
+        lengths, tokens = torch.full((batch,), prompt, device=backbone.device), ids[:, 0]
+        for step in range(steps):
+            backbone.logits(engine.graphs.hidden(tokens, lengths + step))
 
     def by_generate() -> None:
         backbone.model.generate(
@@ -280,18 +297,57 @@ def decode_rates(lm: OptionLM, batch: int, steps: int, prompt: int = 64, repeats
             top_k=0, pad_token_id=0,
         )  # fmt: skip
 
-    taken: dict[str, list[float]] = {"engine": [], "limit": [], "generate": []}
+    peers = {"engine": of_engine, "without_graphs": without_graphs, "limit": bare}
+    if generate:
+        peers["generate"] = by_generate
+    taken: dict[str, list[float]] = {name: [] for name in ("prefill", *peers)}
+    prompts = torch.randint(
+        3, backbone.vocab_size, (batch, prompt)
+    ).tolist()  # unequal, for equal ones are prefilled once
     for _ in range(repeats + 1):
         engine.clear()
-        engine.admit(ids.tolist())
-        for name, peer in (("engine", of_engine), ("limit", bare), ("generate", by_generate)):
+        taken["prefill"].append(_seconds(lambda: engine.admit(prompts)))
+        for name, peer in peers.items():
             taken[name].append(_seconds(peer))
-    engine_s, limit, generate = (median(taken[name][1:]) for name in taken)  # the first pays for kernels and memory
+    seconds = {name: median(found[1:]) for name, found in taken.items()}  # the first pays for kernels and memory
+    rates = {name: batch * (prompt if name == "prefill" else steps) / each for name, each in seconds.items()}
     return {
-        "tokens_per_s": batch * (steps - 1) / engine_s,
-        "ratio_to_limit": limit / engine_s,
-        "ratio_to_generate": (steps - 1) / engine_s / (steps / generate),
-    }
+        "tokens_per_s": rates, "ratio_to_limit": rates["engine"] / rates["limit"], "graphs": engine.graphs.enabled,
+        "ratio_to_generate": rates["engine"] / rates["generate"] if generate else None,
+    }  # fmt: skip
+
+
+def training_rates(backbone: Backbone, length: int, texts: int = 4, rank: int = 16, repeats: int = 3) -> dict:
+    """Tokens a second of whole texts: forward (the states that a conversion caches), and LoRA's forward and backward.
+
+    The body's states are scored in parts, each computed anew in the backward pass, as the log-probabilities of a policy's update.
+    """
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.checkpoint import checkpoint
+
+    ids = torch.randint(3, backbone.vocab_size, (texts, length), device=backbone.device)
+    body = backbone.model.base_model
+
+    def forward() -> None:
+        with torch.inference_mode():
+            body(input_ids=ids, use_cache=False)
+
+    taken = {"forward": [_seconds(forward) for _ in range(repeats + 1)]}
+    model: Any = get_peft_model(backbone.model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+    def scored(states: Tensor, tokens: Tensor) -> Tensor:
+        return F.cross_entropy(model.get_output_embeddings()(states).float(), tokens, reduction="sum")
+
+    def update() -> None:
+        states = (
+            model.get_base_model().base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        )
+        parts = zip(states.split(1024), ids[:, 1:].flatten().split(1024), strict=True)
+        loss: Any = sum(checkpoint(scored, *part, use_reentrant=False) for part in parts)
+        loss.backward()
+
+    taken["lora_update"] = [_seconds(update) for _ in range(repeats + 1)]
+    return {name: texts * length / median(found[1:]) for name, found in taken.items()}
 
 
 def llama_cpp(build: Path, gguf: Path, tokens: int = 64, batches: Sequence[int] = (1, 8, 32, 64, 128)) -> dict:

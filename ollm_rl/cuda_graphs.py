@@ -25,6 +25,7 @@ class GraphedSteps:
         self.backbone, self.kv = backbone, kv
         self.enabled = backbone.device.type == "cuda"
         self._steps: dict[tuple[int, int], Callable[[], Tensor]] = {}
+        self._memory = torch.cuda.graph_pool_handle() if self.enabled else None  # one for all: they run one at a time
         self._tokens = torch.zeros(kv.slots, 1, dtype=torch.long, device=backbone.device)
         self._positions = torch.zeros(kv.slots, 1, dtype=torch.long, device=backbone.device)
 
@@ -50,7 +51,7 @@ class GraphedSteps:
         try:
             expected = self._step(rows, span)  # warms up as well: nothing is allocated or chosen during the capture
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._memory):
                 captured = self._step(rows, span)
             graph.replay()
             off = (captured.float() - expected.float()).abs().max() / expected.float().std()

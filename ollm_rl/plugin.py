@@ -249,7 +249,7 @@ class OptionLM:
     """A frozen backbone with a plug-in: hidden states in, options out."""
 
     def __init__(self, backbone: Backbone, plugin: PlugIn):
-        self.backbone, self.plugin = backbone, plugin
+        self.backbone, self.plugin = backbone, plugin.to(backbone.device)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: str = "auto", device: str = "auto") -> "OptionLM":

@@ -84,13 +84,18 @@ class Decisions:
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> "Decisions":
-        owner = [torch.full((e.num_decisions,), i) for i, e in enumerate(episodes)]
         names = ("hidden", "z", "log_probs", "mask")
         hidden, z, log_probs, mask = (torch.cat([getattr(e, n) for e in episodes]) for n in names)
-        return cls(hidden, z, log_probs, mask, torch.cat(owner))
+        return cls(hidden, z, log_probs, mask, owners(episodes).to(z.device))
 
     def __len__(self) -> int:
         return len(self.z)
+
+
+def owners(episodes: Sequence[Episode]) -> Tensor:
+    """(N,) the index of the episode that each decision belongs to."""
+    counts = torch.tensor([e.num_decisions for e in episodes])
+    return torch.arange(len(episodes)).repeat_interleave(counts)
 
 
 _PLAIN = ("seed", "stop", "text", "answer", "reward", "verdict")

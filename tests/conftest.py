@@ -11,6 +11,13 @@ from ollm_rl.cache import cache_dir
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.workspace import Workspace, open_workspace
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Equal numbers to the last bit are a CPU's: other tests than those of GPUs do not see one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine
 QUICK = ConversionConfig(num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, batch_size=256)
 QUICK_KEYS = [

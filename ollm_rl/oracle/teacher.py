@@ -8,6 +8,7 @@ from torch import Tensor
 from ollm_rl.errors import DataError
 from ollm_rl.evaluation import breakdown, misbehaviour, wilson
 from ollm_rl.hidden_cache import compute_hidden_states
+from ollm_rl.option_quality import moved
 from ollm_rl.rollout import Act, Request
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
@@ -52,7 +53,7 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
         )
     backbone, plugin, prompter = workspace.backbone, workspace.plugin, workspace.prompter
     states = compute_hidden_states(backbone, prompter, list(problems), plugin.config.shortlist)
-    parts = [states.block(at, at + 256) for at in range(0, len(states), 256)]
+    parts = [moved(states.block(at, at + 256), backbone.device) for at in range(0, len(states), 256)]
     says = torch.cat([workspace.lm.options(p.hidden).tokens == p.gold[:, None] for p in parts])  # (N, K)
     if picker == "encoder":
         picked = torch.cat([plugin.encoder_logits(p.hidden, backbone.head.weight[p.gold]).argmax(-1) for p in parts])

@@ -10,6 +10,7 @@ import oracle as oracle_benchmark
 import rollout as rollout_benchmark
 import rollout_sections as sections
 
+from ollm_rl.backbone import load_backbone
 from ollm_rl.oracle import Search
 from ollm_rl.oracle.search import Frontier
 from ollm_rl.tasks import Problem
@@ -37,10 +38,15 @@ def test_sections_measure_the_tiny_model(tiny):
     envs = sections.environments(tiny, num_envs=4, repeats=1)
     assert envs["env_tokens_per_s"] > 0 and envs["single_over_bare"] > 0
     assert sections.memory(tiny, kv_cache_gib=0.01, episodes=20)["slots"] <= 256
-    assert set(sections.decode_rates(tiny.lm, 4, 6, repeats=1)) == {
-        "tokens_per_s",
-        "ratio_to_limit",
-        "ratio_to_generate",
+    rates = sections.decode_rates(tiny.lm, 4, 8, steps=6, repeats=1)
+    assert set(rates["tokens_per_s"]) == {"prefill", "engine", "without_graphs", "limit", "generate"}
+    assert rates["ratio_to_generate"] > 0 and min(rates["tokens_per_s"].values()) > 0
+
+
+def test_training_is_timed_on_a_backbone_of_its_own():
+    assert set(sections.training_rates(load_backbone("tiny", "float32"), length=8, texts=2, repeats=1)) == {
+        "forward",
+        "lora_update",
     }
 
 

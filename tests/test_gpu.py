@@ -1,0 +1,80 @@
+"""The same on a GPU: `pytest -m gpu`. What needs Ray is left out where Ray is missing."""
+
+import copy
+import json
+from importlib.util import find_spec
+
+import gymnasium
+import pytest
+import torch
+
+import envs  # noqa: F401 (registers the environments)
+from agents.prior import Prior
+from ollm_rl.cli import main
+from ollm_rl.rollout import Request
+from ollm_rl.workspace import Acting, Workspace, open_workspace, shared_backbone
+from tests.conftest import QUICK, QUICK_KEYS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+SHORT = {"num_slots": 16, "max_new_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Workspace:
+    space = open_workspace("tiny", "chain_sum", dtype="float32", convert=QUICK)
+    space.engine_settings = {**SHORT, "cuda_graphs": False}
+    return space
+
+
+def texts(space: Workspace, n: int = 40) -> list[list[int]]:
+    requests = [Request(p, i) for i, p in enumerate(space.problems("test", n, 0))]
+    return [e.tokens for e in space.rollout(requests, Acting(Prior(space), deterministic=False))]
+
+
+def beside(space: Workspace, **engine) -> Workspace:
+    other = Workspace(space.backbone, space.plugin, space.task, {**SHORT, **engine}, space.seed, space.judge)
+    other.prompter = space.prompter
+    return other
+
+
+def test_graphs_say_what_ordinary_steps_say(on_gpu):
+    replayed = beside(on_gpu)
+    assert texts(replayed) == texts(on_gpu)
+    assert replayed.engine.graphs.enabled and len(replayed.engine.graphs._steps) > 1
+    assert not on_gpu.engine.graphs.enabled
+
+
+def test_a_gpu_says_what_a_cpu_says(on_gpu):
+    """But for the few texts in which two sums of another order round to another choice."""
+    backbone = shared_backbone("tiny", "float32", "cpu")
+    cpu = Workspace(backbone, copy.deepcopy(on_gpu.plugin), on_gpu.task, SHORT, on_gpu.seed, on_gpu.judge)
+    same = [a == b for a, b in zip(texts(cpu), texts(on_gpu), strict=True)]
+    assert sum(same) >= 0.9 * len(same)
+
+
+def test_environments_step(on_gpu):
+    env = gymnasium.make_vec("ollm_rl/LatentReasoning-v0", 4, "vector_entry_point", workspace=on_gpu, num_problems=8)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    ended = 0
+    for _ in range(60):
+        _, rewards, terminated, truncated, _ = env.step(env.action_space.sample())
+        ended += int((terminated | truncated).sum())
+    assert ended > 0 and len(rewards) == 4
+
+
+def test_agents_are_compared(tmp_path):
+    agents = ["prior", "grpo", "full_head", "lora_sft", "lora_grpo", "distill", "reference"]
+    agents += ["ppo"] if find_spec("ray") else []
+    main([
+        "compare", *QUICK_KEYS, f"agents=[{','.join(agents)}]", "seeds=[0]", "with_oracle=true", "agent.total_episodes=64",
+        f"runs_dir={tmp_path}", "name=all",
+    ])  # fmt: skip
+    rows = json.loads((tmp_path / "all/results.json").read_text())["rows"]
+    assert {*agents, "oracle"} <= {row["agent"] for row in rows}
+
+
+@pytest.mark.parametrize("search", ["best_first", "beam", "puct", "best_of_n", "teacher_forced"])
+def test_searches_run(tmp_path, search):
+    main(["oracle", *QUICK_KEYS, f"oracle.search={search}", f"runs_dir={tmp_path}", f"name={search}"])
+    assert (tmp_path / search / "results.json").exists()
