@@ -261,7 +261,7 @@ def random_lm(backbone: str, like: Backbone) -> OptionLM:
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(like.device)
     model.set_attn_implementation(IMPLEMENTATION)
     lm = Backbone(backbone, model, like.tokenizer, like.dtype, like.device, "random weights")
-    return OptionLM(lm, PlugIn(lm.hidden_size, PlugInConfig(), lm.fingerprint, backbone).to(like.device).eval())
+    return OptionLM(lm, PlugIn(lm.hidden_size, PlugInConfig(), lm.fingerprint, backbone).eval())
 
 
 @torch.inference_mode()
@@ -301,9 +301,7 @@ def decode_rates(
     if generate:
         peers["generate"] = by_generate
     taken: dict[str, list[float]] = {name: [] for name in ("prefill", *peers)}
-    prompts = torch.randint(
-        3, backbone.vocab_size, (batch, prompt)
-    ).tolist()  # unequal, for equal ones are prefilled once
+    prompts = ids.tolist()
     for _ in range(repeats + 1):
         engine.clear()
         taken["prefill"].append(_seconds(lambda: engine.admit(prompts)))

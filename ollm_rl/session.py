@@ -56,12 +56,10 @@ def open_session(
     _check_cache_budget(backbone, task, plain(config.engine))
     path: Path | None = None
     report: dict = {}
-    if plugin is not None:
-        plugin = plugin.to(backbone.device)
-    elif config.plugin.path is not None:
+    if plugin is None and config.plugin.path is not None:
         path = Path(config.plugin.path)
         plugin = PlugIn.from_pretrained(path, backbone)
-    else:
+    elif plugin is None:
         plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion, run)
     seed = config.seed if seed is None else seed
     space = Workspace(backbone, plugin, task, plain(config.engine), seed, judge)
