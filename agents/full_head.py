@@ -56,7 +56,7 @@ class ShortlistHead(nn.Module):
     def forward(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Log-probabilities (n, S) float32 of the tokens `ids` (n, S)."""
         rows = self.backbone.head_rows(ids).float()
-        logits = self.backbone.cap(torch.bmm(rows, hidden.float()[:, :, None])[..., 0])
+        logits = self.backbone.after_head(torch.bmm(rows, hidden.float()[:, :, None])[..., 0])
         return (logits + self.change(self.standardize(hidden), ids)).log_softmax(-1)
 
     def __deepcopy__(self, memo) -> "ShortlistHead":
@@ -173,7 +173,7 @@ class FullHead(GRPO):
                     part = states.select(rows)
                     x = F.dropout(head.standardize(part.hidden.to(backbone.device)), self.fit["dropout"])
                     ids = part.ids.long().to(backbone.device)
-                    logits = backbone.cap(part.logits.to(backbone.device)) + head.change(x, ids)
+                    logits = backbone.after_head(part.logits.to(backbone.device)) + head.change(x, ids)
                     loss = F.cross_entropy(logits, part.target.to(backbone.device))
                     optimizer.zero_grad()
                     loss.backward()

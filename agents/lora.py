@@ -246,7 +246,7 @@ class LoRASFT(LoRA):
                 self.model, config, train_dataset=Dataset.from_dict(rows), processing_class=self.backbone.tokenizer,
                 callbacks=[reporting(bar, log_metrics)],
             )  # fmt: skip
-            score_few(self.backbone.model)
+            score_few(self.backbone)
             run_trainer(trainer, done)
         self.changed()
         return {"seconds": time.monotonic() - start, "tokens": self.sft_epochs * sum(map(len, rows["input_ids"]))}

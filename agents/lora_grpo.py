@@ -126,7 +126,7 @@ class LoRAGRPO(LoRASFT):
                 processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
                 callbacks=[reporting(bar, lambda _, figures: self._report(run, bar, figures))],
             )  # fmt: skip
-            score_few(self.backbone.model)
+            score_few(self.backbone)
             self.started = time.monotonic()
             run_trainer(trainer, done)
         self.changed()

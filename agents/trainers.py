@@ -35,7 +35,7 @@ def common_settings(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def score_few(model: Any) -> None:
+def score_few(backbone: Backbone) -> None:
     """On a CPU, spare the forward call that TRL's trainers use what nobody asks for.
 
     The head scores only the tokens that count. TRL does so on GPUs; elsewhere it scores every position of every prompt over the
@@ -44,10 +44,11 @@ def score_few(model: Any) -> None:
     """
     from trl.trainer.utils import FusedCausalLMOutput
 
+    model = backbone.model
     fused = model.forward
 
     def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
-        unusual = kwargs.get("output_router_logits") or getattr(self.config, "logit_scale", None)
+        unusual = kwargs.get("output_router_logits")
         if not fused_lm_head or labels is None or labels.device.type != "cpu" or unusual:
             return fused(
                 *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
@@ -55,11 +56,9 @@ def score_few(model: Any) -> None:
         states = _states(self.base_model, *args, **{**kwargs, "use_cache": False})[:, :-1]
         mask = labels[:, 1:] != -100
         wanted = labels[:, 1:][mask]
-        cap = getattr(self.config, "final_logit_softcapping", None)
 
         def score(some: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits = self.get_output_embeddings()(some).float()
-            scores = (torch.tanh(logits / cap) * cap if cap else logits).log_softmax(-1)
+            scores = backbone.after_head(self.get_output_embeddings()(some).float()).log_softmax(-1)
             with torch.no_grad():
                 entropy, best = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == tokens
             return scores.gather(1, tokens[:, None])[:, 0], entropy, best

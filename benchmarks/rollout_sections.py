@@ -152,8 +152,8 @@ def _bare_steps(space: Workspace, lengths: list[int]) -> float:
     start = time.perf_counter()
     for length in lengths:
         at = torch.full((1, 1), length, device=backbone.device)
-        kv.begin(at)
-        hidden = body(input_ids=token, position_ids=at + kv.prefix_length, use_cache=False, kv=kv).last_hidden_state
+        with kv.call(at):
+            hidden = body(input_ids=token, position_ids=at + kv.prefix_length, use_cache=False).last_hidden_state
         int(backbone.logits(hidden[:, 0]).argmax())
     return (time.perf_counter() - start) / len(lengths)
 

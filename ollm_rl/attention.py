@@ -4,12 +4,15 @@ The few-shot examples are the same for every episode. Their keys and values are 
 rows attend to them in one dense product instead of one small product per row. Each row's own tokens
 (prompt and solution) live in a preallocated slot that is written in place: nothing is concatenated.
 
-transformers hands the keyword arguments of a forward call through to the attention function. The
-model is called with ``kv=KVCache`` and without its own cache, which keeps this independent of the
-architecture; without ``kv`` the call falls back to ordinary attention, so ``model.generate`` still works.
+The model is called without its own cache, inside ``KVCache.call``, which tells the attention function of this thread
+where keys and values are. (As a keyword argument of the forward call it would not arrive: some architectures hand none
+down to their attention.) Outside of such a call attention is the ordinary one, so ``model.generate`` still works.
 """
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from ollm_rl.errors import BackboneError
 
 IMPLEMENTATION = "ollm_rl"
+_current = threading.local()  # `kv`: the cache of the forward call that this thread is in
 
 
 class KVCache:
@@ -48,8 +52,9 @@ class KVCache:
         """Memory of the layers that have been written."""
         return sum(t.numel() * t.element_size() for side in (self.keys, self.values) for t in side.values())
 
-    def begin(self, positions: Tensor, rows: Tensor | None = None, span: int | None = None) -> None:
-        """Prepare one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
+    @contextmanager
+    def call(self, positions: Tensor, rows: Tensor | None = None, span: int | None = None) -> Iterator[None]:
+        """Around one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
 
         `rows` (n,) names the rows of the call; without it they are the first n, which costs no copy. `span`: how many
         own keys are looked at, if it is known.
@@ -62,6 +67,11 @@ class KVCache:
         hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
         self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
         self.visible = self.visible[:, None, None]
+        _current.kv = self
+        try:
+            yield
+        finally:
+            _current.kv = None
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
@@ -114,6 +124,11 @@ def _zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.from_numpy(raw[start : len(raw) - 64 + start]).view(like.dtype).view(shape)
 
 
+def current() -> KVCache | None:
+    """The cache of the forward call that this thread is in."""
+    return getattr(_current, "kv", None)
+
+
 def attend(
     module: Any,
     query: Tensor,
@@ -121,16 +136,18 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    kv: KVCache | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    alibi: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function for transformers' interface.
 
-    query: (n, heads, t, head_dim); key, value: (n, kv_heads, t, head_dim), the new tokens only.
+    query: (n, heads, t, head_dim); key, value: (n, kv_heads, t, head_dim), the new tokens only. `alibi` (heads,): what a
+    score grows by with every position of its key (Press et al. 2022, "Train Short, Test Long").
     Returns (n, t, heads, head_dim).
     """
+    kv = current()
     if kv is None and softcap is not None:
         return _capped(query, key, value, attention_mask, scaling, softcap), None
     if kv is None:
@@ -159,6 +176,9 @@ def attend(
         scores = torch.cat([shared.transpose(0, 1), scores], dim=-1)
     if softcap is not None:
         scores = torch.tanh(scores.float() / softcap) * softcap
+    if alibi is not None:
+        by_key = alibi[:, None] * torch.arange(prefix + span, device=alibi.device)
+        scores = scores + by_key.to(scores.dtype).view(kv_heads, group, 1, -1)
     scores[..., prefix:] += kv.visible.to(scores.device)
     if sliding_window is not None and prefix + span > sliding_window:
         at = torch.arange(prefix + span, device=query.device)
@@ -185,7 +205,10 @@ def _capped(
     if mask is None:
         t, span = scores.shape[-2:]
         mask = torch.ones(t, span, dtype=torch.bool, device=query.device).tril(span - t)
-    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    if mask.dtype is torch.bool:  # a padding token may look at nothing; minus infinity would make it NaN, and then all others
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
     return torch.matmul(scores.softmax(-1).to(values.dtype), values).transpose(1, 2)
 
 

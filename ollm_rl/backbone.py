@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ollm_rl.attention import IMPLEMENTATION, KVCache
+from ollm_rl import driving
+from ollm_rl.attention import KVCache
 from ollm_rl.cache import cache_dir
 from ollm_rl.errors import BackboneError, ConfigurationError
 from ollm_rl.smollm2 import smollm2_dir
@@ -31,7 +32,7 @@ CHAT_TEMPLATE = (
 
 @dataclass
 class Backbone:
-    """A pretrained causal LM in eval mode whose parameters take no gradient.
+    """A pretrained causal LM in eval mode whose parameters take no gradient, and that the engine is known to drive right.
 
     Attributes:
         name: what the user called it.
@@ -39,6 +40,11 @@ class Backbone:
         tokenizer: its tokenizer.
         fingerprint: hash of architecture and weights; checkpoints made for another backbone are refused by it.
         revision: the commit on the hub that it is, if it comes from there.
+        logit_scale: what the architecture multiplies the head's logits by.
+        context_limit: most positions of a text, None for any number, and the setting of the model that says so.
+
+    Raises:
+        BackboneError: the engine would not compute what the model does; see `ollm_rl.driving`.
     """
 
     name: str
@@ -60,6 +66,9 @@ class Backbone:
         self.eos_ids = sorted(i for i in eos if i is not None)
         if not self.eos_ids:
             raise BackboneError(f"backbone '{self.name}' has no end-of-text token; expected eos_token_id in its config")
+        self.context_limit = driving.context_limit(self.model.config)
+        self.logit_scale = 1.0
+        driving.set_up(self)
 
     @property
     def hidden_size(self) -> int:
@@ -72,6 +81,10 @@ class Backbone:
     @property
     def head(self) -> nn.Linear:
         return self.model.get_output_embeddings()
+
+    @property
+    def body(self) -> nn.Module:
+        return getattr(self.model, self.model.base_model_prefix)
 
     @property
     def num_parameters(self) -> int:
@@ -91,15 +104,14 @@ class Backbone:
         if tokens.numel() == 1:  # twice: products of one row have a kernel, and roundings, of their own
             pair = torch.zeros(2, dtype=torch.long, device=tokens.device) if rows is None else rows.expand(2)
             return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span)[:1]
-        kv.begin(positions, rows, span)
-        body = getattr(self.model, self.model.base_model_prefix)
-        out = body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False, kv=kv)
+        with kv.call(positions, rows, span):
+            out = self.body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False)
         return out.last_hidden_state
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them."""
-        return self.cap(self.head(hidden))
+        return self.after_head(self.head(hidden))
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the head (n, S, d) of token ids (n, S), in memory that this thread's next call overwrites.
@@ -115,13 +127,19 @@ class Backbone:
         return rows.view(*ids.shape, weight.shape[1])
 
     @property
-    def is_capped(self) -> bool:
-        return bool(getattr(self.model.config, "final_logit_softcapping", None))
+    def changes_logits(self) -> bool:
+        """`after_head` does something."""
+        return self.logit_scale != 1 or bool(self._soft_cap)
 
-    def cap(self, logits: Tensor) -> Tensor:
-        """What the architecture does to logits after the head (Gemma's soft cap)."""
-        limit = getattr(self.model.config, "final_logit_softcapping", None)
-        return torch.tanh(logits / limit) * limit if limit else logits
+    def after_head(self, logits: Tensor) -> Tensor:
+        """What the architecture does to logits after the head: a scale (Granite, Cohere), a soft cap (Gemma)."""
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
+        return torch.tanh(logits / self._soft_cap) * self._soft_cap if self._soft_cap else logits
+
+    @property
+    def _soft_cap(self) -> float | None:
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def _fingerprint(model: Any) -> str:
@@ -259,13 +277,12 @@ def _pretrained(
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
             revision=revision,
             device_map=place if isinstance(place, str) else {"": place},
             **settings,
         )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
             f"backbone '{source}' could not be loaded: {first} "
             "Expected 'smollm2', 'tiny', a local directory or a Hugging Face id that this machine can reach."
@@ -295,7 +312,6 @@ def _tiny(dtype: torch.dtype) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(config)
-    model.set_attn_implementation(IMPLEMENTATION)
     return model.to(dtype)
 
 

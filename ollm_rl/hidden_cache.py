@@ -329,7 +329,7 @@ def _batch_states(backbone: Backbone, prefix: KVCache | None, batch: list, short
     for h, x in zip(hidden.split(512), target_ids.split(512), strict=True):
         logits = backbone.head(h)
         entropy = torch.cat(
-            [_entropy(backbone.cap(few)) for few in logits.split(16)]
+            [_entropy(backbone.after_head(few)) for few in logits.split(16)]
         )  # whole rows in cache: 10 times faster
         top, ids = logits.topk(min(shortlist, logits.shape[-1]), dim=-1)
         found = ids == x[:, None]

@@ -31,7 +31,7 @@ def shortlist_logits(backbone: Backbone, states: HiddenStates) -> Callable[[Tens
 
     def logits_of(bias: Tensor) -> Tensor:
         logits = torch.bmm(bias.to(rows.dtype), rows).float() + states.logits[:, None]
-        return backbone.cap(logits).masked_fill(states.logits[:, None].isneginf(), float("-inf"))
+        return backbone.after_head(logits).masked_fill(states.logits[:, None].isneginf(), float("-inf"))
 
     return logits_of
 
@@ -107,7 +107,7 @@ def _figures(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[st
     log_prior = plugin.prior_logits(batch.hidden).log_softmax(-1)
     log_q = plugin.encoder_logits(batch.hidden, backbone.head.weight[batch.gold]).log_softmax(-1)
     log_p = logits.log_softmax(-1).gather(2, target[..., None].expand(-1, logits.shape[1], 1))[..., 0]
-    own = backbone.cap(batch.logits).masked_fill(batch.logits.isneginf(), float("-inf")).log_softmax(-1)
+    own = backbone.after_head(batch.logits).masked_fill(batch.logits.isneginf(), float("-inf")).log_softmax(-1)
     hit, distinct = decoded == target, canonical(decoded).sum(-1).float()
     found = {
         "coverage": hit.any(-1).float(),

@@ -37,7 +37,7 @@ class Outsiders:
         states, tokens = states.block(0, few), self.tokens.unique()
         rows = self.backbone.head.weight.detach()[tokens]
         hidden = (states.hidden[:, None] + biases[:few]).to(rows.dtype)
-        others = self.backbone.cap((hidden @ rows.T).float())
+        others = self.backbone.after_head((hidden @ rows.T).float())
         listed = (states.ids[:, :, None] == tokens).any(1)
         # Not -inf: where a position lists them all, that has no gradient.
         others = others.masked_fill(listed[:, None], -1e9).logsumexp(-1)

@@ -292,7 +292,7 @@ class OptionLM:
         if logits is None:
             logits = self.backbone.logits(hidden)
         top, ids = logits.topk(min(self.plugin.config.shortlist, logits.shape[-1]), dim=-1)
-        if self.backbone.is_capped:  # the bias comes before the cap
+        if self.backbone.changes_logits:  # the bias comes before the cap
             top = torch.bmm(self.backbone.head_rows(ids), hidden[:, :, None])[..., 0]
         tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
         return Options(tokens, canonical(tokens))
@@ -301,7 +301,7 @@ class OptionLM:
         """Logits (n, K, S) float32 of the K options on the tokens `ids` (n, S), for which the head gives `logits`."""
         rows = self.backbone.head_rows(ids)
         bias = self.plugin.biases(hidden).to(rows.dtype)
-        return self.backbone.cap(torch.bmm(bias, rows.transpose(1, 2)).float() + logits[:, None].float())
+        return self.backbone.after_head(torch.bmm(bias, rows.transpose(1, 2)).float() + logits[:, None].float())
 
 
 def canonical(tokens: Tensor) -> Tensor:

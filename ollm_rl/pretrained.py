@@ -125,7 +125,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         parts = []
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         for h in hidden.split(CHUNK):
-            options = self._backbone[0].cap(
+            options = self._backbone[0].after_head(
                 self.lm.get_output_embeddings()(h[:, None] + self.plugin.biases(h).to(h.dtype))
             )
             log_prior = self.plugin.prior_logits(h).to(wide).log_softmax(-1)

@@ -10,13 +10,12 @@ from agents.backbone import PlainBackbone
 from agents.lora import LoRASFT, matched_rank
 from agents.lora_grpo import LoRAGRPO
 from agents.trainers import score_few
-from ollm_rl.backbone import load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation import evaluate
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
 from ollm_rl.workspace import Acting
-from tests.architectures import random_model
+from tests.architectures import random_backbone
 
 SFT = dict(rank=2, num_solutions=40, sft_epochs=1, sft_batch_size=8)
 QUICK = dict(
@@ -43,12 +42,13 @@ def test_a_new_adapter_changes_nothing_and_leaves_the_shared_backbone_alone(tiny
     assert [e.tokens for e in mine.greedy + mine.sampled] == [e.tokens for e in theirs.greedy + theirs.sampled]
 
 
-@pytest.mark.parametrize("name", ["tiny", "gpt2"])  # positions that turn states, and learned ones
+# Positions that turn states, and learned ones; logits that are scaled, under two names, and capped.
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite", "cohere", "gemma2"])
 def test_scoring_few_tokens_gives_what_trl_gives(name):
     from trl.trainer.utils import add_fused_lm_head
 
-    model = load_backbone("tiny", "float32").model if name == "tiny" else random_model(name).eval()
-    model.requires_grad_(True)
+    backbone = random_backbone(name)
+    model = backbone.model.requires_grad_(True)
     ids = torch.randint(3, 200, (40, 9), generator=torch.Generator().manual_seed(0))  # scored in three parts
     mask = torch.ones_like(ids)
     mask[1::2, :4] = 0  # padding
@@ -59,7 +59,7 @@ def test_scoring_few_tokens_gives_what_trl_gives(name):
     found = []
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     for change in (lambda _: None, score_few):
-        change(model)
+        change(backbone)
         out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=150)
         model.zero_grad()
         out.loss.backward()

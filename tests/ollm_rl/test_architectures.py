@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from ollm_rl.backbone import Backbone, load_backbone, tiny_tokenizer
 from ollm_rl.engine import RolloutEngine
+from ollm_rl.errors import BackboneError
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.prompts import Prompter
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum
-from tests.architectures import ARCHITECTURES, random_backbone
+from tests.architectures import ARCHITECTURES, REFUSED, random_backbone, random_model
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -16,7 +18,7 @@ def backbone(request):
     return random_backbone(request.param)
 
 
-def test_zero_decoder_gives_the_models_own_logits(backbone):
+def test_zero_decoder_gives_the_models_own_logits_over_sixty_steps(backbone):
     task = ChainSum(num_examples=1)
     prompter = Prompter.for_task(backbone, task)
     plugin = PlugIn(
@@ -24,19 +26,60 @@ def test_zero_decoder_gives_the_models_own_logits(backbone):
         PlugInConfig(num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20),
     )
     plugin.decoder.zero_()
-    engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=4, max_new_tokens=12)
+    engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=4, max_new_tokens=60)
     problems = task.problems("test", 4)
     engine.admit([prompter.encode(p) for p in problems])
     texts = [prompter.prefix + prompter.encode(p) for p in problems]
-    for _ in range(10):
-        for row, ids in enumerate(texts):
-            with torch.inference_mode():
-                own = backbone.model(torch.tensor([ids])).logits[0, -1]
-            torch.testing.assert_close(engine.logits[row], own, atol=1e-4, rtol=1e-4)
-            assert (engine.options.tokens[row] == own.argmax()).all()
-        tokens = engine.logits.argmax(-1)
+    starts = [len(ids) - 1 for ids in texts]
+    seen = []
+    for step in range(60):
+        seen.append(engine.logits.clone())
+        assert (engine.options.tokens == engine.logits.argmax(-1, keepdim=True)).all()
+        tokens = engine.logits.topk(8)[1][:, step % 8]  # not the same token for ever
         texts = [ids + [int(t)] for ids, t in zip(texts, tokens, strict=True)]
         engine.advance(tokens)
+    for row, ids in enumerate(texts):
+        with torch.inference_mode():
+            own = backbone.model(torch.tensor([ids])).logits[0, starts[row] : starts[row] + 60]
+        torch.testing.assert_close(torch.stack([logits[row] for logits in seen]), own, atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_driven_is_refused_when_it_is_loaded(tmp_path):
+    """With the reason; without the check they would run, and be wrong."""
+    for name, (*_, reason) in REFUSED.items():
+        random_model(name).save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        with pytest.raises(BackboneError, match=reason):
+            load_backbone(str(tmp_path / name), "float32", "cpu")
+
+
+@pytest.mark.parametrize("name", ["bloom", "granite", "nemotron", "deepseek_v3"])
+def test_directories_of_what_can_be_driven_load(name, tmp_path):
+    random_model(name).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    load_backbone(str(tmp_path), "float32", "cpu")
+    load_backbone(str(tmp_path), "bfloat16", "cpu")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_lower_precision_is_driven_too(name):
+    """The tolerance follows from the precision; a model that computes something else is refused there as well."""
+    Backbone(name, random_model(name).bfloat16(), tiny_tokenizer(), torch.bfloat16, torch.device("cpu"), "random")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_that_the_engine_does_not_know_is_refused(dtype):
+    model = random_model("llama").to(dtype)
+    forward = model.forward
+
+    def shifted(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits.roll(1, -1)
+        return out
+
+    model.forward = shifted
+    with pytest.raises(BackboneError, match="are off by .*, where rounding explains"):
+        Backbone("shifted", model, tiny_tokenizer(), dtype, torch.device("cpu"), "random")
 
 
 def test_batched_and_single_decoding_agree(backbone):
@@ -93,6 +136,6 @@ def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path)
         prior = plugin.prior_logits(hidden).double().softmax(-1)
         total = torch.zeros(len(hidden), backbone.vocab_size, dtype=torch.float64)
         for z in range(3):
-            option = backbone.cap(backbone.head(hidden + plugin.biases(hidden)[:, z])).double().softmax(-1)
+            option = backbone.after_head(backbone.head(hidden + plugin.biases(hidden)[:, z])).double().softmax(-1)
             total += prior[:, z, None] * option
         torch.testing.assert_close(logits[0].double(), total.log(), atol=1e-4, rtol=0)

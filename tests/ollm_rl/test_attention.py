@@ -31,7 +31,6 @@ CONFIGS = {
 def backbone(name: str) -> Backbone:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    model.set_attn_implementation(IMPLEMENTATION)
     return Backbone(name, model, tiny_tokenizer(), torch.float32, torch.device("cpu"), "test")
 
 

@@ -1,0 +1,220 @@
+"""Having the engine drive a model, and whether it then computes what the model does; if not, the model is refused.
+
+The engine calls a model's body without the model's own cache, through an attention function of ours, and applies the head
+itself. That is right for ordinary decoders and wrong, without any error, for others: those whose logits are scaled after the
+head in a way that is not known here, whose attention does not go through transformers' interface, or that keep a
+state that is not keys and values. So every model is tried when it is loaded: some steps of several rows, with a shared prefix
+and without, against its own `model(input_ids).logits`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ollm_rl.attention import IMPLEMENTATION, KVCache, attend, current
+from ollm_rl.errors import BackboneError
+
+PREFIX, PROMPTS, STEPS = 7, (5, 3, 2), 3  # tokens
+MARGIN = 4.0  # times the model's own rounding differences
+EXACT, COARSE = (
+    2e-5,
+    8,
+)  # of the largest logit, what float32 may differ by in any case, and other precisions in their roundings
+MULTIPLIERS = (
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)  # Cohere, Granite, Falcon-H1, ...
+
+
+class _Undrivable(Exception):
+    """The reason, in words."""
+
+
+def prepare(model: Any) -> None:
+    """Have the model's attention go through ours."""
+    if model.config.model_type == "bloom":
+        _prepare_bloom(model)
+        return
+    model.set_attn_implementation(IMPLEMENTATION)
+
+
+def _prepare_bloom(model: Any) -> None:
+    """BLOOM computes its scores itself, with ALiBi."""
+    from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
+
+    class Driven(BloomAttention):
+        def forward(self, hidden_states: Tensor, residual: Tensor, *args: Any, **kwargs: Any):
+            if current() is None:
+                return super().forward(hidden_states, residual, *args, **kwargs)
+            query, key, value = self._reshape(self.query_key_value(hidden_states))
+            two = torch.ones(1, 2, device=query.device)
+            alibi = build_alibi_tensor(two, self.num_heads, torch.float32)[:, 0, 1]
+            out, _ = attend(self, query, key, value, None, scaling=self.inv_norm_factor, alibi=alibi)
+            return self.dense(out.flatten(2)) + residual, None
+
+    for module in model.modules():
+        if type(module) is BloomAttention:
+            module.__class__ = Driven
+
+
+def context_limit(config: Any) -> tuple[int | None, str]:
+    """Most positions that prompt and solution may take together, None for any number; and the setting that says so.
+
+    Models whose rotary frequencies depend on the longest text of a batch (`longrope`, `dynamic`) are driven up to where those
+    change: beyond it, a row would depend on its neighbours, and keys that are stored would be of the other kind.
+    """
+    config = config.get_text_config()
+    limits: list[tuple[int, str]] = []
+    trained = getattr(config, "max_position_embeddings", None)
+    if trained:
+        extended, name = trained, "max_position_embeddings"
+        rope = getattr(config, "rope_parameters", None) or {}
+        for rules in rope.values() if any(isinstance(v, dict) for v in rope.values()) else [rope]:
+            rules = rules or {}
+            original = rules.get("original_max_position_embeddings")
+            if rules.get("rope_type") in ("longrope", "dynamic"):
+                limits.append((original or trained, f"original_max_position_embeddings of {rules['rope_type']}"))
+            elif rules.get("factor"):
+                extended = max(extended, int((original or trained) * rules["factor"]))
+        limits.append((extended, name))
+    if chunk := getattr(config, "attention_chunk_size", None):
+        limits.append((chunk, "attention_chunk_size"))
+    return min(limits) if limits else (None, "")
+
+
+@torch.inference_mode()
+def set_up(backbone: Any) -> None:
+    """Prepare the model and try some engine steps; sets `backbone.logit_scale`.
+
+    Raises:
+        BackboneError: they differ from the model's own logits by more than rounding, or cannot be done.
+    """
+    model = backbone.model
+    total = PREFIX + max(PROMPTS) + STEPS
+    limit = context_limit(model.config)[0]
+    if limit is not None and limit < total:
+        raise BackboneError(f"backbone '{backbone.name}' has room for {limit} positions; expected at least {total}")
+    tokens = _tokens(backbone, total)
+    try:
+        own, noise = _reference(backbone, tokens)
+    except Exception as error:
+        raise BackboneError(
+            f"backbone '{backbone.name}' does not run: {_first_line(error)} Choose another backbone=."
+        ) from error
+    try:
+        prepare(model)
+        _find_logit_scale(backbone, tokens, own)
+        found = [_driven(backbone, tokens, prefix) for prefix in (0, PREFIX)]
+    except Exception as error:
+        reason = str(error) if isinstance(error, _Undrivable) else f"it ends in {_first_line(error)}"
+        raise _refusal(backbone, reason) from error
+    strict = backbone.dtype == torch.float32 and getattr(model, "hf_quantizer", None) is None
+    floor = float(own.abs().max()) * (EXACT if strict else max(EXACT, COARSE * torch.finfo(backbone.dtype).eps))
+    for logits, how in zip(found, ("", " after a shared prefix"), strict=True):
+        off = (logits - own[:, -logits.shape[1] :])[~logits.isnan()].abs().view(-1, own.shape[-1]).amax(-1)
+        # A router of experts may decide otherwise at a single position of lower precision: there, the mean counts.
+        size = float(off.max() if strict else off.mean())
+        allowed = MARGIN * float(noise.max() if strict else noise.mean()) + floor
+        if not size <= allowed:
+            raise _refusal(
+                backbone,
+                f"the engine's logits{how} are off by {size:.2g}, where rounding explains {allowed:.2g}",
+            )
+
+
+def _tokens(backbone: Any, total: int) -> Tensor:
+    """(rows, total) ordinary tokens, the same every time; rows share their first `PREFIX`."""
+    special = set(backbone.tokenizer.all_special_ids)
+    upto = min(backbone.vocab_size, len(backbone.tokenizer))
+    ordinary = torch.tensor([i for i in range(upto) if i not in special] or [0])
+    drawn = torch.randint(len(ordinary), (len(PROMPTS), total), generator=torch.Generator().manual_seed(0))
+    tokens = ordinary[drawn]
+    tokens[:, :PREFIX] = tokens[:1, :PREFIX]
+    return tokens.to(backbone.device)
+
+
+def _find_logit_scale(backbone: Any, tokens: Tensor, own: Tensor) -> None:
+    """Architectures multiply or divide the head's logits by a number of their configuration, under various names."""
+    config = backbone.model.config.get_text_config()
+    numbers = [getattr(config, name, None) for name in MULTIPLIERS]
+    scales = [1.0] + [float(s) for n in numbers if n for s in (n, 1 / n)]
+    if len(set(scales)) == 1:
+        return
+    raw = backbone.head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state)
+
+    def off(scale: float) -> float:
+        backbone.logit_scale = scale
+        return float((backbone.after_head(raw).float() - own).abs().mean())
+
+    backbone.logit_scale = min(scales, key=off)
+
+
+def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> Tensor:
+    """The engine's logits (rows, positions after the prefix, vocab) float32 of rows whose prompts have unequal lengths.
+
+    A row's last positions, that it does not reach, are NaN.
+    """
+    rows, total = tokens.shape
+    device = tokens.device
+    prefix = None
+    if prefix_length:
+        prefix = KVCache(1, prefix_length)
+        backbone.hidden(tokens[:1, :prefix_length], torch.arange(prefix_length, device=device)[None], prefix)
+    own = tokens[:, prefix_length:]
+    prompts = [total - STEPS - max(PROMPTS) - prefix_length + n for n in PROMPTS]
+    kv, longest = KVCache(rows, own.shape[1], prefix), max(prompts)
+    logits = torch.full((rows, own.shape[1], backbone.vocab_size), float("nan"), device=device)
+    states = backbone.hidden(own[:, :longest], torch.arange(longest, device=device).expand(rows, -1), kv)
+    if not kv.keys:
+        raise _Undrivable("its attention does not go through transformers' attention interface")
+    layers = backbone.model.config.get_text_config().num_hidden_layers
+    if len(kv.keys) < layers:
+        raise _Undrivable(f"{layers - len(kv.keys)} of its {layers} layers keep a state that is not keys and values")
+    for row, n in enumerate(prompts):
+        logits[row, :n] = backbone.logits(states[row, :n]).float()
+    at = torch.tensor(prompts, device=device)
+    everyone = torch.arange(rows, device=device)
+    for _ in range(STEPS):
+        state = backbone.hidden(own[everyone, at][:, None], at[:, None], kv)[:, 0]
+        logits[everyone, at] = backbone.logits(state).float()
+        at = at + 1
+    return logits
+
+
+def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's own logits (rows, total, vocab) float32, and how far they are from those of the same model with its cache, and
+    of one row alone, whose products are rounded in another order: the largest difference at each of those positions.
+
+    With plain attention, for other implementations leave things out (PyTorch's has no soft cap).
+    """
+    model, split = backbone.model, tokens.shape[1] - STEPS
+    if model.config.model_type != "bloom":
+        model.set_attn_implementation("eager")
+    own = model(input_ids=tokens).logits.float()
+    one = model(input_ids=tokens[:1]).logits.float()
+    try:
+        out = model(input_ids=tokens[:, :split], use_cache=True)
+        parts = [out.logits]
+        for at in range(split, tokens.shape[1]):
+            out = model(input_ids=tokens[:, at : at + 1], past_key_values=out.past_key_values, use_cache=True)
+            parts.append(out.logits)
+        cached = torch.cat(parts, 1).float()
+    except Exception:  # it has no cache of its own to compare with
+        cached = own
+    return own, torch.cat([(cached - own).abs().amax(-1).flatten(), (one - own[:1]).abs().amax(-1).flatten()])
+
+
+def _refusal(backbone: Any, reason: str) -> BackboneError:
+    return BackboneError(
+        f"backbone '{backbone.name}' ({backbone.model.config.model_type}) cannot be driven by the rollout engine: {reason}. "
+        "Expected a decoder whose attention goes through transformers' attention interface and whose only state is keys and "
+        "values; choose another backbone=."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no reason given'}"[:300]
