@@ -63,6 +63,7 @@ class LatentReasoningVectorEnv(VectorEnv):
         longest = max(map(len, self.prompts))
         budget = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         self.engine = self.workspace.new_engine(num_slots=num_envs, max_prompt_tokens=longest, **budget)
+        self.engine.check_room(longest)
         if self.engine.num_slots < num_envs:
             raise ConfigurationError(
                 f"kv_cache_gib={self.engine.kv_cache_gib} holds {self.engine.num_slots} episodes of this task, not "

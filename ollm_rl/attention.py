@@ -205,7 +205,9 @@ def _capped(
     if mask is None:
         t, span = scores.shape[-2:]
         mask = torch.ones(t, span, dtype=torch.bool, device=query.device).tril(span - t)
-    if mask.dtype is torch.bool:  # a padding token may look at nothing; minus infinity would make it NaN, and then all others
+    if (
+        mask.dtype is torch.bool
+    ):  # a padding token may look at nothing; minus infinity would make it NaN, and then all others
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + mask

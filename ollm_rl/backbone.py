@@ -20,6 +20,7 @@ from ollm_rl import driving
 from ollm_rl.attention import KVCache
 from ollm_rl.cache import cache_dir
 from ollm_rl.errors import BackboneError, ConfigurationError
+from ollm_rl.heartbeat import beat
 from ollm_rl.smollm2 import smollm2_dir
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Backbone:
         if tokens.numel() == 1:  # twice: products of one row have a kernel, and roundings, of their own
             pair = torch.zeros(2, dtype=torch.long, device=tokens.device) if rows is None else rows.expand(2)
             return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span)[:1]
+        beat()
         with kv.call(positions, rows, span):
             out = self.body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False)
         return out.last_hidden_state

@@ -15,6 +15,7 @@ and on a shortlist, so the backbone's body does not run.
 
 import json
 import logging
+import math
 import shutil
 import time
 from dataclasses import asdict
@@ -58,6 +59,7 @@ def plugin_for(
                 f"conversion needs solutions, but task '{task.name}' has {len(problems)} problems in split '{name}', "
                 "not all of them with a 'solution'. Give worked solutions, or a plug-in that exists (plugin.path=...)."
             )
+    train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
     text = [(p.problem, p.solution) for p in train + heldout]
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v4")
     path = cache_dir() / "plugins" / key
@@ -66,6 +68,31 @@ def plugin_for(
             log.info("plug-in: from the cache (%s)", path)
             return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
         return _converted(backbone, prompter, train, heldout, config, path, run)
+
+
+def _fitting(backbone: Backbone, prompter: Prompter, problems: list[Problem]) -> list[Problem]:
+    """Those whose prompt and solution the backbone can read.
+
+    Raises:
+        DataError: there are none.
+    """
+    limit, setting = backbone.context_limit
+    room = math.inf if limit is None else limit - len(prompter.prefix)
+
+    def fits(p: Problem) -> bool:
+        most = sum(len((text or "").encode()) for text in (p.problem, p.solution))  # a token is a byte at least
+        return most + 256 < room or len(prompter.encode(p)) + len(prompter.encode_solution(p.solution or "")) <= room
+
+    found = [p for p in problems if fits(p)]
+    if len(found) < len(problems):
+        left = f"{len(problems) - len(found)} of {len(problems)} solutions"
+        positions = (
+            f"with their prompts are longer than the {limit} positions of backbone '{backbone.name}' ({setting})"
+        )
+        if not found:
+            raise DataError(f"{left} {positions}; give shorter ones, or choose another backbone")
+        log.warning("%s %s: left out", left, positions)
+    return found
 
 
 def _converted(

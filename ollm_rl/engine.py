@@ -8,7 +8,6 @@ the oracle drive them themselves.
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
 from ollm_rl.cuda_graphs import GraphedSteps
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.heartbeat import beat
 from ollm_rl.hidden_cache import prefill_prefix
 from ollm_rl.plugin import OptionLM, Options
 from ollm_rl.profiler import Profiler
@@ -55,6 +55,21 @@ def _gib(size: int) -> str:
     return f"{math.ceil(size / 2**30 * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
+def check_room(backbone: Backbone, prompt_tokens: int, new_tokens: int, whose: str = "a prompt") -> None:
+    """Whether prompts, shared prefix included, and solutions of so many tokens are texts that the backbone can read.
+
+    Raises:
+        ConfigurationError: they are longer than its positions, with the settings that would make them fit.
+    """
+    limit, setting = backbone.context_limit
+    if limit is not None and prompt_tokens + new_tokens > limit:
+        raise ConfigurationError(
+            f"{whose} of {prompt_tokens} tokens and {new_tokens} new ones are more than the {limit} positions of backbone "
+            f"'{backbone.name}' ({setting}). Lower engine.max_new_tokens to {max(limit - prompt_tokens, 0)}, shorten the "
+            "prompts (task.num_examples=), or choose another backbone."
+        )
+
+
 def stay_in_place(sources: Sequence[int]) -> list[int]:
     """An order of rows that come from `sources` in which as many as possible stay where they are, and are not copied.
 
@@ -89,8 +104,6 @@ class RolloutEngine:
             several episodes share count once.
     """
 
-    steps: ClassVar[int] = 0  # of all engines of this process
-
     def __init__(
         self,
         lm: OptionLM,
@@ -112,6 +125,7 @@ class RolloutEngine:
         self.cuda_graphs = cuda_graphs
         self.eos_ids = self.backbone.eos_ids
         self.profiler = Profiler(profile)
+        self.check_room(1)
         self.prefix = prefill_prefix(self.backbone, prompter.prefix)
         self._allocate(max_prompt_tokens)
         self.num_tokens = 0
@@ -129,6 +143,11 @@ class RolloutEngine:
         self.kv = KVCache(self.num_slots, own, self.prefix)
         self.graphs = GraphedSteps(self.backbone, self.kv)
         self.graphs.enabled &= self.cuda_graphs
+
+    def check_room(self, prompt_tokens: int, room: int | None = None) -> None:
+        """As the function of that name, for prompts of so many tokens after the shared prefix; `room` as in `admit`."""
+        new_tokens = self.max_new_tokens if room is None else room
+        check_room(self.backbone, len(self.prompter.prefix) + prompt_tokens, new_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +167,12 @@ class RolloutEngine:
         self.options = Options(empty.new_zeros(0, k), torch.zeros(0, k, dtype=torch.bool, device=self.device))
 
     def make_room(self, max_prompt_tokens: int) -> None:
-        """Grow the cache if it is too small for such prompts; active rows are lost then."""
+        """Grow the cache if it is too small for such prompts; active rows are lost then.
+
+        Raises:
+            ConfigurationError: the backbone cannot read texts of that length.
+        """
+        self.check_room(max_prompt_tokens)
         if max_prompt_tokens > self.kv.capacity - self.max_new_tokens:
             self.clear()
             self._allocate(max_prompt_tokens)
@@ -194,6 +218,7 @@ class RolloutEngine:
         for i, prompt in enumerate(prompts):
             place.setdefault(tuple(prompt), i)
         longest = max(map(len, place))
+        self.check_room(longest, room)
         if longest + (self.max_new_tokens if room is None else room) > self.kv.capacity:
             if len(rows) < len(self.lengths):
                 raise ConfigurationError(
@@ -242,7 +267,7 @@ class RolloutEngine:
                 hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
         self._look(at, hidden, self.lengths[at] + 1)
         self.num_tokens += len(tokens)
-        RolloutEngine.steps += 1
+        beat()  # a replayed graph passes through no Backbone.hidden
 
     def _look(self, rows: Tensor, hidden: Tensor, lengths: Tensor, source: Tensor | None = None) -> None:
         """Compute logits and options of `hidden` (m, d), and store its states (those named by `source`) in `rows`."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
 from ollm_rl.cache import cache_dir, key_of, made_by_one
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.processes import processes
 from ollm_rl.progress import Bar, track
 from ollm_rl.prompts import Prompter
@@ -43,7 +44,7 @@ class HiddenStates:
         hidden: (N, d) in the backbone's dtype, what the head reads.
         gold: (N,) int64, the next token of the solution.
         ids: (N, S + 1) int32, the shortlist; the last one is the gold token where the shortlist lacks it.
-        logits: (N, S + 1) float32, what the head gives for `ids`, before any soft cap; -inf marks an unused last place.
+        logits: (N, S + 1) float32, what the head gives for `ids`, before `Backbone.after_head`; -inf marks an unused last place.
         target: (N,) int64, the place of the gold token in `ids`.
         entropy: (N,) float32, the backbone's entropy in nats.
         owner: (N,) int64, the index of the pair.
@@ -148,9 +149,14 @@ def shuffled(
     """One epoch: (the positions' numbers, the positions) of every batch.
 
     Blocks come in random order and are shuffled `WINDOW` at a time. Of positions of which the backbone is sure, a share
-    is drawn: which ones are skipped depends on h only, so what a net learns to predict from h stays the same.
+    is drawn: which ones are skipped depends on h only, so what a net learns to predict from h stays the same. What does not fill
+    a batch is left out, unless it is all that there is.
+
+    Raises:
+        ConfigurationError: all positions are skipped.
     """
     left: list[tuple[Tensor, HiddenStates]] = []
+    batches = 0
     starts = torch.randperm((len(states) + BLOCK - 1) // BLOCK, generator=generator) * BLOCK
     for group in starts.split(WINDOW):
         spans = [(s, min(s + BLOCK, len(states))) for s in group.tolist()]
@@ -162,10 +168,17 @@ def shuffled(
         order = order[keep[order]]
         whole = len(order) - len(order) % batch_size
         for part in order[:whole].split(batch_size) if whole else ():
+            batches += 1
             yield rows[part], window.select(part)
         left = [(rows[order[whole:]], window.select(order[whole:]))]
-    if len(states) < 2 * batch_size and len(left[0][0]):  # little data: nothing of it is left out
+    rest = len(left[0][0]) if left else 0
+    if rest and (not batches or len(states) < 2 * batch_size):
         yield left[0]
+    elif not batches:
+        raise ConfigurationError(
+            f"convert.easy_share={easy_share} skips all {len(states)} positions of the solutions: the backbone is sure of each. "
+            "Raise convert.easy_share, or give more solutions."
+        )
 
 
 def cached_hidden_states(

@@ -54,7 +54,7 @@ def bias_size(states: HiddenStates, biases: Tensor) -> Tensor:
 
 
 def whole_logits(backbone: Backbone, states: HiddenStates, biases: Tensor) -> Tensor:
-    """Logits (n, K, vocabulary) of options whose biases (n, K, d) are given, before any soft cap."""
+    """Logits (n, K, vocabulary) of options whose biases (n, K, d) are given, before `Backbone.after_head`."""
     return backbone.head((states.hidden[:, None] + biases).to(backbone.head.weight.dtype))
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ollm_rl.heartbeat import beat
+
 console = Console(stderr=True)
 
 
@@ -34,6 +36,7 @@ class Bar:
 
     def advance(self, n: int = 1, note: str = "") -> None:
         self.done += n
+        beat()
         now = time.monotonic()
         rate = (self.done - self.first) / max(now - self.started, 1e-9)
         if self.progress:

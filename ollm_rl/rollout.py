@@ -9,6 +9,7 @@ sure, so a group of 8 costs about as much as 2 or 3 episodes (`docs/log.md`).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,15 @@ def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> T
     return z.clamp_max(log_probs.shape[1] - 1)
 
 
+def act_key(act: Act) -> Any:
+    """Equal for acts that are one policy: equal ones, such as a method taken from its object twice."""
+    try:
+        hash(act)
+    except TypeError:
+        return id(act)
+    return act
+
+
 def rollout(
     engine: RolloutEngine,
     requests: Sequence[Request],
@@ -60,8 +70,8 @@ def rollout(
     skip_forced: bool = True,
     keep_hidden: bool = True,
     from_logits: bool = False,
-) -> Iterator[tuple[Request, Episode]]:
-    """Generate one episode per request, yielded with it as they end; others take their places.
+) -> Iterator[tuple[int, Episode]]:
+    """Generate one episode per request, yielded with the request's place as they end; others take their places.
 
     Args:
         act: chooses latents for requests without a policy of their own; see `Act`. Policies are asked at
@@ -71,7 +81,7 @@ def rollout(
             them as `z`.
 
     Raises:
-        ConfigurationError: a request wants more tokens than the engine has room for.
+        ConfigurationError: a request wants more tokens than the engine, or its prompt more than the backbone, has room for.
     """
     most = max((r.max_new_tokens or 0 for r in requests), default=0)
     if most > engine.max_new_tokens:
@@ -80,9 +90,10 @@ def rollout(
             "Raise engine.max_new_tokens."
         )
     engine.clear()
-    waiting = list(reversed([(r, engine.prompter.encode(r.problem)) for r in requests]))
-    engine.make_room(max((len(p) for _, p in waiting), default=0))
-    yield from _Rollout(engine, act, skip_forced, keep_hidden, from_logits).run(waiting)
+    waiting = [_Row(i, r, r.max_new_tokens or engine.max_new_tokens) for i, r in enumerate(requests)][::-1]
+    prompts = [engine.prompter.encode(r.problem) for r in requests]
+    engine.make_room(max(map(len, prompts), default=0))
+    yield from _Rollout(engine, act, skip_forced, keep_hidden, from_logits).run(waiting, prompts)
 
 
 class _Rollout:
@@ -92,13 +103,13 @@ class _Rollout:
         self.engine, self.act = engine, act
         self.skip_forced, self.keep_hidden, self.from_logits = skip_forced, keep_hidden, from_logits
 
-    def run(self, waiting: list[tuple[Request, list[int]]]) -> Iterator[tuple[Request, Episode]]:
+    def run(self, waiting: list["_Row"], prompts: list[list[int]]) -> Iterator[tuple[int, Episode]]:
         engine = self.engine
         shared: list[list[_Row]] = []  # the episodes of each engine row
         while waiting or shared:
             free = engine.num_slots - sum(map(len, shared))  # any episode may come to need a row of its own
             if waiting and (not shared or free >= min(len(waiting), max(1, engine.num_slots // REFILL))):
-                shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))])
+                shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))], prompts)
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
             everybody = self.from_logits or not self.skip_forced
@@ -111,15 +122,14 @@ class _Rollout:
             for row, token, latent in zip(rows, tokens.tolist(), latents.tolist(), strict=True):
                 row.append(token, latent, engine.eos_ids)
                 if row.episode.stop:
-                    yield row.request, row.finish(engine.prompter)
+                    yield row.place, row.finish(engine.prompter)
             shared = self._fork(shared)
 
-    def _begin(self, new: Sequence[tuple[Request, list[int]]]) -> list[list["_Row"]]:
-        """Admit requests with their prompts, those of one prompt as one row."""
+    def _begin(self, new: Sequence["_Row"], prompts: list[list[int]]) -> list[list["_Row"]]:
+        """Admit episodes with their prompts, those of one prompt as one row."""
         together: dict[tuple[int, ...], list[_Row]] = {}
-        for request, prompt in new:
-            row = _Row(request, request.max_new_tokens or self.engine.max_new_tokens)
-            together.setdefault(tuple(prompt), []).append(row)
+        for row in new:
+            together.setdefault(tuple(prompts[row.place]), []).append(row)
         self.engine.admit([list(prompt) for prompt in together])
         return list(together.values())
 
@@ -146,12 +156,15 @@ class _Rollout:
         uniforms = torch.tensor([row.uniform() for row in rows], device=device)
         acts = [row.request.act or self.act for row in rows]
         with self.engine.profiler.part("policy"):
-            if len(set(acts)) == 1:
+            together: dict[Any, list[int]] = {}
+            for i, each in enumerate(acts):
+                together.setdefault(act_key(each), []).append(i)
+            if len(together) == 1:
                 return acts[0](hidden, seen, uniforms)
             z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=device), torch.zeros_like(uniforms)
-            for each in dict.fromkeys(acts):
-                mine = torch.tensor([i for i, other in enumerate(acts) if other is each], device=device)
-                z[mine], log_probs[mine] = each(hidden[mine], seen[mine], uniforms[mine])
+            for places in together.values():
+                mine = torch.tensor(places, device=device)
+                z[mine], log_probs[mine] = acts[places[0]](hidden[mine], seen[mine], uniforms[mine])
             return z, log_probs
 
     def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor) -> Tensor:
@@ -173,8 +186,8 @@ class _Rollout:
 class _Row:
     """An episode under way; it shares an engine row with those that have said the same."""
 
-    def __init__(self, request: Request, max_new_tokens: int):
-        self.request = request
+    def __init__(self, place: int, request: Request, max_new_tokens: int):
+        self.place, self.request = place, request
         self.episode = Episode(request.problem, request.seed)
         self.max_new_tokens = max_new_tokens
         self.uniforms = np.random.default_rng(request.seed).random(max_new_tokens, dtype=np.float32)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ollm_rl.backbone import Backbone
 from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import plugin_for
-from ollm_rl.engine import slots_within
+from ollm_rl.engine import check_room, slots_within
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.judges import Judge, make_judge
 from ollm_rl.oracle import Oracle
@@ -91,7 +91,9 @@ def open_workers(settings: Settings, seed: int) -> Workspace:
 
 
 def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:
-    """Refuse a budget that holds no episode before a conversion is begun; say it if it holds fewer than wanted."""
+    """Refuse solutions that the backbone cannot read, and a budget that holds no episode, before a conversion is begun; say it if
+    it holds fewer than wanted."""
+    check_room(backbone, len(Prompter.for_task(backbone, task).prefix) + 1, engine["max_new_tokens"])
     prefix, own = len(Prompter.for_task(backbone, task).prefix), engine["max_prompt_tokens"] + engine["max_new_tokens"]
     slots = slots_within(backbone, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
     if slots < engine["num_slots"]:

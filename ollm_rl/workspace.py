@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ollm_rl import heartbeat
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.conversion import plugin_for
-from ollm_rl.engine import RolloutEngine
+from ollm_rl.engine import RolloutEngine, check_room
 from ollm_rl.errors import DataError
 from ollm_rl.judges import Judge, MathVerify
 from ollm_rl.plugin import OptionLM, PlugIn
@@ -79,11 +80,13 @@ class Workspace:
 
         Raises:
             DataError: there are none.
+            ConfigurationError: one is longer than the backbone can read.
         """
         found = self.task.problems(split, n, seed)
         if not found:
             having = [s for s in SPLITS if self.task.problems(s, 1)]
             raise DataError(f"task '{self.task.name}' has no problems in split '{split}', only in {', '.join(having)}")
+        self.call(_check_lengths, found)  # now, and not in the iteration that comes to it
         return found
 
     def rollout(
@@ -99,14 +102,13 @@ class Workspace:
         if self.chunk is not None and len(requests) > self.chunk:
             parts = [requests[at : at + self.chunk] for at in range(0, len(requests), self.chunk)]
             return [e for p in parts for e in self.rollout(p, act, skip_forced, keep_hidden, from_logits, bar)]
-        place = {id(r): i for i, r in enumerate(requests)}
         found: list[Episode | None] = [None] * len(requests)
         profiler = self.engine.profiler
         with profiler.part("python"):
-            for request, episode in rollout(self.engine, requests, act, skip_forced, keep_hidden, from_logits):
+            for place, episode in rollout(self.engine, requests, act, skip_forced, keep_hidden, from_logits):
                 if bar is not None:
                     bar.advance()
-                found[place[id(request)]] = episode
+                found[place] = episode
             episodes = [e for e in found if e is not None]
             with profiler.part("verifier"):
                 self.judge(episodes)
@@ -133,7 +135,7 @@ class Workspace:
     @property
     def beats(self) -> int:
         """A number that grows while there is progress."""
-        return self.judge.num_judged + RolloutEngine.steps
+        return heartbeat.beats()
 
     def __reduce__(self):
         return _current, ()
@@ -145,6 +147,14 @@ class Workspace:
         self.judge.close()
         if "engine" in self.__dict__ and self.engine.profiler.enabled:
             log.info("%s", self.engine.profiler)
+
+
+def _check_lengths(space: Workspace, problems: Sequence[Problem]) -> None:
+    lengths = [len(space.prompter.encode(p)) for p in problems]
+    longest = max(range(len(problems)), key=lengths.__getitem__)
+    whose = f"problem {problems[longest].id}: a prompt"
+    prompt = len(space.prompter.prefix) + lengths[longest]
+    check_room(space.backbone, prompt, space.engine_settings["max_new_tokens"], whose)
 
 
 def _current() -> Workspace:

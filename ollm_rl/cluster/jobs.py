@@ -11,7 +11,7 @@ import ray
 from omegaconf import DictConfig
 from ray.exceptions import RayError, RayTaskError
 
-from ollm_rl.cluster.pool import start_ray
+from ollm_rl.cluster.pool import check_resources, start_ray
 from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def side_by_side(jobs: Mapping[Path, Callable[[], object]], rollout: DictConfig)
     there = ray.cluster_resources()
     if alone and there.get("GPU") and not wanted["GPU"]:
         log.warning("all runs at once share the GPUs: set rollout.num_gpus_per_worker, 1 for one run a GPU")
-    if any(n > there.get(kind, 0) for kind, n in wanted.items()):
-        log.warning("a run asks for %s, which the cluster does not have yet (%s); waiting", wanted, there)
+    check_resources(wanted)
     task = ray.remote(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=2)(_call)
     waiting = {task.remote(job, os.getcwd(), os.environ.get("OLLM_RL_CACHE")): path for path, job in jobs.items()}
     try:

@@ -11,7 +11,7 @@ import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0  # between looks at workers
+WAIT_S = 60.0  # until it is said that a worker waits for a place
+_ours = False  # the cluster was started here, and has this machine only
 
 
 def start_ray(address: str | None = None, num_cpus: int | None = None, show_workers: bool = False) -> None:
@@ -32,9 +34,11 @@ def start_ray(address: str | None = None, num_cpus: int | None = None, show_work
     Args:
         num_cpus: of a cluster that is started here. show_workers: what workers print is printed here too.
     """
+    global _ours
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _ours = address == "local"
     common: dict[str, Any] = {
         "logging_level": logging.WARNING, "configure_logging": False, "log_to_driver": show_workers,
     }  # fmt: skip
@@ -52,6 +56,25 @@ def start_ray(address: str | None = None, num_cpus: int | None = None, show_work
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+
+
+def check_resources(wanted: Mapping[str, float]) -> None:
+    """Whether some machine of the cluster has what one worker asks for; a cluster of several may still get such a machine.
+
+    Raises:
+        ConfigurationError: this machine, which is all of the cluster, has not.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(machine.get(kind, 0) >= n for kind, n in wanted.items()) for machine in machines):
+        return
+    asked = ", ".join(f"{n:g} {kind}" for kind, n in wanted.items() if n)
+    most = ", ".join(f"{max(m.get(kind, 0) for m in machines):g} {kind}" for kind, n in wanted.items() if n)
+    if _ours:
+        raise ConfigurationError(
+            f"a worker asks for {asked}; this machine has {most}. Lower rollout.num_gpus_per_worker or "
+            "rollout.num_cpus_per_worker, or name a cluster with rollout.address=."
+        )
+    log.warning("a worker asks for %s; no machine of the cluster has that, at most %s. Waiting for one.", asked, most)
 
 
 @dataclass(frozen=True)
@@ -123,6 +146,10 @@ class _Place:
     actor: Any
     ready: Any  # reference, until it has started
     unit: _Unit | None = None
+    scheduled: Any = None  # reference, until it has a place on a machine
+    asked: float = field(
+        default_factory=time.monotonic
+    )  # when a place was asked for, or last said that it is waited for
     result: Any = None
     beat: Any = None
     beats: int | None = None
@@ -154,6 +181,7 @@ class Pool:
         failures: of all units so far.
 
     Raises:
+        ConfigurationError: no machine has the resources of a worker, and none will come.
         WorkerError: from `next`, `call` and `map`, too many failures in a row; the message has the first of them.
     """
 
@@ -169,6 +197,8 @@ class Pool:
     ):
         self.make, self.args = make, tuple(args)
         self.hang_s, self.max_failures = hang_s, max_failures
+        self._wanted = {"CPU": num_cpus, "GPU": num_gpus}
+        check_resources(self._wanted)
         options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
         options["concurrency_groups"] = {"work": 1, "life": 1}
         self._actor_class = ray.remote(**options)(_Worker)
@@ -245,7 +275,7 @@ class Pool:
 
     def _start(self, number: int) -> _Place:
         actor = self._actor_class.remote(self.make, *self.args)
-        return _Place(number, actor, actor.ready.remote())
+        return _Place(number, actor, actor.ready.remote(), scheduled=actor.pid.remote())
 
     def _assign(self) -> None:
         for place in self._places:
@@ -285,6 +315,7 @@ class Pool:
             return
         self._looked = now
         for place in self._places:
+            self._look_for_place(place, now)
             if place.unit is None:
                 continue
             if place.beat is not None and ray.wait([place.beat], timeout=0)[0]:
@@ -298,7 +329,22 @@ class Pool:
             if place.beat is None:
                 place.beat = place.actor.beats.remote()
             if now - place.alive > self.hang_s:
-                self._failed(place, "hung", f"no progress for {self.hang_s:g} s", lost=True)
+                reason = f"no progress for {self.hang_s:g} s; raise rollout.hang_s if a step may take so long"
+                self._failed(place, "hung", reason, lost=True)
+
+    def _look_for_place(self, place: _Place, now: float) -> None:
+        """Say it if a worker does not find a place."""
+        if place.scheduled is None:
+            return
+        if ray.wait([place.scheduled], timeout=0)[0]:
+            place.scheduled = None
+        elif now - place.asked > WAIT_S:
+            place.asked = now
+            free = {kind: n for kind, n in ray.available_resources().items() if kind in ("CPU", "GPU")}
+            log.warning(
+                "worker %d has waited for a place for over %.0f s: it asks for %s, free are %s. The others go on without it.",
+                place.number, WAIT_S, self._wanted, free,
+            )  # fmt: skip
 
     def _failed(self, place: _Place, kind: str, error: str, lost: bool) -> None:
         """Count a failure, queue its unit anew and replace a lost worker."""

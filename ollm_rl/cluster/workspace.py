@@ -17,7 +17,7 @@ from ollm_rl.config import Settings
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.plugin import PlugIn
 from ollm_rl.progress import Bar
-from ollm_rl.rollout import Act, Request
+from ollm_rl.rollout import Act, Request, act_key
 from ollm_rl.session import open_again, recipe_of
 from ollm_rl.tasks import Task
 from ollm_rl.trajectory import Episode, pack, unpack
@@ -120,15 +120,17 @@ class ClusterWorkspace(Workspace):
             chunk: episodes in a unit, by default as `chunk_of` has it.
         """
         size = chunk or self.chunk_of(len(requests))
-        acts = list(dict.fromkeys([act, *(r.act for r in requests if r.act is not None)]))
-        number = {id(a): i for i, a in enumerate(acts)}
+        distinct: dict[Any, Act] = {}
+        for each in [act, *(r.act for r in requests if r.act is not None)]:
+            distinct.setdefault(act_key(each), each)
+        acts, number = list(distinct.values()), {key: i for i, key in enumerate(distinct)}
         start = time.monotonic()
         common = [self.pool.put(acts)]
         self._sent.put_s += time.monotonic() - start
         tickets = []
         for at in range(0, len(requests), size):
             part = requests[at : at + size]
-            named = [number[id(r.act)] if r.act is not None else 0 for r in part]
+            named = [number[act_key(r.act)] if r.act is not None else 0 for r in part]
             bare = [replace(r, act=None) for r in part]
             ticket = self.pool.submit(_roll, bare, named, skip_forced, keep_hidden, from_logits, common=common)
             self._under_way[ticket] = (part, version)

@@ -97,8 +97,8 @@ def test_batched_and_single_decoding_agree(backbone):
     for slots in (1, 4):
         engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=slots, max_new_tokens=12)
         requests = [Request(p, seed=i) for i, p in enumerate(task.problems("test", 6))]
-        found = {id(r): e.tokens for r, e in rollout(engine, requests, act, keep_hidden=False)}
-        texts.append([found[id(r)] for r in requests])
+        found = dict(rollout(engine, requests, act, keep_hidden=False))
+        texts.append([found[i].tokens for i in range(len(requests))])
     assert texts[0] == texts[1]
 
 

@@ -22,8 +22,8 @@ def uniform(hidden, mask, uniforms):
 
 
 def episodes(engine, requests, **settings):
-    found = {id(r): e for r, e in rollout(engine, requests, uniform, **settings)}
-    return [found[id(r)] for r in requests]
+    found = dict(rollout(engine, requests, uniform, **settings))
+    return [found[i] for i in range(len(requests))]
 
 
 def zero_decoder(backbone) -> OptionLM:
