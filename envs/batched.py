@@ -31,7 +31,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             decision point stand idle until it ends; below 1, those still in a forced run are handed out at a forced
             position, where all latents do the same (and the mask leaves one of them).
         action_mask: observe `{"observation", "action_mask"}`; the mask hides duplicates of lower-numbered options.
-        workspace: an open workspace to share instead of the first three.
+        workspace: an open workspace to share instead of the first three; `close` leaves it open.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi"]}
@@ -55,6 +55,7 @@ class LatentReasoningVectorEnv(VectorEnv):
     ):
         self.num_envs, self.render_mode = num_envs, render_mode
         self.workspace = workspace or open_workspace(backbone, task, plugin, dtype)
+        self._own_workspace = workspace is None
         if not 0 < wait_for <= 1:
             raise ConfigurationError(f"wait_for={wait_for}; expected a share above 0 and at most 1")
         self.skip_forced, self.wait_for, self.action_mask = skip_forced, wait_for, action_mask
@@ -135,6 +136,11 @@ class LatentReasoningVectorEnv(VectorEnv):
         """The texts so far."""
         return tuple(self.workspace.prompter.decode(e.tokens) for e in self.episodes)
 
+    def close_extras(self, **kwargs) -> None:
+        """End the processes of the verifier, if the workspace is the environment's own."""
+        if self._own_workspace:
+            self.workspace.close()
+
     def _draw(self, i: int, named: int | None) -> Problem:
         at = int(self.generators[i].integers(len(self.problems))) if named is None else int(named)
         problem = self.problems[at]
@@ -200,10 +206,11 @@ class LatentReasoningVectorEnv(VectorEnv):
         return infos
 
     def _finish(self, done: list[int], rewards: np.ndarray, infos: dict[str, Any]) -> None:
-        for i in done:
-            episode = self.episodes[i]
+        ended = [self.episodes[i] for i in done]
+        for episode in ended:
             episode.text = self.workspace.prompter.decode(episode.tokens)
-            self.workspace.judge([episode])
+        self.workspace.judge(ended)  # together: they are judged side by side, or by a reward that takes batches
+        for i, episode in zip(done, ended, strict=True):
             rewards[i] = episode.reward
             facts = {
                 "problem_id": episode.problem.id,

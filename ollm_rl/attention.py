@@ -67,15 +67,22 @@ class KVCache:
         hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
         self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
         self.visible = self.visible[:, None, None]
+        self._written = False
         _current.kv = self
         try:
             yield
         finally:
             _current.kv = None
+        if not self._written:
+            raise BackboneError(
+                "no layer's attention came to the engine's cache. If the model's attention implementation was changed, set it "
+                f"back: model.set_attn_implementation('{IMPLEMENTATION}')."
+            )
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
         n, heads, t, dim = key.shape
+        self._written = True
         if layer not in self.keys:
             self.keys[layer] = _zeros(key, self.slots, heads, self.capacity, dim)
             self.values[layer] = _zeros(value, self.slots, heads, self.capacity, value.shape[-1])
@@ -149,6 +156,8 @@ def attend(
     """
     kv = current()
     if kv is None and softcap is not None:
+        if (paged := kwargs.pop("cache", None)) is not None:  # of continuous batching
+            key, value = paged.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
         return _capped(query, key, value, attention_mask, scaling, softcap), None
     if kv is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

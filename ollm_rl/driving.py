@@ -82,7 +82,7 @@ def context_limit(config: Any) -> tuple[int | None, str]:
         limits.append((extended, name))
     if chunk := getattr(config, "attention_chunk_size", None):
         limits.append((chunk, "attention_chunk_size"))
-    return min(limits) if limits else (None, "")
+    return min(limits, key=lambda found: found[0]) if limits else (None, "")
 
 
 @torch.inference_mode()
@@ -168,8 +168,6 @@ def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> Tensor:
     kv, longest = KVCache(rows, own.shape[1], prefix), max(prompts)
     logits = torch.full((rows, own.shape[1], backbone.vocab_size), float("nan"), device=device)
     states = backbone.hidden(own[:, :longest], torch.arange(longest, device=device).expand(rows, -1), kv)
-    if not kv.keys:
-        raise _Undrivable("its attention does not go through transformers' attention interface")
     layers = backbone.model.config.get_text_config().num_hidden_layers
     if len(kv.keys) < layers:
         raise _Undrivable(f"{layers - len(kv.keys)} of its {layers} layers keep a state that is not keys and values")

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ollm_rl import driving
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.errors import CheckpointError
 from ollm_rl.plugin import PlugIn, checkpoint_dir
@@ -64,6 +66,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             architectures=[cls.__name__], is_encoder_decoder=False,
         )  # fmt: skip
         model = cls(config, backbone, plugin).eval()
+        model.set_attn_implementation("sdpa")  # which ours is outside of the engine
         model.generation_config = backbone.model.generation_config
         return model
 
@@ -97,28 +100,38 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Log-probabilities of the mixture as logits (n, t, vocab) float32; `labels` give the mean cross-entropy."""
-        body = getattr(self.lm, self.lm.base_model_prefix)
-        out = body(
+        """Log-probabilities of the mixture as logits (n, t, vocab) float32; `labels` give the mean cross-entropy, or its sum
+        divided by `num_items_in_batch`.
+
+        Whatever else is given goes to the backbone's body: what `generate`, continuous batching and trainers hand over.
+        """
+        out = self._backbone[0].body(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, use_cache=use_cache,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
         )  # fmt: skip
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0 keeps all
         hidden = out.last_hidden_state[:, keep]
         logits = self.mixture(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         loss = None
         if labels is not None:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction=reduction)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.get("hidden_states"),
+            attentions=out.get("attentions"),
+        )  # fmt: skip
 
     def mixture(self, hidden: Tensor) -> Tensor:
         """log sum_z pi0(z | h) p(x | h, z) for hidden states (n, d): (n, vocab) float32, or float64 if they are."""
@@ -131,6 +144,15 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             log_prior = self.plugin.prior_logits(h).to(wide).log_softmax(-1)
             parts.append((options.to(wide).log_softmax(-1) + log_prior[..., None]).logsumexp(1))
         return torch.cat(parts) if parts else hidden.new_zeros(0, self._backbone[0].vocab_size, dtype=wide)
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """As for other models; `sdpa` leaves the backbone's attention to us, so that the engine can drive it again."""
+        if attn_implementation != "sdpa":
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)
+            return
+        for config in (self.config, self.config.text_config):  # continuous batching makes masks by what they say
+            config._attn_implementation = attn_implementation
+        driving.prepare(self.lm)
 
     def get_output_embeddings(self):
         return self.lm.get_output_embeddings()

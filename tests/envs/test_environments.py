@@ -125,3 +125,47 @@ def test_an_episode_without_a_decision_is_seen_before_it_ends(settings, agreeing
 def test_wait_for_is_checked(settings):
     with pytest.raises(ConfigurationError, match="wait_for=0"):
         gymnasium.make_vec(NAME, 2, "vector_entry_point", wait_for=0, **settings)
+
+
+def test_closing_ends_the_verifier_of_an_environment_that_opened_it(own_cache, monkeypatch, tiny):
+    import envs.batched
+
+    def opened(*_):
+        return Workspace(tiny.backbone, tiny.plugin, tiny.task, dict(tiny.engine_settings))
+
+    monkeypatch.setattr(envs.batched, "open_workspace", opened)
+    env = gymnasium.make(NAME, backbone="tiny")
+    space = env.unwrapped.batch.workspace
+    assert space.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
+    server = space.judge.reward.verifier._pool._nursery.process
+    env.close()
+    assert server.poll() is not None
+    shared = gymnasium.make(NAME, workspace=tiny)
+    assert tiny.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
+    shared.close()
+    assert tiny.judge.reward.verifier._pool._nursery.alive  # others may judge with it
+
+
+def test_episodes_that_end_together_are_judged_together(settings, tiny, monkeypatch):
+    judged = []
+    judge = tiny.judge
+    monkeypatch.setattr(tiny, "judge", lambda episodes: (judged.append(len(episodes)), judge(episodes)))
+    batch = gymnasium.make_vec(
+        NAME,
+        num_envs=6,
+        vectorization_mode="vector_entry_point",
+        **{**settings, "skip_forced": False, "max_new_tokens": 3},
+    )
+    batch.reset(seed=0)
+    for _ in range(3):
+        *_, terminated, truncated, infos = batch.step([0] * 6)
+    assert (terminated | truncated).any()
+    assert max(judged) == (terminated | truncated).sum() and "correct" in infos
+
+
+def test_a_text_that_the_backbone_cannot_read_is_refused_at_once(settings, tiny, monkeypatch):
+    monkeypatch.setattr(tiny.backbone, "context_limit", (60, "max_position_embeddings"))
+    with pytest.raises(
+        ConfigurationError, match=r"more than the 60 positions of backbone 'tiny' \(max_position_embeddings\)"
+    ):
+        gymnasium.make(NAME, **settings)

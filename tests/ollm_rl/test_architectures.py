@@ -82,6 +82,37 @@ def test_a_change_that_the_engine_does_not_know_is_refused(dtype):
         Backbone("shifted", model, tiny_tokenizer(), dtype, torch.device("cpu"), "random")
 
 
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"max_position_embeddings": 100}, (100, "max_position_embeddings")),
+        (
+            {
+                "max_position_embeddings": 400,
+                "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100,
+                                    "rope_theta": 1e4},
+            },
+            (400, "max_position_embeddings"),
+        ),
+        (
+            {"max_position_embeddings": 100, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            (200, "max_position_embeddings"),
+        ),
+        (  # beyond it, frequencies are those of the longest row of a batch
+            {"max_position_embeddings": 100, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            (100, "original_max_position_embeddings of dynamic"),
+        ),
+        ({"max_position_embeddings": 100, "attention_chunk_size": 64}, (64, "attention_chunk_size")),
+    ],
+)  # fmt: skip
+def test_how_long_a_text_may_be(settings, limit):
+    from transformers import LlamaConfig
+
+    from ollm_rl.driving import context_limit
+
+    assert context_limit(LlamaConfig(**settings)) == limit
+
+
 def test_batched_and_single_decoding_agree(backbone):
     """The same latents give the same texts, whatever else is in the batch."""
     task = ChainSum(num_examples=1)
@@ -102,6 +133,9 @@ def test_batched_and_single_decoding_agree(backbone):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize(
+    "backbone", ["llama", "gpt2", "qwen3_moe", "gemma2", "granite", "cohere2", "bloom"], indirect=True
+)
 def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path):
     """Save, load and `AutoModelForCausalLM` give the same logits; `generate` works; the mixture is the sum over z."""
     from transformers import AutoModelForCausalLM

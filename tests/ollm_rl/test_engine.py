@@ -210,3 +210,56 @@ def test_a_profile_accounts_for_the_whole_time(tiny):
     assert sum(engine.profiler.seconds.values()) == pytest.approx(taken, rel=0.05)
     assert all(engine.profiler.seconds[name] > 0 for name in ("prefill", "decode", "head", "options", "policy"))
     assert sum(engine.profiler.shares().values()) == pytest.approx(1)
+
+
+def test_one_request_many_times_gives_as_many_episodes(tiny):
+    request = Request(tiny.problems("test", 1)[0], seed=3)
+    found = tiny.rollout([request] * 8, uniform)
+    assert len(found) == 8 and len({id(e) for e in found}) == 8
+    assert len({tuple(e.tokens) for e in found}) == 1
+
+
+class Constant:
+    """A policy whose method is another object each time that it is taken, and that has no hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, z):
+        self.z = z
+
+    def __eq__(self, other):
+        return isinstance(other, Constant) and self.z == other.z
+
+    def act(self, hidden, mask, uniforms):
+        return torch.full((len(hidden),), self.z), torch.full((len(hidden),), -float(self.z))
+
+    __call__ = act
+
+
+@pytest.mark.parametrize("take", [lambda c: c.act, lambda c: c])
+def test_policies_of_requests_are_told_apart_by_what_they_are(tiny, take):
+    """Equal ones that are not the same object were asked once, and the other's episodes got latent 0."""
+    problem = tiny.problems("test", 1)[0]
+    policies = [Constant(4), Constant(4), Constant(7)]
+    requests = [Request(problem, i, act=take(policies[i % 3])) for i in range(6)]
+    for i, episode in enumerate(tiny.rollout(requests, uniform, skip_forced=False)):
+        assert set(episode.latents) == {policies[i % 3].z}
+        assert set(episode.log_probs.tolist()) == {-float(policies[i % 3].z)}
+
+
+def test_texts_longer_than_the_backbone_reads_are_refused(tiny, monkeypatch):
+    """Before anything is generated; by the shared prefix alone, by a prompt, and in a list of problems by name."""
+    prefix, longest = len(tiny.prompter.prefix), max(len(tiny.prompter.encode(p)) for p in tiny.problems("test", 20))
+    monkeypatch.setattr(tiny.backbone, "context_limit", (prefix + longest + 20, "max_position_embeddings"))
+    engine = tiny.new_engine(max_new_tokens=20)
+    requests = [Request(p) for p in tiny.problems("test", 20)]
+    assert len(list(rollout(engine, requests, uniform))) == 20
+    long = Problem("long", "9 + " * longest + "9 = ?", "0")
+    with pytest.raises(ConfigurationError, match="more than the .* positions .*Lower engine.max_new_tokens to 0"):
+        next(rollout(engine, [*requests, Request(long)], uniform))
+    monkeypatch.setattr(tiny.task, "problems", lambda *_: [*(r.problem for r in requests), long])
+    with pytest.raises(ConfigurationError, match="problem long: a prompt of"):
+        tiny.problems("train", 21)
+    monkeypatch.setattr(tiny.backbone, "context_limit", (prefix + 10, "attention_chunk_size"))
+    with pytest.raises(ConfigurationError, match="attention_chunk_size"):
+        tiny.new_engine(max_new_tokens=20)

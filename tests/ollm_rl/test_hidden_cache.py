@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ollm_rl import hidden_cache
+from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.hidden_cache import HiddenStates, blocks, cached_hidden_states, compute_hidden_states, shuffled
 from ollm_rl.tasks import ChainSum
 
@@ -88,6 +89,42 @@ def test_an_epoch_shows_every_position_once(tiny, problems, small_shards):
     sure = everything.entropy < hidden_cache.EASY_NATS
     some = [rows for rows, _ in shuffled(store, 16, torch.Generator().manual_seed(0), easy_share=0.0)]
     assert not sure[torch.cat(some)].any()
+
+
+def test_what_is_left_of_much_data_is_a_batch(tiny, problems, monkeypatch):
+    """Few positions of many may survive the skipping of easy ones; an epoch had no batch, and training nothing to learn from."""
+    states = compute_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    hard = torch.zeros(len(states), dtype=torch.bool)
+    hard[::37] = True
+    states.entropy = torch.where(hard, 1.0, 0.01)
+    batches = list(shuffled(states, 128, torch.Generator().manual_seed(0), easy_share=0.0))
+    assert len(states) > 2 * 128 > 128 > hard.sum()
+    assert [sorted(rows.tolist()) for rows, _ in batches] == [hard.nonzero()[:, 0].tolist()]
+    states.entropy = torch.full_like(states.entropy, 0.01)
+    with pytest.raises(ConfigurationError, match="convert.easy_share=0.0 skips all"):
+        list(shuffled(states, 128, torch.Generator().manual_seed(0), easy_share=0.0))
+
+
+def test_hidden_states_are_progress(tiny, problems):
+    """No step of an engine, but a worker that is at it does not hang."""
+    before = tiny.beats
+    compute_hidden_states(tiny.backbone, tiny.prompter, problems[:8], 48)
+    assert tiny.beats > before
+
+
+def test_solutions_that_the_backbone_cannot_read_are_left_out(tiny, problems, monkeypatch, caplog):
+    from ollm_rl.conversion import _fitting
+
+    lengths = [len(tiny.prompter.encode(p)) + len(tiny.prompter.encode_solution(p.solution)) for p in problems]
+    limit = len(tiny.prompter.prefix) + sorted(lengths)[45]
+    monkeypatch.setattr(tiny.backbone, "context_limit", (limit, "max_position_embeddings"))
+    with caplog.at_level("WARNING"):
+        found = _fitting(tiny.backbone, tiny.prompter, problems)
+    assert found == [p for p, n in zip(problems, lengths, strict=True) if len(tiny.prompter.prefix) + n <= limit]
+    assert f"{90 - len(found)} of 90 solutions" in caplog.text
+    monkeypatch.setattr(tiny.backbone, "context_limit", (10, "max_position_embeddings"))
+    with pytest.raises(DataError, match="90 of 90 solutions"):
+        _fitting(tiny.backbone, tiny.prompter, problems)
 
 
 @pytest.mark.slow

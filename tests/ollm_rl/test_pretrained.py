@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from ollm_rl.errors import CheckpointError
-from ollm_rl.plugin import OptionLM, PlugIn
+from ollm_rl.errors import BackboneError, CheckpointError
+from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.pretrained import OptionLMForCausalLM
+from tests.architectures import random_backbone
 
 
 def test_log_likelihood_is_the_direct_sum_over_z_in_float64(tiny):
@@ -48,3 +49,67 @@ def test_another_backbone_is_refused(tiny, tmp_path):
         PlugIn.from_pretrained(tmp_path, other)
     with pytest.raises(CheckpointError, match="no plug-in"):
         OptionLM.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.fixture(params=["llama", "gemma2", "gpt2"])  # the second caps its scores, which is our own attention
+def random_option_lm(request):
+    backbone = random_backbone(request.param)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = PlugInConfig(num_options=3, decoder_width=16, encoder_width=16, prior_width=16, shortlist=20)
+        return OptionLMForCausalLM.of(backbone, PlugIn(backbone.hidden_size, sizes, backbone.fingerprint, "random"))
+
+
+GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+
+
+def test_what_generate_hands_over_arrives(random_option_lm):
+    model = random_option_lm
+    ids = torch.randint(3, 200, (1, 7), generator=torch.Generator().manual_seed(0))
+    text = model.generate(ids, **GREEDY)
+    assert torch.equal(model.generate(ids, use_cache=False, **GREEDY), text)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **GREEDY), text)
+    assert torch.equal(model.generate(ids, prefill_chunk_size=3, **GREEDY), text)
+    assert torch.equal(model.generate(inputs_embeds=model.get_input_embeddings()(ids), **GREEDY), text[:, 7:])
+    padded, mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], 1), (torch.arange(10) >= 3).long()[None]
+    assert torch.equal(model.generate(padded, attention_mask=mask, **GREEDY)[:, 10:], text[:, 7:])
+    states = model.generate(ids, output_hidden_states=True, return_dict_in_generate=True, **GREEDY).hidden_states
+    assert len(states) == 6 and states[0][-1].shape == (1, 7, model.config.hidden_size)
+
+
+def test_continuous_batching_says_what_generate_says(random_option_lm):
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model = random_option_lm
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 200, (n,), generator=generator).tolist() for n in (5, 9, 7)]
+    alone = [model.generate(torch.tensor([p]), **GREEDY)[0, len(p) :].tolist() for p in prompts]
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    found = model.generate_batch(
+        inputs=prompts, generation_config=settings, continuous_batching_config=small, progress_bar=False
+    )
+    assert [found[key].generated_tokens for key in sorted(found)] == alone
+
+
+def test_losses_of_trainers(random_option_lm):
+    """-100 marks what does not count; a trainer that accumulates gradients says by how many to divide."""
+    ids = torch.randint(3, 200, (2, 7), generator=torch.Generator().manual_seed(0))
+    labels = ids.masked_fill(torch.arange(7) < 3, -100)
+    with torch.inference_mode():
+        mean = random_option_lm(ids, labels=labels).loss
+        assert torch.allclose(random_option_lm(ids, labels=labels, num_items_in_batch=16).loss, mean * 8 / 16)
+
+
+def test_the_engine_notices_that_attention_was_taken_from_it(random_option_lm):
+    model = random_option_lm
+    backbone = model._backbone[0]
+    from ollm_rl.attention import KVCache
+
+    step = lambda: backbone.hidden(torch.tensor([[5, 6]]), torch.arange(2)[None], KVCache(1, 4))  # noqa: E731
+    before = step()
+    model.set_attn_implementation("eager")
+    with pytest.raises(BackboneError, match="set_attn_implementation"):
+        step()
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(step(), before)

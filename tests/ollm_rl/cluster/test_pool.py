@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ollm_rl.cluster import pool as cluster_pool
 from ollm_rl.cluster.pool import Pool
 from ollm_rl.errors import ConfigurationError, WorkerError
 
@@ -105,3 +106,25 @@ def test_more_workers_share_what_the_first_made(pool, tmp_path):
     pool.grow(3, [str(tmp_path)])
     assert len(pool) == 3
     assert sorted(r.value for r in pool.map(square, [(x,) for x in range(6)])) == [0, 1, 4, 9, 16, 25]
+
+
+def test_what_no_machine_has_is_said_and_not_waited_for(tmp_path):
+    """A cluster of this machine will not get a GPU."""
+    with pytest.raises(ConfigurationError, match="a worker asks for 1 CPU, 64 GPU; this machine has"):
+        Pool(Made, [str(tmp_path)], num_gpus=64)
+
+
+def test_a_cluster_that_may_grow_is_waited_for_and_it_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cluster_pool, "_ours", False)
+    Pool(Made, [str(tmp_path)], num_gpus=64).close()
+    assert "no machine of the cluster has that" in caplog.text
+
+
+def test_workers_without_a_place_are_named_and_the_others_work(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cluster_pool, "WAIT_S", 1.0)
+    pool = Pool(Made, [str(tmp_path)], num_workers=2, num_cpus=12)  # of 16
+    try:
+        assert [r.value for r in pool.map(slow, [(x,) for x in (1.0, 1.0, 1.0)])] == [1.0, 1.0, 1.0]
+    finally:
+        pool.close()
+    assert "has waited for a place for over 1 s" in caplog.text

@@ -176,3 +176,20 @@ def test_a_driver_that_is_killed_continues_to_the_same_result(own_cache, tmp_pat
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
     steps = [json.loads(x)["train_episodes"] for x in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [32 * i for i in range(1, 7)]
+
+
+def at_hidden_states(space, seconds):
+    """For so long, and no step of an engine."""
+    from ollm_rl.hidden_cache import compute_hidden_states
+
+    end, problems = time.monotonic() + seconds, space.problems("train", 20)
+    while time.monotonic() < end:
+        compute_hidden_states(space.backbone, space.prompter, problems, 20)
+    return True
+
+
+def test_a_worker_that_computes_hidden_states_does_not_hang(spread, monkeypatch):
+    monkeypatch.setattr(spread.pool, "hang_s", 4)
+    failures = len(spread.pool.failures)
+    assert spread.call(at_hidden_states, 8)
+    assert len(spread.pool.failures) == failures
