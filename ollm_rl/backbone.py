@@ -345,5 +345,6 @@ def describe(backbone: Backbone) -> str:
         "hidden_size": backbone.hidden_size,
         "vocabulary": backbone.vocab_size,
         "dtype": str(backbone.dtype).removeprefix("torch."),
+        "positions": backbone.context_limit[0],
     }
-    return f"{backbone.name} {json.dumps(facts)}"
+    return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits"
