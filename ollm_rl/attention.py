@@ -28,6 +28,10 @@ IMPLEMENTATION = "ollm_rl"
 _current = threading.local()  # `kv`: the cache of the forward call that this thread is in
 
 
+class AttentionNotReached(BackboneError):
+    """The model ran without our attention function."""
+
+
 class KVCache:
     """Keys and values of `slots` rows of at most `capacity` own tokens after an optional shared prefix.
 
@@ -74,7 +78,7 @@ class KVCache:
         finally:
             _current.kv = None
         if not self._written:
-            raise BackboneError(
+            raise AttentionNotReached(
                 "no layer's attention came to the engine's cache. If the model's attention implementation was changed, set it "
                 f"back: model.set_attn_implementation('{IMPLEMENTATION}')."
             )
@@ -162,9 +166,7 @@ def attend(
     if kv is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("s_aux") is not None:
-        raise BackboneError(
-            "this model uses attention sinks, which the rollout engine does not have; choose another backbone="
-        )
+        raise BackboneError("it uses attention sinks, which the engine does not have")
     layer = module.layer_idx
     keys, values = kv.write(layer, key, value)
     n, heads, t, dim = query.shape
@@ -198,7 +200,7 @@ def attend(
     if prefix:
         by_head = weights[..., :prefix].transpose(0, 1).reshape(kv_heads, n * group * t, prefix)
         out = out + torch.matmul(by_head, prefix_values).view(kv_heads, n, group * t, -1).transpose(0, 1)
-    return out.reshape(n, heads, t, -1).transpose(1, 2), None
+    return out.reshape(n, heads, t, -1).transpose(1, 2).contiguous(), None
 
 
 def _capped(

@@ -85,7 +85,9 @@ class Backbone:
 
     @property
     def body(self) -> nn.Module:
-        return getattr(self.model, self.model.base_model_prefix)
+        """What gives the states that the head reads."""
+        prefix = self.model.base_model_prefix
+        return getattr(self.model, prefix) if hasattr(self.model, prefix) else self.model.get_decoder()
 
     @property
     def num_parameters(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ollm_rl.attention import IMPLEMENTATION, KVCache, attend, current
+from ollm_rl.attention import IMPLEMENTATION, AttentionNotReached, KVCache, attend, current
 from ollm_rl.errors import BackboneError
 
 PREFIX, PROMPTS, STEPS = 7, (5, 3, 2), 3  # tokens
@@ -27,10 +27,6 @@ MULTIPLIERS = (
     "lm_head_multiplier",
     "output_multiplier",
 )  # Cohere, Granite, Falcon-H1, ...
-
-
-class _Undrivable(Exception):
-    """The reason, in words."""
 
 
 def prepare(model: Any) -> None:
@@ -109,7 +105,11 @@ def set_up(backbone: Any) -> None:
         _find_logit_scale(backbone, tokens, own)
         found = [_driven(backbone, tokens, prefix) for prefix in (0, PREFIX)]
     except Exception as error:
-        reason = str(error) if isinstance(error, _Undrivable) else f"it ends in {_first_line(error)}"
+        reason = f"it ends in {_first_line(error)}"
+        if isinstance(error, AttentionNotReached):
+            reason = "its attention does not go through transformers' attention interface"
+        elif isinstance(error, BackboneError):
+            reason = str(error)
         raise _refusal(backbone, reason) from error
     strict = backbone.dtype == torch.float32 and getattr(model, "hf_quantizer", None) is None
     floor = float(own.abs().max()) * (EXACT if strict else max(EXACT, COARSE * torch.finfo(backbone.dtype).eps))
@@ -170,7 +170,7 @@ def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> Tensor:
     states = backbone.hidden(own[:, :longest], torch.arange(longest, device=device).expand(rows, -1), kv)
     layers = backbone.model.config.get_text_config().num_hidden_layers
     if len(kv.keys) < layers:
-        raise _Undrivable(f"{layers - len(kv.keys)} of its {layers} layers keep a state that is not keys and values")
+        raise BackboneError(f"{layers - len(kv.keys)} of its {layers} layers keep a state that is not keys and values")
     for row, n in enumerate(prompts):
         logits[row, :n] = backbone.logits(states[row, :n]).float()
     at = torch.tensor(prompts, device=device)
@@ -208,8 +208,8 @@ def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _refusal(backbone: Any, reason: str) -> BackboneError:
     return BackboneError(
         f"backbone '{backbone.name}' ({backbone.model.config.model_type}) cannot be driven by the rollout engine: {reason}. "
-        "Expected a decoder whose attention goes through transformers' attention interface and whose only state is keys and "
-        "values; choose another backbone=."
+        "Expected a decoder of transformers whose only state is keys and values, with attention and logits of a kind known here; "
+        "choose another backbone=."
     )
 
 
