@@ -45,7 +45,8 @@ def main() -> None:
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     draw = random.Random(given.seed)
-    problems = sorted(OmniMath(given.path).problems("test", 10**6), key=lambda p: p.id)
+    task = OmniMath(given.path)
+    problems = sorted([*task.problems("test", 10**6), *task.left_out], key=lambda p: p.id)
     golds = [p.answer for p in problems]
     pairs = [(g, stating(golds[i])) for g in golds for i in draw.sample(range(len(golds)), given.others)]
     attacks = [(g, stating(t)) for g in golds for t in tampered(g, draw)]

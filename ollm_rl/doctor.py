@@ -77,9 +77,12 @@ def _cache(settings: Settings) -> str:
 def _task(settings: Settings) -> str:
     task = task_of(settings.config)
     problems = task.problems("test", 3)
-    if not problems:
-        return f"{task.name}, without problems in split test"
-    return f"{task.name}: for example {problems[0].problem!r:.200}, answer {problems[0].answer!r}"
+    shown = (
+        f": for example {problems[0].problem!r:.200}, answer {problems[0].answer!r}"
+        if problems
+        else ", without problems in split test"
+    )
+    return "".join([f"{task.name}{shown}", *(f"\n{'':17}{note}" for note in task.notes)])
 
 
 def _golds(settings: Settings) -> str:

@@ -6,6 +6,7 @@ A problem's split follows from a hash of its text, so that no seed and no size m
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -35,9 +36,11 @@ class Task(ABC):
         examples: solved problems that stand in front of every prompt.
         max_new_tokens: token budget that an episode gets where nothing else is said.
         variants: settings of the task that put its problems out of the distribution of training, by name.
+        notes: what is odd in its data and was put right.
     """
 
     variants: ClassVar[dict[str, dict]] = {}
+    notes: Sequence[str] = ()
 
     name: str
     examples: list[Problem]

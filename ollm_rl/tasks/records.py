@@ -1,19 +1,25 @@
 """Tasks whose problems are records: lines of a JSON-lines file, or rows of a data set on the hub."""
 
+import decimal
 import json
+import logging
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from ollm_rl.answers import extract_answer, mended
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
 from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, stating, values_of
+from ollm_rl.tasks.reading import MARKS, VALIDATION, known_mark, read_hub, read_lines
+from ollm_rl.tasks.twins import Row, canonical, separate, with_own_ids
+
+log = logging.getLogger(__name__)
 
 MAX_EXAMPLE = 400  # characters of a solution that may stand in every prompt
-VALIDATION = ("validation", "valid", "val", "dev")
 KNOWN = ("id", "problem", "answer", "solution", "split")
 
 # For data that has no worked solutions to show.
@@ -27,6 +33,20 @@ EXAMPLES = [
 ]  # fmt: skip
 
 
+TEXT = (str, int, float)  # numbers are written out
+# Fields of a row: whether it may be missing or null, of which kinds it is, and that in words.
+FIELDS: tuple[tuple[str, bool, tuple[type, ...], str], ...] = (
+    ("problem", False, TEXT, "a text"),
+    ("answer", False, TEXT, "a text or a finite number"),
+    ("id", True, TEXT, "a text or a number"),
+    ("solution", True, (str,), "a text"),
+    ("split", True, (str,), "a text such as train or test"),
+    ("difficulty", True, (int, float), "a finite number"),
+    ("source", True, (str,), "a text"),
+    ("domain", True, (str, list), "a text or a list of texts"),
+)
+
+
 class Jsonl(Task):
     """Problems from a JSON-lines file with the fields `problem`, `answer`, and optionally `id`, `solution`, `split`,
     `domain` (a text or a list of texts), `difficulty` (a number) and `source`.
@@ -34,6 +54,13 @@ class Jsonl(Task):
     Splits: a line marked `test` is never in another split, and one marked `validation` is in `tune`. If some lines are
     marked `sft` or `tune`, all marks count as they stand. Other lines, those marked `train` included, are spread by a
     hash of the problem over `sft`, `train`, `tune` and, if no line is marked `test`, `test`.
+
+    A problem that stands in several lines (up to spacing and Unicode forms) is in `test` if one of them is, else in `tune`
+    if one of them is, and in no other split then. Outside of `sft`, where it may have several solutions, it counts once.
+
+    Attributes:
+        notes: what is odd in the data and was put right, also logged.
+        left_out: the problems of lines that were left out for their twins.
 
     Args:
         path: the file.
@@ -62,8 +89,11 @@ class Jsonl(Task):
         self._check_settings()
         if path is None and type(self) is Jsonl:
             raise ConfigurationError("task=jsonl needs a file; give task.path=<file.jsonl>")
-        rows = [(*self._parse(row, where), where) for where, row in self._rows(path)]
-        self.by_split = self._spread([(problem, mark) for problem, mark, _ in rows])
+        rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows(path)])
+        self.by_split, self.left_out, more = separate(self._spread(rows))
+        self.notes = [*notes, *more]
+        for note in self.notes:
+            _say(f"task '{name}': {note}")
         self.examples = self._take_examples(num_examples)
         self._filter()
 
@@ -83,46 +113,48 @@ class Jsonl(Task):
         """The problem and the split that the row is marked with."""
         if not isinstance(row, dict):
             raise DataError(f"{where} holds {type(row).__name__}, expected an object with 'problem' and 'answer'.")
-        for field in ("problem", "answer"):
+        for field, optional, kinds, expected in FIELDS:
             value = row.get(field)
-            if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
-                hint = did_you_mean(field, [str(k) for k in row]) if field not in row else ""
-                raise DataError(f"{where} has no text in the field '{field}'; found fields {sorted(row)}.{hint}")
-        for field, kinds, expected in (
-            ("solution", str, "a text"),
-            ("split", str, "a text such as train or test"),
-            ("difficulty", int | float, "a number"),
-            ("source", str, "a text"),
-            ("domain", str | list, "a text or a list of texts"),
-        ):
-            value = row.get(field)
-            wrong = isinstance(value, bool) or not isinstance(value, kinds)
-            if value is not None and (
-                wrong or (isinstance(value, list) and not all(isinstance(x, str) for x in value))
-            ):
-                raise DataError(f"{where} has {value!r:.60} in the field '{field}', expected {expected}.")
-        problem, answer = mended(str(row["problem"])), mended(str(row["answer"])).strip(" \t\r\n")
-        solution = mended(row["solution"]) if row.get("solution") else None
+            if optional and value is None:
+                continue
+            if field not in row:
+                hint = did_you_mean(field, [str(k) for k in row])
+                raise DataError(f"{where} has no field '{field}'; found fields {sorted(row)}.{hint}")
+            if not _is(value, kinds) or not (optional or canonical(str(value))):
+                raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.")
+        if row.get("split") and known_mark(row["split"]) is None:
+            hint = did_you_mean(row["split"], MARKS)
+            raise DataError(
+                f"{where} has {_shown(row['split'])} in the field 'split', expected one of {', '.join(MARKS)} or none.{hint}"
+            )
+        problem, answer = mended(_text(row["problem"])), mended(_text(row["answer"])).strip(" \t\r\n")
+        solution = mended(row["solution"]) if canonical(row.get("solution") or "") else None
         if solution is not None and extract_answer(solution) is None:  # options must learn to state the answer
             solution = f"{solution.rstrip()}\n{stating(answer)}"
         extra = {k: v for k, v in row.items() if k not in KNOWN}
-        number = str(row.get("id", where.rsplit(" ", 1)[-1]))
-        return Problem(number, problem, answer, solution, extra), row.get("split")
+        id = "" if row.get("id") is None else _text(row["id"]).strip()
+        mark = known_mark(row["split"]) if row.get("split") else None
+        return Problem(id or where.rsplit(" ", 1)[-1], problem, answer, solution, extra), mark
 
-    def _spread(self, rows: list[tuple[Problem, str | None]]) -> dict[str, list[Problem]]:
-        marks = {mark for _, mark in rows}
+    def _spread(self, rows: list[Row]) -> dict[str, list[Row]]:
+        marks = {row.mark for row in rows}
         ours = bool(marks & {"sft", "tune"})
-        found: dict[str, list[Problem]] = {split: [] for split in SPLITS}
-        for problem, mark in rows:
-            if mark == "test" or (ours and mark in SPLITS):
-                split = str(mark)
-            elif mark in VALIDATION:
-                split = "tune"
+        found: dict[str, list[Row]] = {split: [] for split in SPLITS}
+        others: list[tuple[str, Row]] = []
+        for row in rows:
+            if row.mark == "test" or (ours and row.mark in SPLITS):
+                found[str(row.mark)].append(row)
+            elif row.mark in VALIDATION:
+                found["tune"].append(row)
             else:
-                split = bucket(problem.problem)
-                split = "sft" if split == "examples" else split
-                split = "train" if split == "test" and "test" in marks else split
-            found[split].append(problem)
+                others.append((canonical(row.problem.problem), row))
+        reported = {canonical(row.problem.problem) for split in ("tune", "test") for row in found[split]}
+        hashed: dict[str, str] = {}  # a problem goes where its first row does
+        for text, row in others:
+            split = bucket(hashed.setdefault(text, row.problem.problem))
+            split = "sft" if split == "examples" else split
+            split = "train" if text in reported or (split == "test" and "test" in marks) else split
+            found[split].append(row)
         return found
 
     def _take_examples(self, n: int) -> list[Problem]:
@@ -169,6 +201,33 @@ class Jsonl(Task):
         if key == "max_difficulty":
             return [p for p in having if p.extra[field] <= value]
         return [p for p in having if any(value.casefold() in str(v).casefold() for v in values_of(p, field))]
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a field's value is of one of these kinds: a number that is one, a list of texts."""
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    if isinstance(value, list):
+        return all(isinstance(x, str) for x in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """A field's value as a JSON file has it, shortened."""
+    return f"{json.dumps(value, ensure_ascii=False, default=repr):.60}"
+
+
+def _text(value: Any) -> str:
+    """A field as text: a number with the digits it was written with, and no exponent; 42.0 is 42."""
+    if not isinstance(value, float):
+        return str(value)
+    digits = format(decimal.Decimal(getattr(value, "digits", repr(value))), "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+@cache  # a task is made several times in a run
+def _say(note: str) -> None:
+    log.warning("%s", note)
 
 
 class GSM8K(Jsonl):
@@ -218,56 +277,19 @@ class OmniMath(Jsonl):
     def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
         return read_lines(path) if path is not None else read_hub(self.hub_id)
 
-    def _spread(self, rows: list[tuple[Problem, str | None]]) -> dict[str, list[Problem]]:
-        return {split: [] for split in SPLITS} | {"test": [problem for problem, _ in rows]}
+    def _spread(self, rows: list[Row]) -> dict[str, list[Row]]:
+        return {split: [] for split in SPLITS} | {"test": rows}
 
     def _take_examples(self, n: int) -> list[Problem]:
         return EXAMPLES[:n]
 
 
-def read_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """Where it stands, and the JSON value, of every line."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"no such file: {file}. Expected a JSON-lines file; check task.path.")
-    with file.open(encoding="utf-8", errors="strict") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{file}, line {number}"
-                try:
-                    yield where, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{where} is not JSON ({error.msg} at column {error.colno}). "
-                        'Expected one object a line: {"problem": ..., "answer": ..., "solution": ...}.'
-                    ) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not a UTF-8 text ({error.reason} at byte {error.start}).") from None
-
-
-def read_hub(hub_id: str, config: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Where it stands, and the columns, of every row of all splits; `split` says which. A local directory will do."""
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(hub_id) if config is None or Path(hub_id).is_dir() else load_dataset(hub_id, config)
-    except Exception as error:  # datasets raises many kinds for one cause
-        raise DataError(
-            f"the data set {hub_id} cannot be had from the hub ({type(error).__name__}). "
-            "Give a local copy with task.path=<file.jsonl>."
-        ) from error
-    for split, rows in data.items():
-        for number, row in enumerate(rows, 1):
-            yield f"{hub_id}, split {split}, row {number}", {"split": str(split), **row}
-
-
 class HubSolutions(Task):
     """Worked solutions for conversion, streamed from a data set on the hub: no more rows are read than are asked for.
 
-    By default nvidia/OpenMathReasoning (arXiv 2504.16891). A problem's split follows from a hash of its text, so that all
-    of its solutions are in one. Rows without an answer or with a longer solution are left out.
+    By default nvidia/OpenMathReasoning (arXiv 2504.16891). A problem's split follows from a hash of its text (up to spacing
+    and Unicode forms), so that all of its solutions are in one; outside of `sft` it counts once. Rows without an answer or with
+    a longer solution are left out.
 
     Args:
         hub_id, hub_split: the data set and its split; a local directory will do.
@@ -302,15 +324,19 @@ class HubSolutions(Task):
         return self._known[split, n, seed]
 
     def _stream(self, split: str, seed: int) -> Iterator[Problem]:
+        seen: set[str] = set()
         for number, row in enumerate(self._rows(seed)):
             missing = [c for c in self.columns if c not in row]
             if missing:
                 hint = did_you_mean(missing[0], [str(c) for c in row])
                 raise DataError(f"{self.hub_id} has no column '{missing[0]}'; it has {sorted(row)}.{hint}")
-            problem, solution, answer = (str(row[c] or "").strip() for c in self.columns)
+            cells = [row[c] for c in self.columns]
+            problem, solution, answer = (_text(cell).strip() if _is(cell, TEXT) else "" for cell in cells)
             whole = problem and solution and answer and len(solution) <= self.max_characters
-            if not whole or bucket(problem) != split:
+            text = canonical(problem)
+            if not whole or bucket(text) != split or (text in seen and split != "sft"):
                 continue
+            seen.add(text)
             if extract_answer(solution) is None:
                 solution = f"{solution}\n{stating(answer)}"
             yield Problem(f"{self.hub_split}-{seed}-{number}", problem, answer, solution)

@@ -205,12 +205,14 @@ def test_a_reward_from_outside_and_a_breakdown(tmp_path, capsys):
 def test_the_doctor_lists_malformed_golds(tmp_path, capsys):
     golds = ["5", r"\frac{1}{2", r"\frac{1}{2} \max A[x] + 3"]
     rows = [{"problem": f"{i}?", "answer": g, "split": "test"} for i, g in enumerate(golds)]
+    rows += [{"problem": " 0? ", "answer": "5", "split": "train"}]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     main(["doctor", "task=jsonl", "task.path=data.jsonl", "backbone=tiny"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 of 3 gold answers are accepted" in printed
     assert "2: '\\\\frac{1}{2' (its braces do not close)" in printed
     assert "max A[x] + 3' (unparsable)" in printed
+    assert "1 row of train left out, whose problems are in test too" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Splits do not overlap, solutions are right, and bad data is named with its place."""
 
+import gzip
 import json
+import os
+import re
 
 import pytest
 
 from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, make_task
+from ollm_rl.tasks.twins import canonical
 
 
 def test_splits_are_disjoint_whatever_the_seed():
@@ -139,19 +143,184 @@ def test_filters_that_cannot_be(tmp_path, filters, words):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("difficulty", "hard"), ("domain", 3), ("domain", [1]), ("solution", 5), ("answer", " "), ("source", True)],
+    [
+        ("difficulty", "hard"),
+        ("difficulty", float("nan")),
+        ("difficulty", True),
+        ("domain", 3),
+        ("domain", [1]),
+        ("solution", 5),
+        ("source", True),
+        ("split", 1),
+        ("split", "tset"),
+        ("split", "held-out"),
+        *(("id", x) for x in (True, [1], {}, float("inf"))),
+        *(("answer", x) for x in (" ", "", "\u200b", None, True, ["2"], {"value": 2}, float("nan"), float("-inf"))),
+        *(("problem", x) for x in (" ", "\n\t", "", None, False, ["1+1?"], float("nan"))),
+    ],
 )
 def test_bad_fields_are_named(tmp_path, field, value):
     row = {"problem": "1+1?", "answer": "2"}
     path = write(tmp_path / "data.jsonl", [row, row | {field: value}])
-    with pytest.raises(DataError, match=f"data.jsonl, line 2 has .*'{field}'"):
-        Jsonl(path=path)
+    for task in ("jsonl", "gsm8k", "omni_math"):
+        with pytest.raises(DataError, match=f"data.jsonl, line 2 has .*'{field}', expected"):
+            make_task(task, path=path)
 
 
-def test_a_file_that_is_no_text(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(DataError, match="not a UTF-8 text"):
-        Jsonl(path=str(tmp_path / "x.jsonl"))
+def test_a_number_beyond_all_floats_is_no_answer(tmp_path):
+    (tmp_path / "n.jsonl").write_text('{"problem": "1?", "answer": 1e999}')
+    with pytest.raises(
+        DataError, match="line 1 has Infinity in the field 'answer', expected a text or a finite number"
+    ):
+        Jsonl(path=str(tmp_path / "n.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("written", "gold"),
+    [
+        ("42", "42"), ("-7", "-7"), ("4.5", "4.5"), ("4.50", "4.5"), ("42.0", "42"), ("1e3", "1000"), ("2.5E-7", "0.00000025"),
+        ("1e22", "10000000000000000000000"), ("3.14159265358979323846264338", "3.14159265358979323846264338"),
+        ('"4.50"', "4.50"), ('"1e3"', "1e3"), ("123456789012345678901234567890", "123456789012345678901234567890"),
+    ],
+)  # fmt: skip
+def test_golds_that_are_numbers_are_written_out(tmp_path, written, gold):
+    (tmp_path / "n.jsonl").write_text(f'{{"problem": "1?", "answer": {written}}}')
+    assert make_task("omni_math", path=str(tmp_path / "n.jsonl")).problems("test", 1)[0].answer == gold
+
+
+def test_what_is_the_same_problem():
+    same = [
+        "What  is\n1 + 1?",
+        " What is 1 + 1?\r\n",
+        "\ufeffWhat is\u00a01 + 1?",
+        "What is \uff11 \uff0b \uff11\uff1f",
+        "Wh\u200bat is 1 + 1?",
+    ]
+    assert {canonical(text) for text in same} == {"What is 1 + 1?"}
+    assert canonical("cafe\u0301") == canonical("caf\xe9")
+    others = ["5² = ?", "52 = ?", "x₁", "x1", "1½", "11/2", "a ① b", "a 1 b", "What is 1+1?", "what is 1 + 1?"]
+    assert len({canonical(text) for text in others}) == len(others)
+
+
+def test_a_problem_marked_test_is_never_learned_from(tmp_path, caplog):
+    """Its twins, up to spacing and Unicode forms, stand in lines marked otherwise or not at all."""
+    marks = ["train", "sft", "validation", None]
+    rows = [{"problem": f"{i} + {i} = ?", "answer": "1", "split": "test"} for i in range(40)]
+    rows += [{"problem": f" {i} +  {i} = \uff1f\n", "answer": "1", "split": marks[i % 4]} for i in range(40)]
+    rows += [{"problem": f"{i} - {i} = ?", "answer": "1", "split": "train"} for i in range(40)]
+    task = Jsonl(path=write(tmp_path / "a.jsonl", rows), num_examples=0)
+    found = {split: {canonical(p.problem) for p in task.problems(split, 999)} for split in SPLITS}
+    assert len(found["test"]) == 40 and not found["test"] & (found["sft"] | found["train"] | found["tune"])
+    assert sum(map(len, found.values())) == 80
+    said = " ".join(task.notes)
+    counts = {
+        split: int(re.search(rf"(\d+) rows of {split} left out, whose problems are in test too", said)[1])
+        for split in SPLITS[:3]
+    }
+    assert sum(counts.values()) == 40 == len(task.left_out) and counts["tune"] >= 10
+    assert all(any(note in message for message in caplog.messages) for note in task.notes)
+
+
+def test_what_is_tuned_on_is_not_learned_from(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": "1", "split": split} for split in ("train", "validation") for i in range(9)]
+    task = Jsonl(path=write(tmp_path / "a.jsonl", rows), num_examples=0)
+    assert len(task.problems("tune", 99)) == 9 and not task.problems("train", 99) and not task.problems("sft", 99)
+
+
+def test_twins_without_marks_are_on_one_side(tmp_path):
+    rows = [{"problem": f"{i}{' ' * j} + 1?", "answer": "1"} for i in range(50) for j in range(3)]
+    task = Jsonl(path=write(tmp_path / "a.jsonl", rows), num_examples=0)
+    sides = [{canonical(p.problem) for p in task.problems(split, 999)} for split in SPLITS]
+    assert sum(map(len, sides)) == len(set().union(*sides)) == 50
+
+
+def test_a_problem_counts_once_where_it_is_reported_on_and_in_sft_with_every_solution(tmp_path):
+    rows = [
+        {"problem": f"{i}?", "answer": "1", "solution": f"way {j}", "split": split}
+        for split in ("sft", "train", "tune", "test") for i in range({"sft": 0, "train": 10, "tune": 20, "test": 30}[split], 100, 40)
+        for j in range(3)
+    ]  # fmt: skip
+    task = Jsonl(path=write(tmp_path / "a.jsonl", rows), num_examples=0)
+    assert {split: len(task.problems(split, 99)) for split in SPLITS} == {"sft": 9, "train": 3, "tune": 2, "test": 2}
+    assert "4 rows of test left out, whose problems stand there before" in task.notes
+    assert len(task.left_out) == 6 + 4 + 4
+
+
+def test_different_answers_to_one_problem_are_said(tmp_path):
+    rows = [{"problem": "1/2?", "answer": a} for a in ("0.5", r"\frac{1}{2}", "2")] + [
+        {"problem": "2?", "answer": "2"}
+    ] * 2
+    task = make_task("omni_math", path=write(tmp_path / "a.jsonl", rows))
+    assert [p.answer for p in sorted(task.problems("test", 9), key=lambda p: p.id)] == ["0.5", "2"]
+    note = task.notes[-1]
+    assert "1 problem has different answers" in note and "line 1" in note and "'2' in " in note and "line 3" in note
+
+
+def test_ids_that_repeat_are_told_apart(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": "1", "id": i % 2 if i < 4 else None} for i in range(6)]
+    rows += [{"problem": "7?", "answer": "1", "id": "1#2"}]
+    task = make_task("omni_math", path=write(tmp_path / "a.jsonl", rows))
+    found = {p.problem: p.id for p in task.problems("test", 9)}
+    assert found == {"0?": "0", "1?": "1", "2?": "0#2", "3?": "1#3", "4?": "5", "5?": "6", "7?": "1#2"}
+    assert any("2 rows have the id of another problem" in note for note in task.notes)
+
+
+def test_marks_are_read_in_any_case(tmp_path):
+    rows = [
+        {"problem": f"{i}?", "answer": "1", "split": mark} for i, mark in enumerate(("Test", " TEST", "VAL", "", None))
+    ]
+    task = Jsonl(path=write(tmp_path / "a.jsonl", rows), num_examples=0)
+    assert {p.problem for p in task.problems("test", 9)} == {"0?", "1?"} and "2?" in {
+        p.problem for p in task.problems("tune", 9)
+    }
+
+
+LINE = b'{"problem": "1+1?", "answer": "2"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe{}", "not a UTF-8 text: it is encoded in UTF-16"),
+        (LINE.decode().encode("utf-16-be"), "not a UTF-8 text: it has zero bytes"),
+        (LINE + b'{"problem": "caf\xe9", "answer": "2"}', "not a UTF-8 text"),
+        (gzip.compress(LINE), "compressed by gzip"),
+        (b"", "x.jsonl is empty"),
+        (b"\xef\xbb\xbf", "x.jsonl is empty"),
+        (b"\r\n  \n\t\n", "x.jsonl is empty"),
+        (b"[" + LINE + b"]", "line 1 is not JSON"),
+        (b"[" * 100_000, "line 1 cannot be read"),
+        (b'{"problem": "1?", "answer": ' + b"1" * 5000 + b"}", "line 1 cannot be read"),
+        (b'{"problem": "1?", "answer": 1, "answer": 2}', "line 1 cannot be read .the key 'answer' stands twice"),
+        (b'{"problem": "\\ud83d?", "answer": 1}', "line 1 has half of a surrogate pair"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, content, words):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    for task in ("jsonl", "gsm8k", "omni_math"):
+        with pytest.raises(DataError, match=words):
+            make_task(task, path=str(tmp_path / "x.jsonl"))
+
+
+def test_paths_that_are_no_file(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / ("x" * 300), "cannot be read .File name too long"),
+        (tmp_path / "x\0y", "cannot be read"),
+    ):
+        with pytest.raises(DataError, match=words):
+            Jsonl(path=str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "home.jsonl").write_bytes(LINE)
+    assert Jsonl(path="~/home.jsonl", num_examples=0)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path):
+    (tmp_path / "w.jsonl").write_bytes(b"\xef\xbb\xbf" + LINE[:-1] + b"\r\n\r\n" + LINE[:-1].replace(b"1+", b"7+"))
+    task = make_task("omni_math", path=str(tmp_path / "w.jsonl"))
+    assert sorted((p.id, p.problem) for p in task.problems("test", 9)) == [("1", "1+1?"), ("3", "7+1?")]
 
 
 def test_a_data_set_read_by_datasets(tmp_path):
@@ -190,16 +359,19 @@ def test_damaged_latex_is_mended(tmp_path):
 def test_solutions_are_streamed_and_their_splits_are_disjoint(tmp_path):
     """A local directory in the form of nvidia/OpenMathReasoning: several solutions of a problem, some rows unusable."""
     rows = [
-        {"problem": f"What is {i} + {i}?", "generated_solution": f"way {j}: {2 * i}", "expected_answer": str(2 * i)}
+        {"problem": f"What is {i} + {i}?" + "  " * j, "generated_solution": f"way {j}: {2 * i}", "expected_answer": str(2 * i)}
         for i in range(60) for j in range(3)
     ]  # fmt: skip
-    rows += [{"problem": "no answer", "generated_solution": "x", "expected_answer": None}]
+    rows += [{"problem": f"no answer {a}", "generated_solution": "x", "expected_answer": a} for a in (None, "", " ")]
     rows += [{"problem": "too long", "generated_solution": "x" * 99, "expected_answer": "1"}]
     (tmp_path / "cot.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     task = make_task("open_math_reasoning", hub_id=str(tmp_path), hub_split="train", max_characters=50)
     found = {split: task.problems(split, 1000, 0) for split in ("sft", "train", "tune", "test")}
     texts = {split: {p.problem for p in problems} for split, problems in found.items()}
-    assert sum(len(p) for p in found.values()) >= 150 and len(found["sft"]) == 3 * len(texts["sft"])
+    assert len(found["sft"]) == 3 * len(texts["sft"]) > 50 and sum(map(len, texts.values())) >= 55
+    assert all(
+        len(found[split]) == len(texts[split]) > 5 for split in ("train", "tune", "test")
+    )  # a problem counts once
     assert not texts["sft"] & texts["tune"] and not texts["sft"] & texts["test"]
     assert all(p.solution.endswith(f"\\boxed{{{p.answer}}}.") for p in found["sft"])
     assert task.problems("sft", 5, 0) == found["sft"][:5] != task.problems("sft", 5, 1)
