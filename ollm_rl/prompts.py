@@ -1,8 +1,12 @@
 """From problems to token ids: few-shot chat prompts, and the part that all of them share."""
 
+import os.path
+
 from ollm_rl.backbone import Backbone
 from ollm_rl.errors import DataError
 from ollm_rl.tasks import Problem, Task
+
+LOOKED_BACK = 16  # characters, for the end of the shared prefix
 
 
 class Prompter:
@@ -17,12 +21,12 @@ class Prompter:
         self.eos_id = backbone.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
         self.examples = [e for e in examples if e.solution]
         # What every prompt shares, found by comparing two that differ in their first character.
-        one, two = self._ids("1 A"), self._ids("Let x")
-        self.prefix: list[int] = []
-        for a, b in zip(one, two, strict=False):
-            if a != b:
-                break
-            self.prefix.append(a)
+        one, two = self._tokens(self.text("1 A")), self._tokens(self.text("Let x"))
+        self.prefix: list[int] = os.path.commonprefix([one, two])
+        shared = os.path.commonprefix([self.text("1 A"), self.text("Let x")])
+        ends = range(len(shared), max(len(shared) - LOOKED_BACK, -1), -1)
+        # The text that those tokens stand for: a space at its end may belong to the first word of the problem.
+        self._head = next((shared[:end] for end in ends if self._tokens(shared[:end]) == self.prefix), None)
 
     @classmethod
     def for_task(cls, backbone: Backbone, task: Task) -> "Prompter":
@@ -31,14 +35,19 @@ class Prompter:
     def encode(self, problem: Problem) -> list[int]:
         """Tokens of the prompt after the shared prefix.
 
+        Where the tokenizer would merge the problem's first characters into the prefix, as it merges line breaks, the rest of
+        the prompt is tokenized on its own.
+
         Raises:
-            DataError: the tokenizer merges the problem's first characters into the prefix.
+            DataError: the prompt's text does not begin as all others do.
         """
-        ids = self._ids(problem.problem)
-        cut = len(self.prefix)
-        if ids[:cut] != self.prefix or len(ids) == cut:
+        text = self.text(problem.problem)
+        ids, cut = self._tokens(text), len(self.prefix)
+        if ids[:cut] == self.prefix and len(ids) > cut:
+            return ids[cut:]
+        if self._head is None or not text.startswith(self._head) or len(text) == len(self._head):
             raise DataError(f"problem {problem.id}: its prompt does not begin with the prefix that all others share")
-        return ids[cut:]
+        return self.tokenizer(text[len(self._head) :], add_special_tokens=False)["input_ids"]
 
     def encode_solution(self, solution: str) -> list[int]:
         """Tokens of a solution, closed by the end-of-text token."""
@@ -58,5 +67,5 @@ class Prompter:
         solved = "".join(f"Problem: {e.problem}\nSolution: {e.solution}\n\n" for e in self.examples)
         return f"{solved}Problem: {problem}\nSolution: "
 
-    def _ids(self, problem: str) -> list[int]:
-        return self.tokenizer(self.text(problem), add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
