@@ -11,15 +11,52 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.folders import obstacle
 from ollm_rl.processes import processes
 
 log = logging.getLogger(__name__)
 
 
+REMEDY = "Set OLLM_RL_CACHE to a directory that you may write."
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+# What else the system says when nothing can be made at a place, or no more.
+USELESS = (
+    *UNWRITABLE,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ELOOP,
+)
+
+
 def cache_dir() -> Path:
-    """`$OLLM_RL_CACHE`, or `ollm_rl` under the user's cache directory (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    base = os.environ.get("OLLM_RL_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ollm_rl"
+    """`$OLLM_RL_CACHE`, or `ollm_rl` under the user's cache directory (`$XDG_CACHE_HOME`, `~/.cache`).
+
+    Raises:
+        ConfigurationError: neither is set, and there is no home directory.
+    """
+    try:
+        if base := os.environ.get("OLLM_RL_CACHE"):
+            return Path(base).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base).expanduser() if base else Path.home() / ".cache") / "ollm_rl"
+    except RuntimeError as error:
+        raise ConfigurationError(f"there is no place for the cache: {error} {REMEDY}") from error
+
+
+def check_cache() -> None:
+    """Whether there is a cache or one can be made; one that may only be read will do, as long as all is in it.
+
+    Raises:
+        ConfigurationError: not so.
+    """
+    folder = cache_dir()
+    if not os.path.isdir(folder) and (wrong := obstacle(folder)):
+        raise ConfigurationError(f"the cache cannot be at {str(folder):.200}: {wrong}. {REMEDY}")
 
 
 def key_of(*parts) -> str:
@@ -32,8 +69,12 @@ def made_by_one(path: Path) -> Iterator[None]:
     """While one process makes what belongs at `path`, others wait here, and then find it.
 
     Not among the processes of one `accelerate launch`, which make it together, and not in a cache that may only be read.
+
+    Raises:
+        ConfigurationError: it has to be made, and the cache cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _in_cache():
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     try:
         if processes().count == 1:
@@ -42,9 +83,22 @@ def made_by_one(path: Path) -> Iterator[None]:
         log.info("%s: another process makes it; waiting", path)
         lock.acquire()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in UNWRITABLE:
             raise
     try:
-        yield
+        with _in_cache():
+            yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _in_cache() -> Iterator[None]:
+    """Says in one sentence that something in the cache could not be written."""
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or error.filename2 or "")
+        if error.errno not in USELESS or not place.startswith(str(cache_dir())):
+            raise
+        raise ConfigurationError(f"the cache cannot be written: {place:.200} ({error.strerror}). {REMEDY}") from error

@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
 
+from ollm_rl.checks import check_values
 from ollm_rl.config import GROUPS, Settings, compose, members, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
 from ollm_rl.multirun import SWEPT, combinations, gather, run_all
@@ -199,17 +201,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _dispatch(arguments)
     except (OLLMError, WorkerError) as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        said = str(error).encode(errors="backslashreplace").decode()  # what was typed may be no text
+        err.print(Text.assemble(("error:", "bold red"), f" {said}"), soft_wrap=True)
         sys.exit(2 if isinstance(error, OLLMError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted; the same command continues from the last checkpoint", soft_wrap=True)
         sys.exit(130)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -247,6 +244,7 @@ def _dispatch(arguments: list[str]) -> None:
     else:
         settings = compose(overrides)
     if "--dry-run" in flags:
+        check_values(settings.config)
         from ollm_rl.estimate import print_estimate
 
         print_estimate(settings, out)

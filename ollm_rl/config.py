@@ -3,6 +3,7 @@
 Everything wrong with a key or a value is found here, before a model is loaded.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -10,17 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ollm_rl.checks import OBJECTIVES as OBJECTIVES
+from ollm_rl.checks import SEARCHES as SEARCHES
+from ollm_rl.checks import check_folders, check_values
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
 from ollm_rl.tasks import make_task
 
-OBJECTIVES = ("cover", "expected", "em", "gumbel")
 MATH_VERIFY = "ollm_rl.judges.MathVerify"
-SEARCHES = ("best_first", "puct", "beam", "exhaustive", "best_of_n", "teacher_forced")
-POSITIVE = ("engine.kv_cache_gib", "oracle.width", "oracle.max_tries", "oracle.max_seconds", "rollout.chunk")  # or null
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
-FREE_TEXT = ("inspect.prompt",)  # keys whose value is no YAML: it may hold equals signs, braces and quotes
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 
 
@@ -71,150 +72,95 @@ def compose(overrides: list[str]) -> Settings:
         GlobalHydra.instance().clear()
     with initialize_config_module("configs", version_base="1.3"):
         base = hydra_compose("config", overrides=groups, return_hydra_config=True)
-        choices = {k: str(v) for k, v in base.hydra.runtime.choices.items()}
-        choices = {group: choices[group] for group in GROUPS}
-        plain = OmegaConf.to_container(base, resolve=False)
-        assert isinstance(plain, dict)
-        plain.pop("hydra")
-        texts = {key: text for key, _, text in (v.partition("=") for v in values) if key in FREE_TEXT}
-        checked = [_check(value, plain, choices) for value in values if value.partition("=")[0] not in FREE_TEXT]
+    choices = {group: str(base.hydra.runtime.choices[group]) for group in GROUPS}
+    config = base.copy()
+    with open_dict(config):
+        del config["hydra"]
+    known = plain(config)
+    given: dict[str, str] = {}
+    for key, text in values:
+        group = key.partition(".")[0]
+        value = value_of(key, text, known, group in OPEN_GROUPS and choices[group] == "custom")
+        given[key] = text
         try:
-            config = hydra_compose("config", overrides=groups + checked)
-            OmegaConf.resolve(config)
-            for key, text in texts.items():
-                OmegaConf.update(config, key, text.replace("${", r"\${"))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigurationError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigurationError(f"{key}={text:.120} cannot be set: {str(error).splitlines()[0]}") from error
+    try:
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigurationError(
+            f"the configuration does not resolve: {str(error).splitlines()[0]}. Write \\${{ for a dollar sign and a brace."
+        ) from error
+    _after_resolution(config, known, given)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigurationError(f"{missing[0]} has no value; give {missing[0]}=<value>")
     return Settings(config, choices)
 
 
-def _split(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Group choices and value overrides; choices that name something outside a group become `custom`."""
-    pairs = []
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise ConfigurationError(f"cannot read '{text}'; expected key=value or group=choice, such as agent=grpo")
-        pairs.append((key.lstrip("+"), value))
-    chosen = {key for key, _ in pairs}
-    groups, values = [], []
-    for key, value in pairs:
-        if key not in GROUPS:
-            values.append(f"{key}={value}")
-            continue
+def _after_resolution(config: DictConfig, known: dict, given: dict[str, str]) -> None:
+    """Kinds of the values that referred to others, and home directories."""
+    for key, text in given.items():
+        if "${" in text and key not in FREE_TEXT:
+            default: Any = known
+            for part in key.split("."):
+                default = default.get(part) if isinstance(default, dict) else None
+            check_kind(key, text, default, OmegaConf.select(config, key))
+    for key in PATHS:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(config, key, os.path.expanduser(value))
+
+
+def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Group choices, and keys with the texts of their values; choices that name something outside a group become `custom`.
+
+    Of several choices in a group the last counts.
+    """
+    pairs = [pair(override) for override in overrides]
+    last = {key: value for key, value in pairs if key in GROUPS}
+    chosen, values = dict[str, str](), list[tuple[str, str]]()
+    for key, value in last.items():
         if value in members(key):
-            groups.append(f"{key}={value}")
-        elif key == "backbone":  # a directory or a hub id
-            groups.append("backbone=custom")
-            values.append(f"backbone.name={value}")
+            chosen[key] = value
+        elif key == "backbone" and value:  # a directory or a hub id
+            chosen[key] = "custom"
+            values.append(("backbone.name", value))
         elif key in OPEN_GROUPS and "." in value:
-            groups.append(f"{key}=custom")
-            values.append(f"{key}._target_={value}")
+            chosen[key] = "custom"
+            values.append((f"{key}._target_", value))
         else:
             names = [m for m in members(key) if m != "custom"]
             raise ConfigurationError(
-                f"unknown {key} '{value}'; expected one of {', '.join(names)}.{did_you_mean(value, names)}"
+                f"unknown {key} '{value:.120}'; expected one of {', '.join(names)}.{did_you_mean(value, names)}"
             )
-    for key in OPEN_GROUPS:
-        if f"{key}._target_" in chosen and key not in chosen:  # the user's own: none of the default's settings
-            groups.append(f"{key}=custom")
-    return groups, values
-
-
-def _check(override: str, plain: dict, choices: dict[str, str]) -> str:
-    """An override whose key exists and whose value is of the kind of the default; Hydra's form of it."""
-    key, _, text = override.partition("=")
-    node: Any = plain
-    parts = key.split(".")
-    for i, part in enumerate(parts):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-            continue
-        if parts[0] in OPEN_GROUPS and choices[parts[0]] == "custom":
-            return f"++{override}"  # the user's class knows its own settings
-        if isinstance(node, dict) and not node and i:
-            return f"++{override}"  # settings that belong to somebody else, such as task.params
-        known = _keys(plain)
-        near = did_you_mean(key, known) or did_you_mean(parts[-1], known)
-        if not near:
-            tails = {k.rsplit(".", 1)[-1]: k for k in known}
-            hit = did_you_mean(parts[-1], tails)
-            near = hit.replace(hit.split("'")[1], tails[hit.split("'")[1]]) if hit else ""
-        here = ", ".join(sorted(node)) if isinstance(node, dict) and i else "the keys that --dry-run prints"
-        raise ConfigurationError(f"unknown key '{key}'; expected one of {here}.{near}")
-    value = OmegaConf.create(f"x: {text}").x if text else None
-    if isinstance(node, dict):
-        raise ConfigurationError(f"'{key}' is a group of settings; set one of {', '.join(node)}")
-    if not _same_kind(node, value):
-        raise ConfigurationError(f"{key}={text}; expected {_kind(node)} such as {node}")
-    return f"{key}={text}"
-
-
-def _keys(node: dict, prefix: str = "") -> list[str]:
-    found = []
-    for key, value in node.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
-
-
-def _same_kind(default: Any, value: Any) -> bool:
-    if default is None or (isinstance(default, str) and default.startswith(("???", "${"))):
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, str):
-        return isinstance(value, str | int | float)
-    return OmegaConf.is_list(value) if isinstance(default, list) else True
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "a value")
+    values += [(key, value) for key, value in pairs if key not in GROUPS]
+    for group in OPEN_GROUPS:
+        if group not in chosen and any(key == f"{group}._target_" for key, _ in values):
+            chosen[group] = "custom"  # the user's own: none of the default's settings
+    return [f"{group}={choice}" for group, choice in chosen.items()], values
 
 
 def preflight(config: DictConfig) -> None:
-    """The checks that need no model and no torch: data, paths and the agent's class.
+    """The checks that need no model and no torch: values, directories, data, paths and the agent's class.
 
     Raises:
         OLLMError: the first of them that is not right.
     """
-    task = plain(config.task)
-    make_task(**task)
-    if config.convert.objective not in OBJECTIVES:
-        raise ConfigurationError(
-            f"convert.objective={config.convert.objective}; expected one of {', '.join(OBJECTIVES)}"
-        )
-    for name in (config.oracle.search, *config.oracle.also):
-        if name not in SEARCHES:
-            near = did_you_mean(str(name), SEARCHES)
-            raise ConfigurationError(
-                f"unknown search '{name}' of the oracle; expected one of {', '.join(SEARCHES)}.{near}"
-            )
-    for key in POSITIVE:
-        value = OmegaConf.select(config, key)
-        if value is not None and (isinstance(value, bool | str) or not value > 0):
-            raise ConfigurationError(f"{key}={value}; expected null or a positive number")
+    check_values(config)
+    check_folders(config)
+    make_task(**plain(config.task))
     _check_rollout(config.rollout)
-    if config.resume not in ("auto", "never", "must"):
-        raise ConfigurationError(f"resume={config.resume}; expected auto, never or must")
     name = str(config.backbone.name)
-    if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
+    if name.startswith((".", "/", "~")) and not os.path.isfile(Path(name) / "config.json"):
         raise BackboneError(
             f"backbone '{name}' is not a model directory: expected a config.json in it. "
             "Give a directory written by save_pretrained, a Hugging Face id, 'smollm2' or 'tiny'."
         )
     for key, file in (("plugin.path", "plugin.json"), ("policy", None), ("oracle.critic", "critic.json")):
         path = OmegaConf.select(config, key)
-        if path is not None and not (Path(path) / file if file else Path(path)).exists():
+        if path is not None and not os.path.exists(Path(path) / file if file else path):
             raise CheckpointError(
                 f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote."
             )
@@ -256,16 +202,20 @@ def locate(target: str, key: str = "agent._target_") -> Any:
     """The class or function that a dotted name stands for; the working directory is searched too.
 
     Raises:
-        ConfigurationError: there is no such module or class.
+        ConfigurationError: there is no such module or class, or its module cannot be imported.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     module, _, name = str(target).rpartition(".")
     remedy = "Expected <module>.<name>, the module importable from the working directory or installed."
     try:
-        found = getattr(import_module(module), name, None) if module else None
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{key}={target}: {error}. {remedy}") from error
-    if found is None:
-        raise ConfigurationError(f"{key}={target}: no '{name}' in '{module}'. {remedy}")
+        found = getattr(import_module(module), name, None) if module.strip(".") else None
+    except Exception as error:  # a module may raise anything
+        said = (
+            error if isinstance(error, ModuleNotFoundError) else f"importing it raised {type(error).__name__}: {error}"
+        )
+        raise ConfigurationError(f"{key}={target}: {said}. {remedy}") from error
+    if not callable(found):
+        what = f"no '{name}'" if found is None else f"'{name}' is no class or function"
+        raise ConfigurationError(f"{key}={target}: {what} in '{module}'. {remedy}")
     return found

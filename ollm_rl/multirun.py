@@ -10,37 +10,56 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ollm_rl.config import FREE_TEXT, Settings, compose, preflight
+from ollm_rl.config import Settings, compose, preflight
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.overrides import FREE_TEXT, PATHS
 
 log = logging.getLogger(__name__)
+HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
 SWEPT = ("convert", "train", "evaluate", "oracle")  # `compare` has agents=[...] and seeds=[...]
 
 
 def alternatives(override: str) -> list[str]:
-    """`key=a,b` as `key=a` and `key=b`; commas in brackets, braces and quotes separate nothing."""
+    """`key=a,b` as `key=a` and `key=b`; commas in brackets, braces and quotes separate nothing.
+
+    Nor do those of a path, unless it is not there and all of its parts are.
+    """
     key, sign, value = override.partition("=")
-    if key in FREE_TEXT or not sign:
+    key = key.lstrip("+")
+    if key in (*FREE_TEXT, "runs_dir") or not sign:
         return [override]
     parts, depth, quote = [""], 0, ""
-    for c in value:
+    for at, c in enumerate(value):
         if quote:
             quote = "" if c == quote else quote
-        elif c in "'\"":
+        elif c in "'\"" and (c in value[at + 1 :]):  # an apostrophe alone quotes nothing
             quote = c
-        depth += (c in "[{(") - (c in ")}]")
+        else:
+            depth += (c in "[{(") - (c in ")}]")
         if c == "," and not depth and not quote:
             parts.append("")
         else:
             parts[-1] += c
+    if len(parts) > 1 and (key in PATHS or key == "backbone") and not _are_several(parts, value, key in HUB_KEYS):
+        return [override]
     return [f"{key}={part}" for part in parts]
+
+
+def _are_several(parts: list[str], whole: str, may_be_remote: bool) -> bool:
+    """Whether a text with commas is several paths, or names that a hub has, and not one path."""
+
+    def can_be(path: str) -> bool:
+        remote = may_be_remote and not path.startswith(("/", ".", "~"))
+        return path == "null" or remote or os.path.exists(os.path.expanduser(path))
+
+    return not os.path.exists(os.path.expanduser(whole)) and all(map(can_be, parts))
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
     """Every combination of alternatives, each with a run's name of its own; one list if there is nothing to combine.
 
     Raises:
-        ConfigurationError: an alternative that is empty, or several names.
+        ConfigurationError: an alternative that is empty or stands twice, or several names.
     """
     choices = [alternatives(override) for override in overrides]
     swept = [c for c in choices if len(c) > 1]
@@ -48,14 +67,17 @@ def combinations(overrides: list[str]) -> list[list[str]]:
         return [overrides]
     for choice in swept:
         key = choice[0].partition("=")[0]
-        if key == "name" or any(c.endswith("=") for c in choice):
-            raise ConfigurationError(
-                f"cannot read '{key}={','.join(c.partition('=')[2] for c in choice)}'; expected {key}=a,b"
-            )
+        if key == "name" or len(set(choice)) < len(choice) or any(c.endswith("=") for c in choice):
+            remedy = "a run has one name" if key == "name" else f"expected {key}=a,b with no two the same"
+            raise ConfigurationError(f"cannot read '{key}={','.join(c.partition('=')[2] for c in choice)}'; {remedy}")
     found = []
     for combination in itertools.product(*choices):
         label = "-".join(_label(c) for c, of in zip(combination, choices, strict=True) if len(of) > 1)
         found.append([*(c for c in combination if not c.startswith("name=")), f"name={_name(overrides)}{label}"])
+    if len({job[-1] for job in found}) < len(found):
+        raise ConfigurationError(
+            f"two combinations would be called '{found[0][-1].removeprefix('name=')}' or alike; give them names of their own, one run each"
+        )
     return found
 
 
@@ -65,7 +87,8 @@ def _name(overrides: list[str]) -> str:
 
 def _label(override: str) -> str:
     key, _, value = override.partition("=")
-    return value.replace("/", "_") if key == "agent" else f"{key.rsplit('.', 1)[-1]}{value.replace('/', '_')}"
+    value = value.replace("/", "_")
+    return value if key == "agent" else f"{key.rsplit('.', 1)[-1]}{value}"
 
 
 def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list[str]], None]) -> list[Path]:

@@ -22,7 +22,7 @@ class Prompter:
         self.examples = [e for e in examples if e.solution]
         # What every prompt shares, found by comparing two that differ in their first character.
         one, two = self._tokens(self.text("1 A")), self._tokens(self.text("Let x"))
-        self.prefix: list[int] = os.path.commonprefix([one, two])
+        self.prefix: list[int] = list(os.path.commonprefix([one, two]))
         shared = os.path.commonprefix([self.text("1 A"), self.text("Let x")])
         ends = range(len(shared), max(len(shared) - LOOKED_BACK, -1), -1)
         # The text that those tokens stand for: a space at its end may belong to the first word of the problem.

@@ -5,7 +5,7 @@ that was learned from is never reported on, and one that is reported on counts o
 """
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,7 +72,7 @@ def separate(by_split: dict[str, list[Row]]) -> tuple[dict[str, list[Problem]], 
     reported: dict[str, str] = {}  # the split in which a problem is reported on
     for split in ("test", "tune", "train", "sft"):
         seen: set[str] = set()
-        again, elsewhere = 0, defaultdict(int)
+        again, elsewhere = 0, Counter[str]()
         for row in by_split[split]:
             text = canonical(row.problem.problem)
             if text in reported:
