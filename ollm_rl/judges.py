@@ -6,16 +6,24 @@ problem (`answer`, `solution`, `problem`, `id` and whatever its data set has), `
 
 import asyncio
 import inspect
-import math
+import reprlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from copy import deepcopy
 from functools import partial
+from itertools import islice
+from numbers import Real
 from typing import Any
 
 from ollm_rl.answers import extract_answer
-from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
 from ollm_rl.reward import Verifier
 from ollm_rl.trajectory import Episode
+
+LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
 
 
 class MathVerify:
@@ -88,59 +96,113 @@ class Judge:
     def __init__(self, reward: Callable[..., Any], conversational: bool = False):
         self.reward, self.conversational = reward, conversational
         self.seconds, self.num_judged = 0.0, 0
-        parameters = inspect.signature(reward).parameters
-        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        function = reward.func if isinstance(reward, partial) else reward
+        self.name = getattr(function, "__name__", type(function).__name__)
+        try:
+            parameters = inspect.signature(reward).parameters
+        except (TypeError, ValueError):  # of some that are written in C
+            parameters = {}  # type: ignore[assignment]
+        self._takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes = set(parameters)
 
     def __call__(self, episodes: Sequence[Episode]) -> None:
         """Set `answer`, `reward` and, where the reward function says it, `verdict`.
 
+        An asynchronous function is awaited, in a thread of its own where a loop is running already, as in a notebook.
+
         Raises:
-            ConfigurationError: the function did not return one number per episode.
+            ConfigurationError: the function raised an error, which is the cause of this one, or did not return one finite
+                number per episode.
         """
         if not episodes:
             return
         start = time.perf_counter()
-        extra: dict[str, Sequence] = {}
+        extra: dict[str, Any] = {}
+        try:
+            rewards = self._returned(episodes, extra)
+            verdicts = list(extra.get("verdict", [""] * len(episodes)))
+        except OLLMError:
+            raise
+        except Exception as error:
+            if type(self.reward).__module__ == __name__:  # ours: no mistake of the user's
+                raise
+            raise ConfigurationError(
+                f"reward '{self.name}' raised {type(error).__name__}: {error}{_place(error)}. It was called with "
+                f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
+            ) from error
+        if len(verdicts) != len(episodes):
+            raise self._wrong(f"logged {len(verdicts)} verdicts", len(episodes))
+        for episode, reward, verdict in zip(episodes, rewards, verdicts, strict=True):
+            episode.reward = reward
+            episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
+        self.seconds += time.perf_counter() - start
+        self.num_judged += len(episodes)
+
+    def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float]:
+        """What the reward function makes of the episodes; what it logs goes to `extra`."""
         prompts: list = [e.problem.problem for e in episodes]
         completions: list = [e.text for e in episodes]
         if self.conversational:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
             completions = [[{"role": "assistant", "content": c}] for c in completions]
-        columns: dict[str, Any] = _columns(episodes) | {"completion_ids": [e.tokens for e in episodes]}
-        if not self._takes_all:
-            columns = {k: v for k, v in columns.items() if k in self._takes}
-        if "log_extra" in self._takes:
-            columns["log_extra"] = extra.__setitem__
-        rewards = self.reward(prompts=prompts, completions=completions, **columns)
-        if inspect.iscoroutine(rewards):
-            rewards = asyncio.run(rewards)
-        self._check(rewards, len(episodes))
-        verdicts = extra.get("verdict") or [""] * len(episodes)
-        for episode, reward, verdict in zip(episodes, rewards, verdicts, strict=True):
-            # None is TRL's "does not apply to this example"
-            episode.reward = 0.0 if reward is None else float(reward)
-            episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
-        self.seconds += time.perf_counter() - start
-        self.num_judged += len(episodes)
+        given: dict[str, Any] = _columns(episodes) | {
+            "prompts": prompts, "completions": completions, "completion_ids": [list(e.tokens) for e in episodes],
+            "log_extra": extra.__setitem__, "log_metric": lambda name, value: None,
+        }  # fmt: skip
+        returned = self.reward(**{k: v for k, v in given.items() if self._takes_all or k in self._takes})
+        if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
+            returned = _awaited(returned)
+        return self._numbers(returned, len(episodes))
 
-    def _check(self, rewards: Any, n: int) -> None:
-        name = getattr(self.reward, "__name__", type(self.reward).__name__)
-        try:
-            bad = [r for r in rewards if not (r is None or math.isfinite(r))]
-        except TypeError:
-            raise ConfigurationError(
-                f"reward '{name}' returned {rewards!r:.80}; expected a list of {n} numbers"
-            ) from None
-        if len(rewards) != n or bad:
-            what = f"{bad[0]!r} among them" if bad else f"{len(rewards)} values"
-            raise ConfigurationError(
-                f"reward '{name}' returned {what}; expected {n} finite numbers, one per completion"
-            )
+    def _numbers(self, returned: Any, n: int) -> list[float]:
+        """The rewards as numbers; None is TRL's "does not apply to this example", and 0 here."""
+        single = isinstance(returned, str | bytes | Mapping | Set) or getattr(returned, "ndim", 1) == 0
+        if single or not isinstance(returned, Iterable):
+            raise self._wrong(f"returned {type(returned).__name__} {reprlib.repr(returned)}", n)
+        values = [_scalar(r) for r in islice(returned, n + 1)]
+        if len(values) != n:
+            raise self._wrong(f"returned {'more' if len(values) > n else len(values)} values", n)
+        for i, value in enumerate(values):
+            good = isinstance(value, Real) and -LARGEST <= value <= LARGEST  # type: ignore[operator]  # NaN is not
+            if value is not None and not good:
+                raise self._wrong(f"returned {reprlib.repr(value)} as number {i + 1}", n)
+        return [0.0 if value is None else float(value) for value in values]
+
+    def _wrong(self, what: str, n: int) -> ConfigurationError:
+        return ConfigurationError(
+            f"reward '{self.name}' {what}; expected a list of {n} finite numbers, one per completion, of at most {LARGEST:g} in size"
+        )
 
     def close(self) -> None:
         if callable(close := getattr(self.reward, "close", None)):
             close()
+
+
+def _scalar(value: Any) -> Any:
+    """An array without axes as the number in it."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _awaited(returned: Any) -> Any:
+    """What an awaitable, or an asynchronous generator, gives."""
+
+    async def wait() -> Any:
+        if inspect.isasyncgen(returned):
+            return [value async for value in returned]
+        return await returned
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, wait()).result()
+
+
+def _place(error: BaseException) -> str:
+    """The line that raised an error."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def _columns(episodes: Sequence[Episode]) -> dict[str, list]:
@@ -148,7 +210,8 @@ def _columns(episodes: Sequence[Episode]) -> dict[str, list]:
         {**e.problem.extra, "id": e.problem.id, "problem": e.problem.problem, "answer": e.problem.answer,
          "solution": e.problem.solution} for e in episodes
     ]  # fmt: skip
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
+    # Copies: a reward may change what it is given, and the problem comes again.
+    return {name: [deepcopy(row.get(name)) for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
 
 
 def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
@@ -175,7 +238,15 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
         hint = "".join(did_you_mean(k, parameters) for k in settings if k not in parameters)
         expected = f"It takes {', '.join(parameters) or 'no settings'}."
         raise ConfigurationError(f"reward._target_={name}: {error}. {expected}{hint}") from error
-    reward = partial(target, **settings) if itself and settings else target if itself else target(**settings)
+    try:
+        reward = partial(target, **settings) if itself and settings else target if itself else target(**settings)
+    except OLLMError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"reward._target_={name} raised {type(error).__name__} when it was made: {error}{_place(error)}. Check its settings, "
+            f"{', '.join(settings) or 'of which it was given none'}."
+        ) from error
     if not callable(reward):
         raise ConfigurationError(f"reward._target_={name} gives {type(reward).__name__}, expected a reward function")
     return Judge(reward, conversational)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ollm_rl.cache import key_of, made_by_one
+from ollm_rl.cache import cache_dir, check_cache, key_of, made_by_one
+from ollm_rl.errors import ConfigurationError
 
 MAKE = """
 import sys, time
@@ -53,3 +54,53 @@ def test_a_cache_that_may_only_be_read_is_read(tmp_path, monkeypatch):
     with made_by_one(tmp_path / "thing"):
         pass
     assert not (tmp_path / "thing.lock").exists()
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, value, place in (
+        ("OLLM_RL_CACHE", "~/mine", "mine"),
+        ("XDG_CACHE_HOME", "~/x", "x/ollm_rl"),
+        ("XDG_CACHE_HOME", "", ".cache/ollm_rl"),
+    ):
+        for name in ("OLLM_RL_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(variable, value)
+        assert cache_dir() == tmp_path / place
+
+
+def test_without_a_home_the_cache_has_to_be_named(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("OLLM_RL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ollm_rl.cache.Path.home", homeless)
+    with pytest.raises(ConfigurationError, match="Set OLLM_RL_CACHE"):
+        cache_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/x", "/proc/nothing", "x" * 300, "y/" * 2500])
+def test_a_cache_that_cannot_be_is_said(tmp_path, monkeypatch, place):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / place))
+    with pytest.raises(ConfigurationError, match="the cache cannot be at .*Set OLLM_RL_CACHE"):
+        check_cache()
+    with (
+        pytest.raises(ConfigurationError, match="the cache cannot be written: .*Set OLLM_RL_CACHE"),
+        made_by_one(cache_dir() / "thing"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_cannot_be_written_in_the_cache_is_said(tmp_path, monkeypatch, code):
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
+    with (
+        pytest.raises(ConfigurationError, match="the cache cannot be written") as caught,
+        made_by_one(tmp_path / "thing"),
+    ):
+        raise OSError(code, "no", str(tmp_path / "thing" / "x"))
+    assert caught.value.__cause__.errno == code
+    with pytest.raises(OSError, match="elsewhere"), made_by_one(tmp_path / "thing"):
+        raise OSError(code, "no", "/elsewhere")

@@ -1,14 +1,20 @@
 """Rewards with TRL's signature: written for TRL they run here, and ours runs in TRL."""
 
 import asyncio
+import itertools
+from functools import partial
 
+import numpy as np
 import pytest
+import torch
 
+from ollm_rl.cli import main
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.judges import Judge, MathVerify, ReasoningGym, make_judge
 from ollm_rl.tasks import ChainSum, Problem
 from ollm_rl.tasks import ReasoningGym as GymTask
 from ollm_rl.trajectory import Episode
+from tests.conftest import QUICK_KEYS
 
 
 def episodes(*texts, answer="5", **extra):
@@ -113,13 +119,149 @@ def test_settings_that_do_not_fit(target, settings, words):
         make_judge(target, settings)
 
 
-@pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], None, ["a", "b"]])
-def test_a_reward_that_returns_nonsense_is_named(returned):
+def returning(value):
     def broken(completions, **columns):
-        return returned
+        return value() if callable(value) else value
 
-    with pytest.raises(ConfigurationError, match="reward 'broken' returned"):
-        Judge(broken)(episodes("a", "b"))
+    return broken
+
+
+async def later(*values):
+    await asyncio.sleep(0)
+    return list(values)
+
+
+async def one_by_one(*values):
+    for value in values:
+        await asyncio.sleep(0)
+        yield value
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 0.5], (1.0, 0.5), np.array([1.0, 0.5]), np.array([1.0, 0.5], dtype=np.float16), torch.tensor([1.0, 0.5], requires_grad=True),
+        [torch.tensor(1.0), np.float32(0.5)], [True, 0.5], np.array([True, 0.5], dtype=object), lambda: (x for x in (1.0, 0.5)),
+        lambda: map(float, ("1", "0.5")), lambda: later(1.0, 0.5), lambda: one_by_one(1.0, 0.5), {1: 1.0, 2: 0.5}.values(),
+    ],
+)  # fmt: skip
+def test_what_a_reward_may_return(returned):
+    """As in TRL: whatever holds one number for each completion, at once or later."""
+    played = episodes("a", "b")
+    Judge(returning(returned))(played)
+    assert [e.reward for e in played] == [1.0, 0.5] and all(type(e.reward) is float for e in played)
+
+    async def in_a_notebook():
+        Judge(returning(returned))(again)
+
+    again = episodes("a", "b")
+    asyncio.run(in_a_notebook())
+    assert [e.reward for e in again] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "returned NoneType None"), ({"a": 1.0, "b": 2.0}, "returned dict"), ({1.0, 2.0}, "returned set"), ("11", "returned str '11'"),
+        (b"11", "returned bytes"), (1.0, "returned float 1.0"), (True, "returned bool"), (np.float64(1), "returned float64"),
+        (np.array(1.0), "returned ndarray"), (torch.tensor(1.0), "returned Tensor"), ([1.0], "returned 1 values"), ([], "returned 0 values"),
+        ([1.0, 2.0, 3.0], "returned more values"), (lambda: itertools.repeat(1.0), "returned more values"), (["a", "b"], "'a' as number 1"),
+        ([1.0, float("nan")], "nan as number 2"), ([float("inf"), 1.0], "inf as number 1"), ([1.0, -1e38], "-1e.38 as number 2"),
+        ([1.0, 1e300], "as number 2"), ([1.0, 10**400], "as number 2"), ([[1.0], [2.0]], "\\[1.0\\] as number 1"), (np.ones((2, 1)), "as number 1"),
+        (torch.ones(2, 1), "as number 1"), ([1.0, 1j], "as number 2"), ([1.0, {"score": 1}], "as number 2"), (lambda: later(1.0), "returned 1 values"),
+        (lambda: later, "returned function"),
+    ],
+)  # fmt: skip
+def test_a_reward_that_returns_nonsense_is_named(returned, words):
+    played = episodes("a", "b")
+    with pytest.raises(ConfigurationError, match=f"reward 'broken' .*{words}.*expected a list of 2 finite numbers"):
+        Judge(returning(returned))(played)
+    assert [e.reward for e in played] == [0.0, 0.0]
+
+
+def test_the_error_of_a_reward_names_it_and_is_the_cause():
+    def raising(completions, **columns):
+        return [float(c) for c in completions]
+
+    def halfway(completions, **columns):
+        yield 1.0
+        raise KeyError("score")
+
+    async def asleep(completions, **columns):
+        raise RuntimeError("no service")
+
+    def greedy(completions, trainer_state):
+        return [1.0]
+
+    def exits(completions, **columns):
+        raise StopIteration
+
+    for reward, cause in (
+        (raising, ValueError),
+        (halfway, KeyError),
+        (asleep, RuntimeError),
+        (greedy, TypeError),
+        (exits, StopIteration),
+    ):
+        with pytest.raises(ConfigurationError, match=f"reward '{reward.__name__}' raised {cause.__name__}") as caught:
+            Judge(partial(reward))(episodes("a"))
+        assert isinstance(caught.value.__cause__, cause)
+    with pytest.raises(ConfigurationError, match=r"test_judges.py, line \d+"):
+        Judge(raising)(episodes("a"))
+
+
+def test_a_reward_may_change_what_it_is_given():
+    def careless(prompts, completions, completion_ids, answer, domain, metadata, **columns):
+        for values in (prompts, completions, answer):
+            values.clear()
+        for tokens, names, facts in zip(completion_ids, domain, metadata, strict=True):
+            tokens.clear()
+            names.append("x")
+            facts["inner"].clear()
+        return [1.0, 1.0]
+
+    played = episodes("a", "b", domain=["sums"], metadata={"inner": [1]})
+    for episode in played:
+        episode.tokens = [1, 2]
+    Judge(careless)(played)
+    assert [e.tokens for e in played] == [[1, 2]] * 2 and [e.text for e in played] == ["a", "b"]
+    assert played[0].problem.extra == {"domain": ["sums"], "metadata": {"inner": [1]}}
+
+
+def test_rewards_log_as_they_do_in_trl():
+    def logging(completions, **kwargs):
+        kwargs["log_metric"]("share", 0.5)
+        kwargs["log_extra"]("verdict", np.array(["good", "bad"]))
+        return [1.0, 0.0]
+
+    def only(completions):
+        return [1.0 for _ in completions]
+
+    played = episodes("a", "b")
+    Judge(logging)(played)
+    assert [e.verdict for e in played] == ["good", "bad"]
+    Judge(only)(played)
+    with pytest.raises(ConfigurationError, match="logged 1 verdicts"):
+        Judge(lambda completions, log_extra: log_extra("verdict", ["x"]) or [1.0, 1.0])(played)
+
+
+def test_a_reward_that_cannot_be_made_is_named():
+    class Needy:
+        def __init__(self, url="x"):
+            raise ConnectionError(f"no {url}")
+
+    with pytest.raises(ConfigurationError, match="Needy raised ConnectionError when it was made: no y") as caught:
+        make_judge(Needy, {"url": "y"})
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+def test_a_bad_reward_ends_a_run_with_one_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "odd_rewards.py").write_text("def scores(completions, **columns):\n    return {'score': 1.0}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "agent=prior", "reward=odd_rewards.scores", f"runs_dir={tmp_path}", *QUICK_KEYS])
+    assert stopped.value.code == 2
+    assert "reward 'scores' returned dict" in " ".join(capsys.readouterr().err.split())
 
 
 def test_reasoning_gym_judges_its_own():
