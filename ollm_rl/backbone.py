@@ -1,5 +1,6 @@
 """The frozen causal LM: loading, precision, and the two halves that everything else uses (body and head)."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -189,8 +190,9 @@ def _bf16_speed() -> float:
     if key not in known:  # two processes at once measure each other's load as well, in both precisions
         shortest = _shortest_products((torch.float32, torch.bfloat16))
         known[key] = shortest[0] / shortest[1]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=2) + "\n")
+        with contextlib.suppress(OSError):  # a cache that may only be read: measured again the next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(known, indent=2) + "\n")
     return known[key]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
+from ollm_rl.heartbeat import beat
 from ollm_rl.reward import Verifier
 from ollm_rl.trajectory import Episode
 
@@ -137,6 +138,7 @@ class Judge:
             episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
         self.seconds += time.perf_counter() - start
         self.num_judged += len(episodes)
+        beat()
 
     def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float]:
         """What the reward function makes of the episodes; what it logs goes to `extra`."""
