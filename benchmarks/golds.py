@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ollm_rl.answers import normal_form, plain_number
+from ollm_rl.normal import normal_form, plain_number
 from ollm_rl.reward import Verifier
 from ollm_rl.tasks import OmniMath
 from ollm_rl.tasks.base import stating

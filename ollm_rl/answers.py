@@ -1,40 +1,87 @@
-r"""Final answers: finding them in a solution and writing them in one way.
+r"""The final answer that a text states.
 
-Policy. Only the last `TAIL` characters of a text are looked at, for a final answer stands at the end.
+Policy:
 
-* The last complete `\boxed{...}` (or `\fbox`) counts. Boxes that follow one another with nothing but a comma, "and"
-  or "or" between them are one answer, a list.
-* Without a complete box, what follows the last "answer is", "answer:" or "####" on its line counts, up to the end of
-  the sentence, unless it holds a box that was cut off.
+* What a model thinks is no answer: text between `<think>` and `</think>` goes (`<thinking>`, `<thought>` and `<reasoning>`
+  alike), and all that stands before a `</think>` whose beginning was in the prompt. A thought that never ends leaves no
+  answer. Of `<answer>...</answer>`, the content counts.
+* Of the rest, the last `TAIL` characters are looked at, for a final answer stands at the end.
+* The last complete `\boxed{...}` (or `\fbox`) counts. Boxes that follow one another with nothing but a comma, "and" or "or"
+  between them are one answer, a list.
+* Only "the final answer is 5", "Final answer: 5" or a heading "Final answer" above it, when they stand behind that box and no
+  other box follows, count more. "The answer is 5" does not.
+* Without a complete box, the last of these counts: "answer is" (or "answer:", "correct option is", a heading "Answer"), and
+  GSM8K's `####` with an answer on its line, which a Markdown heading of words has not. What follows counts up to the end of
+  the sentence, or is a display formula; not if it holds a box that was cut off.
 * Otherwise there is no answer. A text that the token budget cut off is judged by the same rules.
 """
 
 import re
-from collections.abc import Callable
-from fractions import Fraction
 
 TAIL = 50_000  # characters
 MAX_PHRASE = 300  # characters of an answer that stands in no box
-MAX_DEPTH = 40  # of arguments in arguments
-MAX_DIGITS = 2_000  # of a number that is compared here; longer ones go to a worker with its limits
+MAX_FORMULA = 2_000  # characters of a display formula
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
-_PHRASE = re.compile(r"\banswer\b[^\S\n]*(?:is|:|=)|####", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 
 
 def extract_answer(text: str) -> str | None:
     """The final answer that a solution states, or None."""
-    tail = text[-TAIL:]
-    answer = last_boxed(tail)
-    if answer is None:
-        answer = _after_phrase(tail)
+    said = _without_thoughts(text)
+    if said is None:
+        return None
+    tail = said[-TAIL:]
+    tagged = None
+    for tagged in _ANSWER_TAG.finditer(tail):  # noqa: B007 - the last one is wanted
+        pass
+    answer = _stated(tail if tagged is None else tagged[1])
+    if answer is None and tagged is not None and r"\boxed" not in tagged[1]:
+        answer = tagged[1]
     return answer.strip(" \t\r\n") or None if answer is not None else None  # a form feed may be a damaged \f
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}`, joined with those right before it; None if there is none."""
+def _without_thoughts(text: str) -> str | None:
+    """None if a thought never ends."""
+    said: list[str] = []
+    begin, thinking = 0, False
+    for tag in _THOUGHT.finditer(text):
+        if tag[1]:
+            if not thinking:  # it began in the prompt
+                said = []
+            begin, thinking = tag.end(), False
+        elif not thinking:
+            said.append(text[begin : tag.start()])
+            thinking = True
+    return None if thinking else "\n".join([*said, text[begin:]])
+
+
+def _stated(text: str) -> str | None:
+    """The answer that counts in a text without thoughts."""
+    box = _last_box(text)
+    judgement = None
+    for phrase in reversed(list(_PHRASE.finditer(text))):
+        if box is not None and not ((phrase["final"] or phrase["final_"]) and phrase.start() > box[1]):
+            continue
+        answer = _behind(text, phrase)
+        if answer is None and box is None:
+            return judgement  # it was cut off
+        if not answer or (box is not None and not _is_short(answer)):
+            continue
+        if not _JUDGEMENT.match(answer):
+            return answer
+        judgement = judgement or answer
+    return judgement if box is None else box[0]
+
+
+# Boxes -----------------------------------------------------------------------------------------------------------
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
+
+
+def _last_box(text: str) -> tuple[str, int] | None:
+    r"""The content of the last complete `\boxed{...}`, joined with those right before it, and where it ends."""
     boxes: list[tuple[int, int, int]] = []  # start of the command, of its content, end of its content
     stack: list[tuple[int, int] | None] = []
     for token in _BRACES.finditer(text):
@@ -53,249 +100,98 @@ def last_boxed(text: str) -> str | None:
     while boxes and _joined(text[boxes[-1][2] + 1 : found[-1][0]]):
         found.append(boxes.pop())
     contents = [text[start:end].strip(" \t\r\n") for _, start, end in reversed(found)]
-    return ", ".join(dict.fromkeys(contents))
+    return ", ".join(dict.fromkeys(contents)), found[0][2]
 
 
 def _joined(between: str) -> bool:
     return len(between) < 40 and bool(_BETWEEN_BOXES.fullmatch(between))
 
 
-def _after_phrase(text: str) -> str | None:
-    phrase = None
-    for phrase in _PHRASE.finditer(text):  # noqa: B007 - the last one is wanted
-        pass
-    if phrase is None:
-        return None
-    rest = text[phrase.end() : phrase.end() + MAX_PHRASE].lstrip(" \t\n\r:*=")
-    rest = rest.partition("\n")[0]
-    if end := _SENTENCE_END.search(rest):
-        rest = rest[: end.start()]
-    return None if r"\boxed" in rest else rest.strip(" \t*")
+# Phrases ---------------------------------------------------------------------------------------------------------
+
+_PHRASE = re.compile(
+    r"""^[ \t]*+\#{0,6}+[ \t]*+[*_]{0,3}+(?:the[ ])?(?P<final>final[ ])?answer[ \t]*+[*_]{0,3}+[ \t]*+\#*+[ \t]*+$  # a heading
+    | \b(?:(?P<final_>final)[ ](?:\w{1,20}[ ])?)?answers?\b(?:[ ](?:to|for|of)\b[^.:\n]{1,80}?)?
+      [ \t]*+[*_]{0,3}+[ \t]*+(?:(?:is|are|equals)\b|[:：=])
+    | \b(?:correct|right|best)[ ](?:option|choice)[ \t]*+(?:is\b|:)
+    | (?<!\#)\#{4}(?!\#)[ \t*$]*+(?![0-9]+(?:[.):][ \t]|st\b|nd\b|rd\b|th\b))  # GSM8K's, before no heading of words
+      (?=[-+.]?[ ]?[0-9]|[-+]?[ ]?[\\({\[€£¥₹√π]|[^\W\d_][ ]?(?:=|[.,)]|\s*$)|(?:yes|no|true|false|none)\b)
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_DISPLAY = re.compile(
+    r"\\\[(?P<a>.*?)\\\]|\$\$(?P<b>.*?)\$\$|\\begin\{(?P<name>(?:equation|align|gather|multline)\*?)\}(?P<c>.*?)\\end\{(?P=name)\}"
+    r"|```[a-z]*\n(?P<d>.*?)```",
+    re.DOTALL,
+)
+_OPENED = re.compile(r"\\\[|\$\$|\\begin\{(?:equation|align|gather|multline)|```")
+_FILLER = re.compile(
+    r"(?:(?:therefore|thus|then|hence|simply|just|given by|equal to|exactly|indeed|clearly|as follows)\b[\s,:]*)+",
+    re.IGNORECASE,
+)
+_ABBREVIATED = re.compile(r"\b(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|sq|cu|approx|rs|u\.s)$", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?=\s|$|[*\"”]+(?:\s|$))|[。！？]|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")
+_CLAUSE = re.compile(
+    r"(?:,\s*|\s+)(?:because|since|therefore|thus|hence|which|meaning|as (?:required|desired|claimed|needed|expected))\b.*"
+    r"|,\s*(?:as|so|and so|and thus)\b.*|(?:,\s*|\s+)(?:in total|in all|altogether|overall)$|\s+\#+\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
+_AFTERTHOUGHT = re.compile(
+    r"([-+$\\({]*[0-9][^,]*(?:,[0-9]{3}[^,]*)*), (?!and\b|or\b)[a-zA-Z]{3,}[a-zA-Z' -]*"
+)  # 72 clips, altogether
+_JUDGEMENT = re.compile(
+    r"(?:not|right|correct|wrong|incorrect|verified|confirmed|consistent|reasonable|unique|obvious|clear|above|below|boxed|"
+    r"in|shown|given)\b",
+    re.IGNORECASE,
+)
+_SHORT = re.compile(r"[-+±≈]?\s?(?:[0-9.$\\({\[|€£¥₹√π∞]|[^\W\d_](?![^\W\d_]))|[^\W\d_][\w-]*$")
 
 
-# One way of writing ----------------------------------------------------------------------------------------------
-
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_UNICODE = str.maketrans(
-    {
-        "−": "-", "–": "-", "—": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/",
-        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ",
-        "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-        "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ",
-        "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-        "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "’": "'", "“": '"', "”": '"',
-        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "º": "°",
-    }
-)  # fmt: skip
-_FUNCTIONS = (
-    "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "log",
-    "ln", "lg", "exp", "max", "min", "gcd", "lcm", "sqrt",
-)  # fmt: skip
-_NAMES = "|".join((*_FUNCTIONS, "pi", "infty"))
-_STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox|operatorname\*?|rm|bf)"
-_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", ""),
-        (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " "),  # delimiters of mathematics
-        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
-        (r"(?<=[0-9])(?:\{,\}|,\\!)(?=[0-9]{3})", ""),
-        (r"\{,\}|,\\!", ","),
-        (r"\.{2,}|\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|…", r"\\ldots "),
-        (r"\\not\s*(?:=|\\?eq(?![a-zA-Z]))", r"\\ne "),
-        (r"\\(?:boxed|fbox|underline)\s*\{([^{}]*)\}", r"\1"),
-        (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
-        (r"\{\s*\\(?:bf|rm|it|sf)(?![a-zA-Z])([^{}]*)\}", r"\1"),
-        (r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
-        (r"(?<!\\)\\!", ""),
-        (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])|&nbsp;", " "),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-        (rf"({_STYLES}\s*\{{[^{{}}]*)\^\s*\{{?([23])\}}?(?=[^{{}}]*\}})", lambda m: m[1] + ("²" if m[2] == "2" else "³")),
-        (rf"{_STYLES}\s*\{{\s*({_NAMES})\s*\}}", r"\\\1 "),
-        (rf"{_STYLES}\s*\{{([-+0-9.,/ ]+|[ei])\}}", r"\1"),
-        (r"\\(?:mathbf|mathit|boldsymbol|bm)\s*\{([a-zA-Z])\}", r"\1"),
-        (rf"{_STYLES}\s*\{{([^{{}}]*)\}}", lambda match: rf"\text{{{match[1].strip()}}}"),
-        (r"\\text\{\}", ""),
-        (r"\*\*", "^"),
-        (r"\\times(?![a-zA-Z])|\\ast(?![a-zA-Z])|\*", r"\\cdot "),
-        (r"\\div(?![a-zA-Z])", "/"),
-        (r"\\leq?(?:slant)?(?![a-zA-Z])|<=|\\leqq(?![a-zA-Z])", r"\\le "),
-        (r"\\geq?(?:slant)?(?![a-zA-Z])|>=|\\geqq(?![a-zA-Z])", r"\\ge "),
-        (r"\\neq?(?![a-zA-Z])|(?<![0-9a-zA-Z)}])\s*!=", r"\\ne "),
-        (r"\\lt(?![a-zA-Z])|&lt;", "<"),
-        (r"\\gt(?![a-zA-Z])|&gt;", ">"),
-        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\\l?vert(?![a-zA-Z])|\\rvert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|"),
-        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset "),
-        (r"\\begin\{(?:[bB]matrix|matrix|smallmatrix|array)\}(?:\{[clr| ]*\})?", r"\\begin{pmatrix}"),
-        (r"\\end\{(?:[bB]matrix|matrix|smallmatrix|array)\}", r"\\end{pmatrix}"),
-        (r"\\\\\s*\[[^\[\]]*\]", r"\\\\"),
-        (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}|(?<![\\a-zA-Z])C\(([^(),]*),([^(),]*)\)", r"\\binom{\1\3}{\2\4}"),
-        (r"\\colon(?![a-zA-Z])", ":"),
-        (r"(?<=[0-9])\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=[0-9])", ":"),
-        (r"\\p?mod(?![a-zA-Z])\s*\{?\(?\s*([0-9a-zA-Z]+)\s*\)?\}?|\(\s*mod\s*([0-9a-zA-Z]+)\s*\)", r"\\pmod{\1\2}"),
-        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
-        (r"\\dot\s*\{?([0-9])\}?", r"\\overline{\1}"),
-        (r"\\(max|min|gcd|lcm)\s*\\\{([^{}]*)\\\}", r"\\\1(\2)"),
-        (r"\\mathbb\{R\}\s*(?:\^\s*\{?\+\}?|_\s*\{\s*>\s*0\s*\})", r"(0,\\infty)"),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|\s*\\text\{degrees?\}|(?<=[0-9}])\s*degrees?(?![a-zA-Z])", "°"),
-        (r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty "),
-        (rf"(?<![\\a-zA-Z])({_NAMES})(?![a-zA-Z])", r"\\\1 "),
-        (r"\\arc(sin|cos|tan|cot)(?=[a-zA-Z])", r"\\arc\1 "),
-        (r"\\(sin|cos|tan|cot)\s*\^\s*\{?\s*-1\s*\}?", r"\\arc\1 "),
-    )
-]  # fmt: skip
-_SPACE = re.compile(r"\s+")
-_LOOSE_SPACE = re.compile(r"(?<![a-zA-Z0-9,]) | (?![a-zA-Z0-9])|(?<=,) (?![0-9])|(?<=[^0-9],) ")  # "1, 250" is a list
+def _behind(text: str, phrase: re.Match) -> str | None:
+    """What a phrase says the answer is; empty if nothing is there, None if it was cut off."""
+    start = phrase.end() - (phrase[0].endswith("$") and phrase[0].lstrip().startswith("####"))
+    rest = text[start : start + MAX_FORMULA].lstrip(" \t\r\n:：*=_")
+    rest = _FILLER.sub("", rest, count=1).lstrip(" \t\r\n:：*=_") if _FILLER.match(rest) else rest
+    if _OPENED.match(rest):
+        display = _DISPLAY.match(rest)
+        if display is None:
+            return None
+        return _one_line(display["a"] or display["b"] or display["c"] or display["d"] or "")
+    line = rest[:MAX_PHRASE].partition("\n")[0]
+    for end in _SENTENCE_END.finditer(line):
+        if end[0] != "." or not _ABBREVIATED.search(line[: end.start()]):
+            line = line[: end.start()]
+            break
+    if nested := _PHRASE.search(line):  # "The answer is 5" below a heading
+        line = line[nested.end() :].lstrip(" \t:：*=_")
+    line = _CLAUSE.sub("", line).strip(" \t*`")
+    if found := _AFTERTHOUGHT.fullmatch(line):
+        line = found[1]
+    if line.endswith(")") and "(" not in line and "[" not in line:  # (the answer is 5)
+        line = line[:-1]
+    return None if r"\boxed" in line else line.strip()
 
 
-def normal_form(text: str) -> str:
-    """One way of writing for the many that mean the same; texts with equal normal forms are equal answers.
+def _one_line(formula: str) -> str:
+    """The rows of a display as one chain or list."""
+    if r"\boxed" in formula or not ("&" in formula or formula.count("\n") > 2) or r"\begin" in formula:
+        return formula.strip()
+    rows = [row.replace("&", "").strip() for row in formula.split("\\\\")]
+    whole = ""
+    for row in filter(None, rows):
+        whole = (
+            f"{whole} {row}"
+            if not whole or row[0] in "=<>+-" or row.startswith((r"\le", r"\ge"))
+            else f"{whole}, {row}"
+        )
+    return whole.strip()
 
-    Nothing is computed: delimiters, styles, spacing and spelling variants go, and arguments get their braces.
-    """
-    text = re.sub(r"[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
-    text = re.sub(r"[₀-₉]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
-    text = _SPACE.sub(" ", strip_box(mended(text).translate(_UNICODE)).replace("\x0b", ""))
-    for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
-    text = _SPACE.sub(" ", text).strip()
-    text = _brace_arguments(text)
-    text = re.sub(r"(\\[a-zA-Z]+) (?=[^a-zA-Z])", r"\1", text)
-    text = _LOOSE_SPACE.sub("", _SPACE.sub(" ", text))
-    text = text.strip().rstrip(".,;:").strip()
-    if re.search(r"(?<!\\)(?:\\\\)*\\$", text):  # half of a control space
-        text = text[:-1].strip()
-    return unbraced(text)
+
+def _is_short(answer: str) -> bool:
+    """No prose: what may stand against a box."""
+    return bool(_SHORT.match(answer)) and len(re.findall(r"(?<!\\)\b[^\W\d_]{3,}", answer)) <= 4
 
 
 def mended(text: str) -> str:
     r"""`\frac` and `\binom` where JSON that was not escaped twice left a form feed and `rac`, as in Omni-MATH."""
     return text.replace("\x0c", r"\f").replace("\x08", r"\b")
-
-
-def unbraced(text: str) -> str:
-    """Without braces around the whole."""
-    while text.startswith("{") and _closing(text, 0) == len(text) - 1:
-        text = text[1:-1].strip()
-    return text
-
-
-def strip_box(text: str) -> str:
-    r"""Remove `\boxed` and the delimiters of mathematics around a whole answer."""
-    while True:
-        before = text
-        text = re.sub(r"(?<!\.)\.$", "", text.strip()).strip()
-        for left, right in (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)")):
-            inner = text[len(left) : len(text) - len(right)]
-            if text.startswith(left) and text.endswith(right) and len(inner) <= len(text) - 2 and left not in inner:
-                text = inner.strip()
-        match = re.match(r"\\(?:boxed|fbox)\s*(?=\{)", text)
-        if match and _closing(text, match.end()) == len(text) - 1:
-            text = text[match.end() + 1 : -1]
-        if text == before:
-            return text
-
-
-def _closing(text: str, start: int) -> int:
-    """Place of the brace that closes the one at `start`; -1 if none does."""
-    depth, i = 0, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1
-        elif text[i] in "{}":
-            depth += 1 if text[i] == "{" else -1
-            if depth == 0:
-                return i
-        i += 1
-    return -1
-
-
-_NEEDS_BRACES = re.compile(r"\\frac(?![a-zA-Z])|\\binom(?![a-zA-Z])|\\sqrt(?![a-zA-Z])|\^|_")
-_DIGITS, _ONE = re.compile(r"[0-9]+"), re.compile(r"\\[a-zA-Z]+|\\?.", re.DOTALL)
-_POWER = re.compile(r"[-+]?(?:[0-9]+|\\[a-zA-Z]+|[a-zA-Z])")
-
-
-def _brace_arguments(text: str, depth: int = 0) -> str:
-    r"""`\frac12`, `\sqrt3`, `x^10`, `x^(n+1)` with their arguments in braces."""
-    if depth > MAX_DEPTH:
-        return text
-    out: list[str] = []
-    at = 0
-    for match in _NEEDS_BRACES.finditer(text):
-        if match.start() < at:
-            continue
-        out.append(text[at : match.start()])
-        command, at = match[0], match.end()
-        out.append(command)
-        if command == r"\sqrt" and (root := re.compile(r"\s*\[([^\[\]]*)\]").match(text, at)):
-            index = _brace_arguments(root[1].strip(), depth + 1)
-            out.append("" if index == "2" else f"[{index}]")
-            at = root.end()
-        for _ in range(2 if command in (r"\frac", r"\binom") else 1):
-            argument, at = _argument(text, at, command)
-            out.append("{" + _brace_arguments(argument, depth + 1) + "}" if argument else "")
-    out.append(text[at:])
-    return "".join(out)
-
-
-def _argument(text: str, at: int, command: str) -> tuple[str, int]:
-    while at < len(text) and text[at] == " ":
-        at += 1
-    if at == len(text):
-        return "", at
-    if text[at] == "{":
-        end = _closing(text, at)
-        return (text[at + 1 : end].strip(), end + 1) if end > 0 else (text[at + 1 :], len(text))
-    if text[at] == "(" and command not in (r"\frac", r"\binom"):
-        depth = 0
-        for i in range(at, len(text)):
-            depth += {"(": 1, ")": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[at + 1 : i], i + 1
-    pattern = {"^": _POWER, "_": _POWER, r"\sqrt": _DIGITS}.get(command, _ONE)
-    match = pattern.match(text, at) or _ONE.match(text, at)
-    assert match is not None
-    return match[0], match.end()
-
-
-# Plain numbers ---------------------------------------------------------------------------------------------------
-
-_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
-_NUMBER = re.compile(rf"([-+]?)({_DECIMAL})")
-_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?: [0-9]{3})+")
-_SCIENTIFIC = re.compile(rf"([-+]?)({_DECIMAL})(?:[eE]|\\cdot ?10\^\{{)([-+]?[0-9]{{1,3}})\}}?")
-_REPEATING = re.compile(r"([-+]?)([0-9]+)\.([0-9]*)\\overline\{([0-9]+)\}")
-_RATIO = re.compile(r"([-+]?)(?:([0-9]+) )?([-+]?[0-9]+)/([-+]?[0-9]+)")
-_FRACTION = re.compile(r"([-+]?)([0-9]*)\\frac\{([-+]?[0-9]+)\}\{([-+]?[0-9]+)\}")
-
-
-def plain_number(text: str) -> Fraction | None:
-    """An integer, decimal, fraction or mixed number in normal form as an exact number; None for anything else."""
-    if len(text) > MAX_DIGITS:
-        return None
-    if match := _NUMBER.fullmatch(text):
-        return _signed(match[1], Fraction(match[2].replace(",", "").rstrip(".") or "0"))
-    if _GROUPED.fullmatch(text):
-        return Fraction(text.replace(" ", ""))
-    for pattern in (_RATIO, _FRACTION):
-        if (match := pattern.fullmatch(text)) and int(match[4]):
-            part = Fraction(int(match[3]), int(match[4]))
-            if not match[2]:
-                return _signed(match[1], part)
-            if match[3].isdigit() and match[4].isdigit() and part < 1:  # a mixed number
-                return _signed(match[1], int(match[2]) + part)
-    if match := _SCIENTIFIC.fullmatch(text):
-        return _signed(match[1], Fraction(match[2].replace(",", "").rstrip(".")) * Fraction(10) ** int(match[3]))
-    if match := _REPEATING.fullmatch(text):
-        sign, whole, start, period = match.groups()
-        nines = Fraction(int(period), 10 ** len(start) * (10 ** len(period) - 1))
-        return _signed(sign, Fraction(f"{whole}.{start or 0}") + nines)
-    return None
-
-
-def _signed(sign: str, value: Fraction) -> Fraction:
-    return -value if sign == "-" else value

@@ -23,21 +23,23 @@ MAX_PRECISION = 1 << 18  # bits
 EXTRA = 200  # bits of precision beyond the size of the formula
 MIN_POINTS = 4
 INTEGERS = set("abcdijklmnpqrstNMKLRS")  # letters that stand for integers in floors and factorials
-INFINITE = (sympy.oo, -sympy.oo, sympy.zoo)
+INFINITE = (sympy.oo, -sympy.oo)
 _OF_INTEGERS = {"floor", "ceiling", "factorial", "binomial", "Mod", "Sum", "Product"}
 
 
 def same(a: sympy.Expr, b: sympy.Expr) -> bool:
-    """The two formulas have the same value wherever both have a real one.
+    """The two formulas have the same value wherever both have a real one. What is undefined equals nothing.
 
     Raises:
         TooLarge: their numbers are too large to tell.
         NotEvaluable: they hold a function that is not known here.
     """
+    if _undefined(a) or _undefined(b):
+        return False
     if a == b:
         return True
     if a.has(*INFINITE) or b.has(*INFINITE):
-        return a.doit() == b.doit()
+        return a.doit() == b.doit() and not _undefined(a.doit())
     names = _unknowns(a) | _unknowns(b)
     if not names:
         try:
@@ -45,6 +47,11 @@ def same(a: sympy.Expr, b: sympy.Expr) -> bool:
         except Undefined:
             return False
     return _equal_at_points(a, b, names)
+
+
+def _undefined(node: sympy.Basic) -> bool:
+    """It divides by zero in so many words; other quotients by zero show when they are evaluated."""
+    return node.has(sympy.zoo, sympy.nan) or any(p.base.is_zero and p.exp.is_negative for p in node.atoms(sympy.Pow))
 
 
 def proportional(a: sympy.Expr, b: sympy.Expr, positive: bool = False) -> bool:

@@ -7,8 +7,9 @@ from functools import lru_cache
 import sympy
 from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from sympy.core.function import AppliedUndef
 
-from ollm_rl.answers import plain_number
+from ollm_rl.normal import plain_number
 from ollm_rl.structure import NotUnderstood
 
 PARSER = ConversionConfig(lowercase_symbols=False)
@@ -90,6 +91,17 @@ def parse(text: str) -> sympy.Basic:
         raise
     except Exception as error:  # the parser raises plain Exceptions and its own mistakes alike
         raise NotUnderstood(text[:80]) from error
+    if isinstance(found, sympy.Expr) and (
+        functions := found.atoms(AppliedUndef)
+    ):  # x(x) is x times x, f(x) is no product
+        symbols = {str(s): s for s in found.free_symbols}
+        found = found.xreplace(
+            {
+                f: sympy.Mul(symbols[str(f.func)], f.args[0], evaluate=False)
+                for f in functions
+                if str(f.func) in symbols and len(f.args) == 1
+            }
+        )
     if isinstance(found, sympy.MatrixExpr):
         found = found.doit()
     if isinstance(found, bool) or not isinstance(found, sympy.Basic | sympy.MatrixBase):

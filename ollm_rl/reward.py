@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ollm_rl.answers import extract_answer, normal_form, plain_number
+from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.normal import normal_form, plain_number
 from ollm_rl.workers import WorkerPool
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is not one

@@ -1,15 +1,19 @@
-r"""The outer shape of an answer: lists, sets, tuples, intervals, unions, equations, units and words.
+r"""The outer shape of an answer: lists, sets, tuples, intervals, unions, equations, quantities, literals and words.
 
 What is inside, the formulas, is left to math-verify's parser. The shape is read here because that parser guesses it:
 `(1,2)` is an interval to it, `a \le x < b` and a list of solutions are nested trees, and units are symbols.
-All texts are in normal form (`ollm_rl.answers.normal_form`).
+All texts are in normal form (`ollm_rl.normal.normal_form`).
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from ollm_rl.answers import unbraced
+from ollm_rl import units
+from ollm_rl.literals import Literal, literal
+from ollm_rl.normal import unbraced
+from ollm_rl.words import number_in_words, option, unwrapped, words_key
 
 MAX_PARTS = 200
 MAX_DEPTH = 40
@@ -36,8 +40,17 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Option:
+    """A choice: its letter and what stands beside it; `text` is all of it."""
+
+    letter: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Items:
-    """`kind`: `list` (bare), `set` (in braces), `union`, or the two brackets of a tuple or interval, such as `[)`.
+    """`kind`: `list` (bare), `set` (in braces), `union`, `ratio`, or the two brackets of a tuple or interval, such as `[)`.
 
     `joined` is what stands between the parts of a list: `or`, or anything else.
     """
@@ -55,7 +68,7 @@ class Relation:
     operators: tuple[str, ...]
 
 
-Node = Leaf | Words | Items | Relation
+Node = Leaf | Words | Option | Items | Relation | Literal
 
 
 class NotUnderstood(Exception):
@@ -73,14 +86,18 @@ def read(text: str, depth: int = 0) -> Node:
         raise NotUnderstood(text[:80])
     if _is_number(text):
         return Leaf(text)
+    if (found := _special(text, depth)) is not None:
+        return found
     if len(_SENTENCE_WORDS.findall(text)) > 2:
         return Words(words_key(text))
     if match := _WHOLE_TEXT.fullmatch(text):
         return read(match[1].strip(), depth + 1)
     text = _CONDITION.sub("", text) or text
-    core, unit = _without_unit(text)
+    core, unit = units.without_unit(text)
     if unit and _is_number(core):
         return Leaf(core, unit)
+    if unit and (found := literal(core)):
+        return replace(found, unit=unit)
     name, _, value = text.partition("=")
     if is_name(name) and _is_number(value):  # x=1,250
         return Relation((name, value), ("=",))
@@ -99,6 +116,10 @@ def read(text: str, depth: int = 0) -> Node:
     parts, _ = _split(text, lambda token: token == r"\cup")
     if len(parts) > 1:
         return _items("union", parts, depth)
+    if len(parts := _split(text, ":".__eq__)[0]) > 2:
+        return _items("ratio", parts, depth)
+    if match := _POINT.fullmatch(text):
+        return _point(*match.groups()) or _leaf(text)
     if shape is not None:
         kind, inner = shape
         if kind == "set" and (match := _BUILDER.fullmatch(inner)):
@@ -109,6 +130,66 @@ def read(text: str, depth: int = 0) -> Node:
         if kind == "set" or len(parts) > 1:
             return _items(kind, [p for p in parts if p], depth)
     return _leaf(text)
+
+
+def _special(text: str, depth: int) -> Node | None:
+    """What is neither formula nor mere words: a literal, a number in words or in another base, an option."""
+    if (value := _in_base(text)) is not None:
+        return Leaf(str(value))
+    if found := literal(text):
+        return found
+    if (number := number_in_words(text)) is not None:
+        value, counted = number
+        if not counted:
+            return Leaf(str(value))
+        core, unit = units.without_unit(f"{value} {counted}")
+        return Leaf(core, unit) if unit else None
+    if depth < 2 and (choice := option(text)):
+        return Option(*choice, text)
+    return None
+
+
+_BASE_NAMES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
+    "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+_IN_BASE = re.compile(
+    r"([-+]?)(?:\(([0-9A-Za-z.]+)\)|([0-9A-Za-z.]+)) ?(?:_\{ ?(?:base ?)?(-?[0-9]{1,2}|[a-z]+) ?\}|,? ?\(?(?:in )?base[- ]?([0-9]{1,2}|[a-z]+)\)?)"
+)
+_PREFIXED = re.compile(r"0(?:[xX]([0-9A-Fa-f]+)|[bB]([01]+)|[oO]([0-7]+))")
+
+
+def _in_base(text: str) -> Fraction | None:
+    """The value of `1010_{2}`, `FF_{16}`, `(1010)_{\\text{two}}`, `1010 in base 2`, `0xFF`. `F_{16}` is a name."""
+    plain = unwrapped(text)
+    if match := _PREFIXED.fullmatch(plain):
+        return Fraction(int(plain, 0))
+    if not (match := _IN_BASE.fullmatch(plain)):
+        return None
+    digits, named = match[2] or match[3], match[4] or match[5]
+    base = _BASE_NAMES.get(named, int(named) if named.lstrip("-").isdigit() else 0)
+    letters = not re.search("[0-9]", digits)
+    if not 2 <= abs(base) <= 36 or (letters and (len(digits) < 2 or not (digits.isupper() or base == 16))):
+        return None
+    whole, _, part = digits.partition(".")
+    if not whole + part or any(int(c, 36) >= abs(base) for c in whole + part if c != ".") or "." in part:
+        return None
+    value = Fraction(0)
+    for place, digit in enumerate(reversed(whole)):
+        value += int(digit, 36) * Fraction(base) ** place
+    for place, digit in enumerate(part, 1):
+        value += int(digit, 36) * Fraction(base) ** -place
+    return -value if match[1] == "-" else value
+
+
+_POINT = re.compile(r"([A-Z](?:'|_\{[^{}]*\})*)(\((.+)\))")
+
+
+def _point(name: str, coordinates: str, inner: str) -> Relation | None:
+    """`P(3,4)` states where P is; with letters in its arguments it is the value of a function."""
+    numeric = not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", inner))
+    whole = _bracketed(coordinates) is not None and len(_split(inner, _separates)[0]) > 1
+    return Relation((name, coordinates), ("=",)) if numeric and whole else None
 
 
 def _relation(parts: tuple[str, ...], operators: tuple[str, ...], depth: int) -> Node:
@@ -213,121 +294,23 @@ def is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and text not in ("e", "i")
 
 
-# Words and units -------------------------------------------------------------------------------------------------
+# Words and quantities --------------------------------------------------------------------------------------------
 
 _WORDS = re.compile(r"(?<![\\a-zA-Z])(?!pmatrix|vmatrix|cases)[a-zA-Z]{4,}(?![a-zA-Z])")
 _SENTENCE_WORDS = re.compile(
     r"(?<![\\a-zA-Z])(?!(?:and|or|if|per|square|cubic|pmatrix|vmatrix|cases)\b)[a-zA-Z]{3,}(?![a-zA-Z{])", re.IGNORECASE
 )
-_SHORT_WORDS = re.compile(r"(?i)(?:yes|no|odd|all|any|red|mon|tue|wed|thu|fri|sat|sun|one|two|six|ten)")
-_MULTIPLIERS = {
-    "dozen": "12", "hundred": "100", "thousand": "1000", "million": "10^{6}", "billion": "10^{9}", "trillion": "10^{12}",
-}  # fmt: skip
-_NO_UNIT = re.compile(
-    r"(?i)[^a-z°/ .^{}0-9²³-]|(?<![\^{-])[0-9]|\b(?:and|or|if|is|not|no|plus|minus|times|over|squared|cubed|factorial|mod|"
-    r"modulo|negative|hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|tenths?|hundredths?|when|for|where|than|even|odd|"
-    r"divided|by|choose|to|power|root|approximately|about)\b"
-)
-_NUMBERS = {
-    "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
-    "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16", "twenty": "20",
-}  # fmt: skip
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-_BASE = re.compile(r"\(?(-?(?=[A-F]*[0-9])[0-9A-F]+)\)?_\{(?:\\text\{)?(-?[0-9]{1,2}|[a-z]+)\}?\}")
-_TEXT_UNIT = re.compile(r"(.*?[^\s\\])\s*?((?:\\text\{[^{}]*\})(?:\\text\{[^{}]*\}|[/ ]|\^\{-?[0-9]\}|\\cdot ?|per)*)")
-_WORD_UNIT = re.compile(r"(.*[0-9}°])( ?)([a-zA-Z]{2,}(?:[ /.]+[a-zA-Z]+|\^\{[23]\})*)")
-_LETTER_UNIT = re.compile(r"([-+]?[0-9.,/]+) ([mgshlLJNVWK])")
-_SHORT_UNITS = {
-    "cm", "mm", "km", "kg", "mg", "ml", "ft", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "mph", "kmh", "kph", "km/h",
-    "m/s", "ft/s", "sq", "cu", "usd",
-}  # fmt: skip
-_SYNONYMS = {
-    "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km", "kilometre": "km", "meter": "m",
-    "metre": "m", "kilogram": "kg", "gram": "g", "foot": "ft", "feet": "ft", "inch": "in", "inche": "in", "hour": "h",
-    "hr": "h", "minute": "min", "second": "s", "sec": "s", "mile": "mi", "pound": "lb", "ounce": "oz", "liter": "l",
-    "litre": "l", "cent": "¢", "dollar": "$", "usd": "$", "percent": "%", "pct": "%", "percentage": "%", "yd": "yard",
-    "mph": "mi/h", "kmh": "km/h", "kph": "km/h", "c": "°c", "celsiu": "°c", "f": "°f", "fahrenheit": "°f",
-    "radian": "", "rad": "", "unit": "", "square unit": "", "sq unit": "", "cubic unit": "", "unit^2": "", "unit^3": "",
-}  # fmt: skip
+_SHORT_WORDS = re.compile(r"(?i)(?:yes|no|odd|all|any|red|mon|tue|wed|thu|fri|sat|sun)")
 
 
 def _leaf(text: str) -> Node:
-    if text.lower() in _NUMBERS:
-        return Leaf(_NUMBERS[text.lower()])
-    core, unit = _without_unit(text)
+    core, unit = units.without_unit(text)
     words = r"\text" in core or _WORDS.search(core) or _SHORT_WORDS.fullmatch(core)
     if words or re.fullmatch(r"[A-Z]{3,}", core):  # an order of letters, not a product
         return Words(words_key(text))
     if not core:
         raise NotUnderstood(text)
     return Leaf(core, unit)
-
-
-def words_key(text: str) -> str:
-    """What is compared of words: no case, no articles, no punctuation; but every sign of what may be a formula."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    if not re.search(r"[0-9+\-*/^=<>\\|!]", text):
-        text = re.sub(r"[{}\"'.,;:?()]|\b(?:a|an|the)\b", " ", text)
-    key = " ".join(text.casefold().split()).rstrip(".,;:")
-    return "no solution" if key == "no solutions" else key
-
-
-def _without_unit(text: str) -> tuple[str, str]:
-    """The text without its unit, and the unit's canonical name: `%`, `°`, `$`, `base 2`, `km/h`; empty for none."""
-    if match := re.fullmatch(r"(-?)\\?[$€£](.+)", text):
-        return _without_unit(match[1] + match[2])[0], "$"
-    if text.endswith("%"):
-        return text.removesuffix("%").removesuffix("\\").strip(), "%"
-    if (match := _BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))) and (base := _base(match[2])):
-        return match[1], f"base {base}"
-    core, words = text, ""
-    if match := _TEXT_UNIT.fullmatch(text):
-        core, words = match[1], re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match[2])
-    elif (match := _WORD_UNIT.fullmatch(text)) and _plausible(match[3], bool(match[2])):
-        core, words = match[1], match[3]
-    if _NO_UNIT.search(words) or len(words.split()) > 4:
-        return text, ""
-    words = words.strip().lower()
-    first, _, others = words.partition(" ")
-    if first in _MULTIPLIERS:
-        core, words = rf"({core})\cdot {_MULTIPLIERS[first]}", others
-    if "°" in core:
-        if _TRIGONOMETRY.search(core):
-            core = core.replace("°", r"\cdot\frac{\pi}{180}")
-        else:
-            core, words = core.replace("°", ""), words or "°"
-    return core.strip(), _canonical(words)
-
-
-def _plausible(words: str, apart: bool) -> bool:
-    """Known abbreviations may stand right behind the number, words must not."""
-    known = words.lower() in _SHORT_UNITS or bool(re.match(r"(?:cm|mm|km|ft|in|sq|cu)\b", words))
-    return known or (apart and bool(re.match(r"[a-zA-Z]{3,}", words)))
-
-
-def _base(text: str) -> int:
-    """The base that a subscript names, from 2 to 36 or -36 to -2; 0 if it names none."""
-    number = _NUMBERS.get(text.lower(), text)
-    return int(number) if number.lstrip("-").isdigit() and 2 <= abs(int(number)) <= 36 else 0
-
-
-def letter_unit(text: str) -> str | None:
-    """The number of `10 m`, which may also be a product: a unit to those who expect a plain number only."""
-    match = _LETTER_UNIT.fullmatch(text)
-    return match[1] if match else None
-
-
-def _canonical(words: str) -> str:
-    words = re.sub(r"\s*(?:/|\bper\b)\s*", "/", words)
-    words = words.replace("²", "^2").replace("³", "^3")
-    words = re.sub(r" ?\^ ?\{?(-?[0-9])\}?", r"^\1", words.replace(r"\cdot", " ").replace(".", " "))
-    for name, power in (("square", 2), ("sq", 2), ("cubic", 3), ("cu", 3)):
-        words = re.sub(rf"\b{name} ([a-z]+)", rf"\1^{power}", words)
-    names = []
-    for word in re.split(r"([/ ^])", " ".join(words.split())):
-        single = word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
-        names.append(_SYNONYMS.get(single, _SYNONYMS.get(word, single)))
-    return _SYNONYMS.get("".join(names), "".join(names)).strip()
 
 
 def _is_number(text: str) -> bool:

@@ -9,14 +9,18 @@ from collections.abc import Callable, Sequence
 
 import sympy
 
-from ollm_rl.answers import normal_form, plain_number
 from ollm_rl.exact import proportional, same
 from ollm_rl.formulas import parse
-from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Relation, Words, is_name, letter_unit, read, words_key
+from ollm_rl.literals import Literal
+from ollm_rl.normal import normal_form, plain_number
+from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Option, Relation, Words, is_name, read
+from ollm_rl.units import CENTS, FACTORS, agree, letter_unit
 from ollm_rl.values import NotEvaluable, TooLarge
+from ollm_rl.words import option_letter, words_key
 
 _GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
-FACTORS = {"%": r"\frac{1}{100}", "°": r"\frac{\pi}{180}"}
+_INDIAN_GROUPS = re.compile(r"[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}")
+_CHOOSE = re.compile(r"(?<![\\a-zA-Z])C\(([0-9]+),([0-9]+)\)")
 FLIPPED = {">": "<", ">=": "<="}
 
 
@@ -30,6 +34,8 @@ def compare(gold: str, answer: str) -> str:
         left, right = normal_form(gold), normal_form(answer)
         if r"\ln" in left + right:  # one of them means the natural logarithm, so does the other
             left, right = _natural(left), _natural(right)
+        if r"\binom" in left or _choose(left) == right:  # the gold writes binomials: C(12,4) is no point then
+            left, right = _choose(left), _choose(right)
         return "equal" if _equal(_read(left, right), _read(right, left)) else "different"
     except (NotUnderstood, NotEvaluable):
         return "unparsable"
@@ -38,7 +44,9 @@ def compare(gold: str, answer: str) -> str:
 
 
 def _read(text: str, other: str) -> Node:
-    """`120,150` is a number, but a list if the other answer is one, as `150, 120`."""
+    """`120,150` is a number, but a list if the other answer is one, as `150, 120`; `15,00,000` is one if the other is."""
+    if _INDIAN_GROUPS.fullmatch(text) and plain_number(other) is not None:
+        return Leaf(text.replace(",", ""))
     if _GROUPS.fullmatch(text) and not _GROUPS.fullmatch(other) and isinstance(read(other), Items):
         return read(text.replace(",", ", "))
     return read(text)
@@ -62,9 +70,15 @@ def understood(text: str) -> str:
 def _formulas(node: Node) -> list[str]:
     if isinstance(node, Leaf):
         return [node.text]
+    if isinstance(node, Literal | Option):
+        return []
     if isinstance(node, Items):
         return [f for part in node.parts for f in _formulas(part)]
     return [] if isinstance(node, Words) else [f for part in node.parts for f in _formulas(read(part))]
+
+
+def _choose(text: str) -> str:
+    return _CHOOSE.sub(r"\\binom{\1}{\2}", text)
 
 
 def _natural(text: str) -> str:
@@ -77,6 +91,10 @@ def _natural(text: str) -> str:
 def _equal(gold: Node, answer: Node) -> bool:
     """Two answers; where one of them has names or units and the other has not, they are left out."""
     gold, answer = _without_wrapping(gold), _without_wrapping(answer)
+    if isinstance(gold, Literal) or isinstance(answer, Literal):
+        return _equal_literals(gold, answer)
+    if isinstance(gold, Option) or isinstance(answer, Option):
+        return _equal_options(gold, answer)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _key(gold) == _key(answer)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
@@ -104,6 +122,35 @@ def _without_wrapping(node: Node) -> Node:
     return node
 
 
+def _equal_literals(gold: Node, answer: Node) -> bool:
+    """Literals that state the same; else as formulas where both may be some."""
+    if isinstance(gold, Literal) and isinstance(answer, Literal) and gold.is_stated_by(answer):
+        return not (gold.unit and answer.unit) or agree(gold.unit, answer.unit)
+    if isinstance(gold, Literal):
+        if not gold.formula:
+            return False
+        gold = Leaf(gold.text, gold.unit)
+    if isinstance(answer, Literal):
+        number = plain_number(gold.text) if isinstance(gold, Leaf) else None
+        if not answer.answer_formula or (":" in answer.text and number is not None and number.denominator == 1):
+            return False  # a ratio is no integer
+        answer = Leaf(answer.text, answer.unit)
+    return _equal(gold, answer)
+
+
+def _equal_options(gold: Node, answer: Node) -> bool:
+    """The same letter, and the same text where both have one; with the letter left out, the same text."""
+    if isinstance(gold, Option) and isinstance(answer, Option):
+        both = gold.label and answer.label
+        return gold.letter == answer.letter and (not both or _equal(read(gold.label), read(answer.label)))
+    choice, other = (gold, answer) if isinstance(gold, Option) else (answer, gold)
+    assert isinstance(choice, Option)
+    letter = option_letter(other.text) if isinstance(other, Leaf) and not other.unit else None
+    if letter:
+        return choice.letter == letter
+    return bool(choice.label) and _equal(read(choice.label), other)
+
+
 def _key(node: Node) -> str:
     return node.key if isinstance(node, Words) else words_key(node.text) if isinstance(node, Leaf) else str(node)
 
@@ -125,9 +172,20 @@ def _equal_items(gold: Items, answer: Items) -> bool:
         return kinds <= {"list", "()"} and all(map(_equal, left, right))
     if kinds <= {"list", "set"}:
         return _matched(gold.parts, answer.parts, _equal)
+    if "ratio" in kinds:
+        return len(kinds) == 1 and _proportional_parts(gold, answer)
     if len(kinds) == 1 or kinds in ({"list", "()"}, {"list", "[]"}):
         return all(map(_equal, gold.parts, answer.parts))
     return False
+
+
+def _proportional_parts(gold: Items, answer: Items) -> bool:
+    """`x:2x:3x` and `1:2:3`."""
+    a, b = ([p.text for p in items.parts if isinstance(p, Leaf)] for items in (gold, answer))
+    if len(a) != len(gold.parts) or len(b) != len(answer.parts):
+        return False
+    pairs = zip(a[1:], b[1:], strict=True)
+    return all(_equal_formulas(rf"({a[0]})\cdot({y})", rf"({b[0]})\cdot({x})") for x, y in pairs)
 
 
 def _by_name(items: Items) -> list[Node] | None:
@@ -224,7 +282,7 @@ def _may_equal(part: str, value: Node) -> bool:
     equation that is not solved, such as `2x=6` or `x^2=6`, states no value."""
     try:
         node = read(part)
-        formula = parse(node.text) if isinstance(node, Leaf) else None
+        formula = parse(node.text) if isinstance(node, Leaf | Literal) else None
     except NotUnderstood:
         return True
     if not isinstance(formula, sympy.Expr) or _equal(node, value):
@@ -306,21 +364,29 @@ def _same_side(a: tuple[str, sympy.Expr], b: tuple[str, sympy.Expr]) -> bool:
 
 
 def _equal_quantities(gold: Leaf, answer: Leaf) -> bool:
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+    if {gold.unit, answer.unit} == {"$", "¢"}:
+        dollars, cents = (gold, answer) if gold.unit == "$" else (answer, gold)
+        return _equal_formulas(dollars.text, rf"{CENTS}\cdot({cents.text})")
+    if gold.unit and answer.unit and not agree(gold.unit, answer.unit):
         return False
     if _equal_formulas(gold.text, answer.text):
         return True
     if bool(gold.unit) == bool(answer.unit):
-        number = letter_unit(answer.text)  # 10 m for 10
-        return (
-            number is not None
-            and plain_number(gold.text) is not None
-            and plain_number(number) == plain_number(gold.text)
-        )
+        return not gold.unit and _equal_letters(gold, answer)
     for text, unit, other in ((gold.text, gold.unit, answer.text), (answer.text, answer.unit, gold.text)):
         if unit in FACTORS and _equal_formulas(rf"{FACTORS[unit]}\cdot({text})", other):
             return True
-    return False
+    return _equal_letters(gold, answer)
+
+
+def _equal_letters(gold: Leaf, answer: Leaf) -> bool:
+    """`10 m` for 10, and `5 N m` for the same in words, though they may be products."""
+    found = []
+    for leaf in (gold, answer):
+        number, unit = letter_unit(leaf.text) or (leaf.text, "") if not leaf.unit else (leaf.text, leaf.unit)
+        found.append((plain_number(number), unit))
+    (a, one), (b, other) = found
+    return a is not None and a == b and bool(other) and (not one or agree(one, other))
 
 
 def _equal_formulas(a: str, b: str) -> bool:

@@ -268,9 +268,12 @@ def _elementary(name: str):
         if x != 0:  # cosh and tanh come as close to 1, and cos near 0, as this
             e.size += (3 * int(abs(e.real(x))) if "h" in name else 0) + 2 * abs(int(e.mp.mag(e.real(x))))
         try:
-            return getattr(e.mp, name)(e.real(x))
+            value = getattr(e.mp, name)(e.real(x))
         except (ValueError, ZeroDivisionError) as error:
             raise Undefined from error
+        if name in _WITH_POLES and value and e.mp.mag(value) > e.mp.prec // 2:  # tan(pi/2), but for the rounding of pi
+            raise Undefined
+        return value
 
     return function
 
@@ -279,6 +282,7 @@ _CONSTANTS = {
     "Pi": lambda mp: +mp.pi, "Exp1": lambda mp: +mp.e, "ImaginaryUnit": lambda mp: mp.mpc(0, 1),
     "GoldenRatio": lambda mp: +mp.phi, "EulerGamma": lambda mp: +mp.euler, "Catalan": lambda mp: +mp.catalan,
 }  # fmt: skip
+_WITH_POLES = ("tan", "cot", "sec", "csc")
 _FUNCTIONS = {
     "factorial": _factorial, "gamma": _gamma, "binomial": _binomial, "log": _log, "Abs": _absolute,
     "floor": _rounded(math.floor, lambda mp, x: mp.floor(x)), "ceiling": _rounded(math.ceil, lambda mp, x: mp.ceil(x)),

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from ollm_rl.answers import extract_answer, last_boxed, normal_form, plain_number
+from ollm_rl.answers import extract_answer
+from ollm_rl.normal import normal_form, plain_number
 
 
 @pytest.mark.parametrize(
@@ -95,5 +96,5 @@ def test_plain_number(text, value):
     assert plain_number(text) == value
 
 
-def test_last_boxed_keeps_inner_braces():
-    assert last_boxed(r"\boxed{a{b}c}") == "a{b}c"
+def test_a_box_keeps_inner_braces():
+    assert extract_answer(r"\boxed{a{b}c}") == "a{b}c"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ollm_rl.answers import extract_answer, normal_form, plain_number
+from ollm_rl.answers import extract_answer
+from ollm_rl.normal import normal_form, plain_number
 from ollm_rl.symbolic import compare, understood
 
 PAIRS = json.loads((Path(__file__).parent / "answer_pairs.json").read_text())
