@@ -111,10 +111,10 @@ def _joined(between: str) -> bool:
 
 _PHRASE = re.compile(
     r"""^[ \t]*+\#{0,6}+[ \t]*+[*_]{0,3}+(?:the[ ])?(?P<final>final[ ])?answer[ \t]*+[*_]{0,3}+[ \t]*+\#*+[ \t]*+$  # a heading
-    | \b(?:(?P<final_>final)[ ](?:\w{1,20}[ ])?)?answers?\b(?:[ ](?:to|for|of)\b[^.:\n]{1,80}?)?
+    | (?<![^\W_])(?:(?P<final_>final)[ ](?:\w{1,20}[ ])?)?answers?\b(?:[ ](?:to|for|of)\b[^.:\n]{1,80}?)?
       [ \t]*+[*_]{0,3}+[ \t]*+(?:(?:is|are|equals)\b|[:：=])
     | \b(?:correct|right|best)[ ](?:option|choice)[ \t]*+(?:is\b|:)
-    | (?<!\#)\#{4}(?!\#)[ \t*$]*+(?![0-9]+(?:[.):][ \t]|st\b|nd\b|rd\b|th\b))  # GSM8K's, before no heading of words
+    | (?<!\#)\#{4}(?!\#)[ \t*$]*+(?![0-9]+(?:[.):][ \t]|st\b|nd\b|rd\b|th\b|[ ](?-i:[A-Z][a-z])))  # GSM8K's, before no heading of words
       (?=[-+.]?[ ]?[0-9]|[-+]?[ ]?[\\({\[€£¥₹√π]|[^\W\d_][ ]?(?:=|[.,)]|\s*$)|(?:yes|no|true|false|none)\b)
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
@@ -133,7 +133,7 @@ _ABBREVIATED = re.compile(r"\b(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|s
 _SENTENCE_END = re.compile(r"\.(?=\s|$|[*\"”]+(?:\s|$))|[。！？]|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")
 _CLAUSE = re.compile(
     r"(?:,\s*|\s+)(?:because|since|therefore|thus|hence|which|meaning|as (?:required|desired|claimed|needed|expected))\b.*"
-    r"|,\s*(?:as|so|and so|and thus)\b.*|(?:,\s*|\s+)(?:in total|in all|altogether|overall)$|\s+\#+\s*$",
+    r"|,\s*(?:as|so|not|and so|and thus)\b.*|\s+\((?:since|because|as)\b.*|(?:,\s*|\s+)(?:in total|in all|altogether|overall)$|\s+\#+\s*$",
     re.IGNORECASE | re.DOTALL,
 )
 _AFTERTHOUGHT = re.compile(

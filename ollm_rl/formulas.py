@@ -18,6 +18,7 @@ _MISREAD = re.compile(
     r"!!|\\text|'|\^\{ ?(?:T|\\top|\\prime|\*) ?\}|[0-9] [0-9]|[0-9)]_\{|\\ldots|\\not(?![a-z])|\\pmod|\\equiv|\\hat|\\tilde"
 )
 _MIXED = re.compile(r"(?<![\w.})\]])([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}")
+_REPEATING = re.compile(r"[0-9]*\.[0-9]*\\overline\{[0-9]+\}")
 _DECIMAL = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
 
 
@@ -80,6 +81,7 @@ def parse(text: str) -> sympy.Basic:
         return sympy.Rational(number.numerator, number.denominator)
     if _MISREAD.search(text):
         raise NotUnderstood(text)
+    text = _REPEATING.sub(lambda match: rf"({plain_number(match[0])})", text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
     text = re.sub(r"\\pi ?\(", r"\\pi\\cdot(", text)
     text = re.sub(r"([0-9]+|[a-zA-Z])!(?=\^)", r"(\1!)", text)

@@ -47,9 +47,14 @@ def literal(text: str) -> Literal | None:
         return None
     plain = unwrapped(text)
     folded = plain.casefold()
-    if found := _time(folded) or _ratio(text) or _span(plain):
+    if found := _time(folded) or _ratio(text):
         return found
-    for key in (_date(folded), _telephone(folded), _version(folded), _code(plain), _compound(plain), _ordinal(text)):
+    for key in (_date(folded), _telephone(folded), _version(folded)):
+        if key is not None:
+            return Literal(text, frozenset({key}))
+    if found := _span(plain):
+        return found
+    for key in (_code(plain), _compound(plain), _ordinal(text)):
         if key is not None:
             return Literal(text, frozenset({key}))
     return None

@@ -44,7 +44,7 @@ def _in_ascii(text: str) -> str:
     """Other scripts' digits, punctuation and signs of mathematics as ASCII and LaTeX; letters stay."""
     if text.isascii():
         return text
-    text = _SQUARED.sub(lambda m: "".join(chr(int(c, 16)) for c in unicodedata.decomposition(m[0]).split()[1:]), text)
+    text = _SQUARED.sub(lambda m: " " + "".join(chr(int(c, 16)) for c in unicodedata.decomposition(m[0]).split()[1:]), text)
     text = _ABOVE.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _BELOW.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _VULGAR.sub(lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)
@@ -71,6 +71,7 @@ _FUNCTIONS = (
 )  # fmt: skip
 _NAMES = "|".join((*_FUNCTIONS, "pi", "infty"))
 _STYLES = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox|operatorname\*?|rm|bf)"
+_IN_TEXT = r"\\text\{[^{}]*\}(?:\s*\^\s*\{?-?[0-9]\}?)?"
 _AFTER_A_UNIT = r"\s*(?:$|[/.,;:)}]|and\b|[0-9.]+\s*s(?:ec)?|\^\s*\{?\s*-?[0-9]\s*\}?\s*(?:$|[.,;)}]))"
 
 
@@ -110,6 +111,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
         (r"(?<=[0-9])(?:\{,\}|,\\!)(?=[0-9]{3})", ""),
         (r"\{,\}|,\\!", ","),
+        (r"\{:\}", ":"),
         (r"(?<![0-9a-zA-Z.'_])[0-9]{1,3}(?:(?:'[0-9]{3})+|(?:_[0-9]{3})+)(?![0-9a-zA-Z'_])", _without_groups),
         (r"\.{2,}|\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])", r"\\ldots "),
         (r"\\(?:text)?euro(?![a-zA-Z])", "€"),
@@ -120,7 +122,6 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"\\(?:boxed|fbox|underline)\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
         (r"\{\s*\\(?:bf|rm|it|sf)(?![a-zA-Z])([^{}]*)\}", r"\1"),
-        (r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])|&nbsp;", " "),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -133,6 +134,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"\\(?:mathbf|mathit|boldsymbol|bm)\s*\{([a-zA-Z])\}", r"\1"),
         (rf"{_STYLES}\s*\{{([^{{}}]*)\}}", lambda match: rf"\text{{{match[1].strip()}}}"),
         (r"\\text\{\}", ""),
+        (rf"\\frac\s*\{{\s*({_IN_TEXT})\s*\}}\s*\{{\s*({_IN_TEXT})\s*\}}", r"\1/\2"),
         (r"\*\*", "^"),
         (r"\\times(?![a-zA-Z])|\\ast(?![a-zA-Z])|\*", r"\\cdot "),
         (r"\\div(?![a-zA-Z])", "/"),

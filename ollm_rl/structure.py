@@ -91,7 +91,7 @@ def read(text: str, depth: int = 0) -> Node:
     if len(_SENTENCE_WORDS.findall(text)) > 2:
         return Words(words_key(text))
     if match := _WHOLE_TEXT.fullmatch(text):
-        return read(match[1].strip(), depth + 1)
+        return read(match[1].strip(" .") or match[1], depth + 1)
     text = _CONDITION.sub("", text) or text
     core, unit = units.without_unit(text)
     if unit and _is_number(core):
@@ -154,7 +154,7 @@ _BASE_NAMES = {
     "twelve": 12, "sixteen": 16,
 }  # fmt: skip
 _IN_BASE = re.compile(
-    r"([-+]?)(?:\(([0-9A-Za-z.]+)\)|([0-9A-Za-z.]+)) ?(?:_\{ ?(?:base ?)?(-?[0-9]{1,2}|[a-z]+) ?\}|,? ?\(?(?:in )?base[- ]?([0-9]{1,2}|[a-z]+)\)?)"
+    r"([-+]?)(?:\(([0-9A-Za-z.]+)\)|([0-9A-Za-z.]+)) ?(?:_\{ ?\(?(?:base ?)?(-?[0-9]{1,2}|[a-z]+)\)? ?\}|,? ?\(?(?:in )?base[- ]?([0-9]{1,2}|[a-z]+)\)?)"
 )
 _PREFIXED = re.compile(r"0(?:[xX]([0-9A-Fa-f]+)|[bB]([01]+)|[oO]([0-7]+))")
 
@@ -304,6 +304,8 @@ _SHORT_WORDS = re.compile(r"(?i)(?:yes|no|odd|all|any|red|mon|tue|wed|thu|fri|sa
 
 
 def _leaf(text: str) -> Node:
+    if units.letter_unit(text):
+        return Leaf(text)
     core, unit = units.without_unit(text)
     words = r"\text" in core or _WORDS.search(core) or _SHORT_WORDS.fullmatch(core)
     if words or re.fullmatch(r"[A-Z]{3,}", core):  # an order of letters, not a product

@@ -304,6 +304,8 @@ def _equal_relations(gold: Relation, answer: Relation) -> bool:
     left, right = _assigned(gold), _stated(answer)
     if left is not None and right is not None and _subject(gold) == _subject(answer):
         return _equal(left, right)
+    if isinstance(left, Items) and isinstance(right, Items):  # points with different names
+        return False
     if (a := _as_interval(gold)) is not None and (b := _as_interval(answer)) is not None:
         return _subject(gold) == _subject(answer) and _equal(a, b)
     alike = gold.operators == answer.operators and len(gold.parts) == len(answer.parts)
@@ -367,6 +369,9 @@ def _equal_quantities(gold: Leaf, answer: Leaf) -> bool:
     if {gold.unit, answer.unit} == {"$", "¢"}:
         dollars, cents = (gold, answer) if gold.unit == "$" else (answer, gold)
         return _equal_formulas(dollars.text, rf"{CENTS}\cdot({cents.text})")
+    if {gold.unit, answer.unit} == {"°", "rad"}:
+        degrees, radians = (gold, answer) if gold.unit == "°" else (answer, gold)
+        return _equal_formulas(rf"{FACTORS['°']}\cdot({degrees.text})", radians.text)
     if gold.unit and answer.unit and not agree(gold.unit, answer.unit):
         return False
     if _equal_formulas(gold.text, answer.text):
@@ -380,13 +385,13 @@ def _equal_quantities(gold: Leaf, answer: Leaf) -> bool:
 
 
 def _equal_letters(gold: Leaf, answer: Leaf) -> bool:
-    """`10 m` for 10, and `5 N m` for the same in words, though they may be products."""
+    """`10 m` for 10 and `5 N m` for the same in words, though they may be products; 5 for `5 m/s`."""
     found = []
     for leaf in (gold, answer):
         number, unit = letter_unit(leaf.text) or (leaf.text, "") if not leaf.unit else (leaf.text, leaf.unit)
         found.append((plain_number(number), unit))
     (a, one), (b, other) = found
-    return a is not None and a == b and bool(other) and (not one or agree(one, other))
+    return a is not None and a == b and (bool(other) or "^-" in one) and not (one and other and not agree(one, other))
 
 
 def _equal_formulas(a: str, b: str) -> bool:

@@ -139,7 +139,7 @@ _LETTER = re.compile(r"\(?([A-J])\)?")
 _NAMED_OPTION = re.compile(
     r"(?:option|choice|answer|alternative) ?:? ?\(?([A-J])\)?(?:[ .:)]+(.*))?", re.DOTALL | re.IGNORECASE
 )
-_MARKED_OPTION = re.compile(r"(?:\(([A-J])\)[:.]?|([A-J]) ?[:.)]|\[([A-J])\]) ?(.+)", re.DOTALL)
+_MARKED_OPTION = re.compile(r"(?:\(([A-J])\)[:.]?|([A-J]) ?[:.)]|\[([A-J])\]) ?(.+)|([A-J])\)", re.DOTALL)
 _IN_TEXT = re.compile(r"\\text\{ ?[(\[]?[A-J] ?[)\]:.]")
 _NO_LABEL = re.compile(
     r"[^0-9a-zA-Z\\{$€£¥₹.]|[a-zA-Z](?![a-zA-Z])|\\(?!text|frac|sqrt|pi|\$|\{|binom|left|infty|angle)"
@@ -156,8 +156,8 @@ def option(text: str) -> tuple[str, str] | None:
     if match := _NAMED_OPTION.fullmatch(plain):
         letter, label = match[1].upper(), (match[2] or "").strip()
     elif match := _MARKED_OPTION.fullmatch(plain):
-        letter, label = match[1] or match[2] or match[3], match[4].strip()
-        if not label or (_NO_LABEL.match(label) and not _IN_TEXT.match(text)):
+        letter, label = match[1] or match[2] or match[3] or match[5], (match[4] or "").strip()
+        if label and (_NO_LABEL.match(label) and not _IN_TEXT.match(text)):
             return None
     else:
         return None
