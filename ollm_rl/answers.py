@@ -115,7 +115,7 @@ _PHRASE = re.compile(
       [ \t]*+[*_]{0,3}+[ \t]*+(?:(?:is|are|equals)\b|[:：=])
     | \b(?:correct|right|best)[ ](?:option|choice)[ \t]*+(?:is\b|:)
     | (?<!\#)\#{4}(?!\#)[ \t*$]*+(?![0-9]+(?:[.):][ \t]|st\b|nd\b|rd\b|th\b|[ ](?-i:[A-Z][a-z])))  # GSM8K's, before no heading of words
-      (?=[-+.]?[ ]?[0-9]|[-+]?[ ]?[\\({\[€£¥₹√π]|[^\W\d_][ ]?(?:=|[.,)]|\s*$)|(?:yes|no|true|false|none)\b)
+      (?=[-+.]?[ ]?[0-9]|[-+]?[ ]?[\\({\[€£¥₹√π]|[^\W\d_](?![^\W\d_]|[ ][^\W\d_]{2})|(?:yes|no|true|false|none)\b)
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
@@ -126,7 +126,7 @@ _DISPLAY = re.compile(
 )
 _OPENED = re.compile(r"\\\[|\$\$|\\begin\{(?:equation|align|gather|multline)|```")
 _FILLER = re.compile(
-    r"(?:(?:therefore|thus|then|hence|simply|just|given by|equal to|exactly|indeed|clearly|as follows)\b[\s,:]*)+",
+    r"(?:(?:therefore|thus|then|hence|simply|just|given by|equal to|exactly|indeed|clearly|surely|certainly|actually|as follows)\b[\s,:]*)+",
     re.IGNORECASE,
 )
 _ABBREVIATED = re.compile(r"\b(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|sq|cu|approx|rs|u\.s)$", re.IGNORECASE)
@@ -169,14 +169,14 @@ def _behind(text: str, phrase: re.Match) -> str | None:
         line = found[1]
     if line.endswith(")") and "(" not in line and "[" not in line:  # (the answer is 5)
         line = line[:-1]
-    return None if r"\boxed" in line else line.strip()
+    return None if r"\boxed" in line else line.strip(" \t\r")
 
 
 def _one_line(formula: str) -> str:
     """The rows of a display as one chain or list."""
     if r"\boxed" in formula or not ("&" in formula or formula.count("\n") > 2) or r"\begin" in formula:
-        return formula.strip()
-    rows = [row.replace("&", "").strip() for row in formula.split("\\\\")]
+        return formula.strip(" \t\r\n")
+    rows = [row.replace("&", "").strip(" \t\r\n") for row in formula.split("\\\\")]
     whole = ""
     for row in filter(None, rows):
         whole = (
@@ -184,7 +184,7 @@ def _one_line(formula: str) -> str:
             if not whole or row[0] in "=<>+-" or row.startswith((r"\le", r"\ge"))
             else f"{whole}, {row}"
         )
-    return whole.strip()
+    return whole.strip(" \t")
 
 
 def _is_short(answer: str) -> bool:

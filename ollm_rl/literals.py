@@ -102,7 +102,8 @@ def _time(text: str) -> Literal | None:
     else:
         keys.add(("without half", *written))
     ratio = _ratio(text) if minutes and minutes[0] != "0" else None
-    return Literal(text, frozenset(keys), ratio.keys, False, True) if ratio else Literal(text, frozenset(keys))
+    proportions = ratio.keys if ratio else frozenset()
+    return Literal(text, frozenset(keys) | {k for k in proportions if k[0] == "pair"}, proportions)
 
 
 # Dates -----------------------------------------------------------------------------------------------------------
@@ -143,8 +144,7 @@ def _date(text: str) -> Key | None:
     days = [int(re.sub("[a-z]+", "", w)) for w in words if re.fullmatch("[0-9]{1,2}(?:st|nd|rd|th)?", w)]
     if len(months) != 1 or len(years) > 1 or len(days) > 1 or 1 + len(years) + len(days) != len(words):
         return None
-    year, day = years[0] if years else None, days[0] if days else None
-    key = _valid(year, months[0], day)
+    key = _valid(years[0] if years else None, months[0], days[0] if days else None)
     if weekday and (key is None or None in key or datetime.date(*key[1:]).weekday() != _WEEKDAYS.index(weekday)):
         return None
     return key

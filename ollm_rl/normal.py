@@ -44,7 +44,9 @@ def _in_ascii(text: str) -> str:
     """Other scripts' digits, punctuation and signs of mathematics as ASCII and LaTeX; letters stay."""
     if text.isascii():
         return text
-    text = _SQUARED.sub(lambda m: " " + "".join(chr(int(c, 16)) for c in unicodedata.decomposition(m[0]).split()[1:]), text)
+    text = _SQUARED.sub(
+        lambda m: " " + "".join(chr(int(c, 16)) for c in unicodedata.decomposition(m[0]).split()[1:]), text
+    )
     text = _ABOVE.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _BELOW.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _VULGAR.sub(lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)

@@ -13,12 +13,13 @@ from ollm_rl.exact import proportional, same
 from ollm_rl.formulas import parse
 from ollm_rl.literals import Literal
 from ollm_rl.normal import normal_form, plain_number
+from ollm_rl.quantities import equal_formulas, equal_quantities, same_formula
 from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Option, Relation, Words, is_name, read
-from ollm_rl.units import CENTS, FACTORS, agree, letter_unit
+from ollm_rl.units import agree
 from ollm_rl.values import NotEvaluable, TooLarge
 from ollm_rl.words import option_letter, words_key
 
-_GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
+_GROUPS = re.compile(r"[0-9]{1,3}(?:,[1-9][0-9]{2})+")  # with a group such as 000 it is no list
 _INDIAN_GROUPS = re.compile(r"[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}")
 _CHOOSE = re.compile(r"(?<![\\a-zA-Z])C\(([0-9]+),([0-9]+)\)")
 FLIPPED = {">": "<", ">=": "<="}
@@ -91,8 +92,6 @@ def _natural(text: str) -> str:
 def _equal(gold: Node, answer: Node) -> bool:
     """Two answers; where one of them has names or units and the other has not, they are left out."""
     gold, answer = _without_wrapping(gold), _without_wrapping(answer)
-    if isinstance(gold, Literal) or isinstance(answer, Literal):
-        return _equal_literals(gold, answer)
     if isinstance(gold, Option) or isinstance(answer, Option):
         return _equal_options(gold, answer)
     if isinstance(gold, Words) or isinstance(answer, Words):
@@ -103,8 +102,10 @@ def _equal(gold: Node, answer: Node) -> bool:
         return _relation_and_value(gold, answer, _assigned(gold))
     if isinstance(answer, Relation):
         return _relation_and_value(answer, gold, _stated(answer))
+    if isinstance(gold, Literal) or isinstance(answer, Literal):
+        return _equal_literals(gold, answer)
     if isinstance(gold, Leaf) and isinstance(answer, Leaf):
-        return _equal_quantities(gold, answer)
+        return equal_quantities(gold, answer)
     if isinstance(gold, Items) and isinstance(answer, Items):
         return _equal_items(gold, answer)
     return _equal_to_object(gold, answer) or _equal_to_object(answer, gold)
@@ -185,7 +186,7 @@ def _proportional_parts(gold: Items, answer: Items) -> bool:
     if len(a) != len(gold.parts) or len(b) != len(answer.parts):
         return False
     pairs = zip(a[1:], b[1:], strict=True)
-    return all(_equal_formulas(rf"({a[0]})\cdot({y})", rf"({b[0]})\cdot({x})") for x, y in pairs)
+    return all(equal_formulas(rf"({a[0]})\cdot({y})", rf"({b[0]})\cdot({x})") for x, y in pairs)
 
 
 def _by_name(items: Items) -> list[Node] | None:
@@ -214,7 +215,7 @@ def _equal_to_object(shape: Node, leaf: Node) -> bool:
     value = parse(leaf.text)
     if isinstance(value, sympy.MatrixBase) and 1 in value.shape and shape.kind in ("()", "[]"):
         entries = [parse(p.text) if isinstance(p, Leaf) else None for p in shape.parts]
-        return len(entries) == len(value) and all(map(_same, value, entries))
+        return len(entries) == len(value) and all(map(same_formula, value, entries))
     return isinstance(value, sympy.Set) and _same_sets(shape, leaf)
 
 
@@ -360,54 +361,3 @@ def _sides(relation: Relation) -> list[tuple[str, sympy.Expr]]:
 
 def _same_side(a: tuple[str, sympy.Expr], b: tuple[str, sympy.Expr]) -> bool:
     return a[0] == b[0] and proportional(a[1], b[1], positive=a[0] in ("<", "<="))
-
-
-# Formulas --------------------------------------------------------------------------------------------------------
-
-
-def _equal_quantities(gold: Leaf, answer: Leaf) -> bool:
-    if {gold.unit, answer.unit} == {"$", "¢"}:
-        dollars, cents = (gold, answer) if gold.unit == "$" else (answer, gold)
-        return _equal_formulas(dollars.text, rf"{CENTS}\cdot({cents.text})")
-    if {gold.unit, answer.unit} == {"°", "rad"}:
-        degrees, radians = (gold, answer) if gold.unit == "°" else (answer, gold)
-        return _equal_formulas(rf"{FACTORS['°']}\cdot({degrees.text})", radians.text)
-    if gold.unit and answer.unit and not agree(gold.unit, answer.unit):
-        return False
-    if _equal_formulas(gold.text, answer.text):
-        return True
-    if bool(gold.unit) == bool(answer.unit):
-        return not gold.unit and _equal_letters(gold, answer)
-    for text, unit, other in ((gold.text, gold.unit, answer.text), (answer.text, answer.unit, gold.text)):
-        if unit in FACTORS and _equal_formulas(rf"{FACTORS[unit]}\cdot({text})", other):
-            return True
-    return _equal_letters(gold, answer)
-
-
-def _equal_letters(gold: Leaf, answer: Leaf) -> bool:
-    """`10 m` for 10 and `5 N m` for the same in words, though they may be products; 5 for `5 m/s`."""
-    found = []
-    for leaf in (gold, answer):
-        number, unit = letter_unit(leaf.text) or (leaf.text, "") if not leaf.unit else (leaf.text, leaf.unit)
-        found.append((plain_number(number), unit))
-    (a, one), (b, other) = found
-    return a is not None and a == b and (bool(other) or "^-" in one) and not (one and other and not agree(one, other))
-
-
-def _equal_formulas(a: str, b: str) -> bool:
-    if a == b:
-        return True
-    x, y = plain_number(a), plain_number(b)
-    if x is not None and y is not None:
-        return x == y
-    return _same(parse(a), parse(b))
-
-
-def _same(a: sympy.Basic, b: sympy.Basic | None) -> bool:
-    if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
-        return a.shape == b.shape and all(map(_same, a, b))
-    if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr):
-        return same(a, b)
-    if isinstance(a, sympy.Set) and isinstance(b, sympy.Set):
-        return a.doit() == b.doit()
-    return a == b

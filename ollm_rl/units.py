@@ -156,7 +156,8 @@ def _money(text: str) -> tuple[str, str] | None:
     else:
         return None
     amount = re.sub(r"(?<=[0-9])\}$", "", amount)  # of the \text before the sign
-    amount = re.sub(r"^([0-9.,]+) ?(?:/|an? )(?=[a-zA-Z])", r"\1 per ", amount)
+    amount = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", amount).strip()
+    amount = re.sub(r"^([0-9.,]+) ?(?:/|an? ) ?(?=[a-zA-Z])", r"\1 per ", amount)
     if match := _MONEY.fullmatch(amount):
         amount = f"{match[1]} {_MONEY_MULTIPLIERS[match[2].lower()]}"
     core, unit = without_unit(amount)

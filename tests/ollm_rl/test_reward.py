@@ -1,5 +1,6 @@
 """Verdicts: exact, cached, and bounded in time and memory wherever they are asked for."""
 
+import json
 import os
 import pickle
 import signal
@@ -79,6 +80,15 @@ def test_many_keep_their_order(verifier):
     found = verifier.check_many(pairs)
     assert [v.correct for v in found[:50]] == [i % 3 == i % 2 for i in range(50)]
     assert [v.reason for v in found[50:]] == ["no_answer", "equal"]
+
+
+def test_a_verdict_does_not_depend_on_who_gives_it(verifier):
+    """The cheap path in this process and the workers agree, on every kind of text."""
+    cases = [
+        case for kind in json.loads((Path(__file__).parent / "answer_texts.json").read_text()).values() for case in kind
+    ]
+    verdicts = verifier.check_many([(gold, text) for gold, text, _ in cases])
+    assert [case for case, v in zip(cases, verdicts, strict=True) if v.correct is not case[2]] == []
 
 
 def test_a_verifier_can_be_pickled(verifier):

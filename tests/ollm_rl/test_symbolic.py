@@ -11,6 +11,7 @@ from ollm_rl.answers import extract_answer
 from ollm_rl.normal import normal_form, plain_number
 from ollm_rl.symbolic import compare, understood
 
+TEXTS = json.loads((Path(__file__).parent / "answer_texts.json").read_text())  # kind: [gold, text, whether it is right]
 PAIRS = json.loads((Path(__file__).parent / "answer_pairs.json").read_text())
 OMNI_MATH = Path(__file__).parents[3] / "shared" / "data" / "omni_math_rule_a.jsonl"
 
@@ -27,6 +28,17 @@ def test_different_pairs(form):
     assert [p for p in PAIRS["different"][form] if compare(*p) == "equal"] == []
     swapped = [p[::-1] for p in PAIRS["different"][form] if p[1] not in ("x=7=5", "x=1=2=3=5")]  # no golds, those
     assert [p for p in swapped if compare(*p) == "equal"] == []
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts(kind):
+    """Times, dates, currencies, options, ... and which answer of a text is the final one."""
+
+    def accepted(gold: str, text: str) -> bool:
+        answer = extract_answer(text)
+        return answer is not None and compare(gold, answer) == "equal"
+
+    assert [case for case in TEXTS[kind] if accepted(*case[:2]) is not case[2]] == []
 
 
 @pytest.mark.parametrize(
