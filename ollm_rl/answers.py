@@ -28,13 +28,11 @@ _ANSWER_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECA
 
 def extract_answer(text: str) -> str | None:
     """The final answer that a solution states, or None."""
-    said = _without_thoughts(text)
+    said = _without_thoughts(text) if "<" in text else text
     if said is None:
         return None
     tail = said[-TAIL:]
-    tagged = None
-    for tagged in _ANSWER_TAG.finditer(tail):  # noqa: B007 - the last one is wanted
-        pass
+    *_, tagged = None, *(_ANSWER_TAG.finditer(tail) if "<" in tail else ())
     answer = _stated(tail if tagged is None else tagged[1])
     if answer is None and tagged is not None and r"\boxed" not in tagged[1]:
         answer = tagged[1]
@@ -60,8 +58,8 @@ def _stated(text: str) -> str | None:
     """The answer that counts in a text without thoughts."""
     box = _last_box(text)
     judgement = None
-    for phrase in reversed(list(_PHRASE.finditer(text))):
-        if box is not None and not ((phrase["final"] or phrase["final_"]) and phrase.start() > box[1]):
+    for phrase in reversed(list(_PHRASE.finditer(text, box[1] if box else 0))):
+        if box is not None and not (phrase["final"] or phrase["final_"]):
             continue
         answer = _behind(text, phrase)
         if answer is None and box is None:

@@ -24,6 +24,7 @@ EXTRA = 200  # bits of precision beyond the size of the formula
 MIN_POINTS = 4
 INTEGERS = set("abcdijklmnpqrstNMKLRS")  # letters that stand for integers in floors and factorials
 INFINITE = (sympy.oo, -sympy.oo)
+_NO_VALUES = (sympy.zoo, sympy.nan)
 _OF_INTEGERS = {"floor", "ceiling", "factorial", "binomial", "Mod", "Sum", "Product"}
 
 
@@ -51,7 +52,10 @@ def same(a: sympy.Expr, b: sympy.Expr) -> bool:
 
 def _undefined(node: sympy.Basic) -> bool:
     """It divides by zero in so many words; other quotients by zero show when they are evaluated."""
-    return node.has(sympy.zoo, sympy.nan) or any(p.base.is_zero and p.exp.is_negative for p in node.atoms(sympy.Pow))
+    for part in sympy.preorder_traversal(node):
+        if part in _NO_VALUES or (isinstance(part, sympy.Pow) and part.args[0].is_zero and part.args[1].is_negative):
+            return True
+    return False
 
 
 def proportional(a: sympy.Expr, b: sympy.Expr, positive: bool = False) -> bool:

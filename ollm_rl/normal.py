@@ -171,13 +171,15 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
 ]  # fmt: skip
 _SPACE = re.compile(r"\s+")
 _LOOSE_SPACE = re.compile(r"(?<![a-zA-Z0-9,]) | (?![a-zA-Z0-9])|(?<=,) (?![0-9])|(?<=[^0-9],) ")  # "1, 250" is a list
-
-
+_BARE = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 _STATED = re.compile(r"^[=:] ?(?![=>])")  # = 5
 # 0.1(6), but 2.5(4) in a formula is a product
 _PERIOD_IN_BRACKETS = re.compile(
     r"(?:(?<![^=,])|(?<=^[-+(])|(?<=^\\\{))([-+]?[0-9]*\.[0-9]*)\(([0-9]+)\)(?=$|[,.;%°]|\)$|\\\}$|\\%|\\text|[a-zA-Z]{2})"
 )
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_PRICE = re.compile(r"(?<!\\)\$(?=\s?-?\.?[0-9])")
+_PRICE_BEHIND = re.compile(r"(?<=[0-9])\s?\$")
 
 
 def _dollars(text: str) -> str:
@@ -188,17 +190,15 @@ def _dollars(text: str) -> str:
     return _PRICE_BEHIND.sub(r"\\$", text) if signs == 1 else text
 
 
-_DOLLAR = re.compile(r"(?<!\\)\$")
-_PRICE = re.compile(r"(?<!\\)\$(?=\s?-?\.?[0-9])")
-_PRICE_BEHIND = re.compile(r"(?<=[0-9])\s?\$")
-
-
 def normal_form(text: str) -> str:
     """One way of writing for the many that mean the same; texts with equal normal forms are equal answers.
 
     Nothing is computed: delimiters, styles, spacing and spelling variants go, and arguments get their braces.
     """
-    text = _dollars(_in_ascii(mended(text)))
+    if _BARE.fullmatch(text):
+        return text
+    text = _in_ascii(mended(text))
+    text = _dollars(text) if "$" in text else text
     text = _SPACE.sub(" ", strip_box(text).replace("\x0b", ""))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
 from ollm_rl import units
 from ollm_rl.literals import Literal, literal
@@ -75,6 +76,7 @@ class NotUnderstood(Exception):
     """A text that is no answer of a shape known here."""
 
 
+@lru_cache(maxsize=4096)
 def read(text: str, depth: int = 0) -> Node:
     """The shape of an answer in normal form.
 

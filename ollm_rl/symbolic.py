@@ -6,6 +6,7 @@ math-verify's own comparison is not used: it takes neighbouring large numbers fo
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import sympy
 
@@ -25,6 +26,9 @@ _CHOOSE = re.compile(r"(?<![\\a-zA-Z])C\(([0-9]+),([0-9]+)\)")
 FLIPPED = {">": "<", ">=": "<="}
 
 
+_normal_form = lru_cache(maxsize=1024)(normal_form)  # a gold has many answers
+
+
 def compare(gold: str, answer: str) -> str:
     """`equal`, `different`, `unparsable` or `too_large`.
 
@@ -32,7 +36,7 @@ def compare(gold: str, answer: str) -> str:
     angle in degrees its radians. A list is compared without order, a tuple with it.
     """
     try:
-        left, right = normal_form(gold), normal_form(answer)
+        left, right = _normal_form(gold), _normal_form(answer)
         if r"\ln" in left + right:  # one of them means the natural logarithm, so does the other
             left, right = _natural(left), _natural(right)
         if r"\binom" in left or _choose(left) == right:  # the gold writes binomials: C(12,4) is no point then

@@ -7,6 +7,7 @@ All texts are in normal form (`ollm_rl.normal.normal_form`).
 
 import re
 from collections import Counter
+from functools import lru_cache
 
 FACTORS = {"%": r"\frac{1}{100}", "°": r"\frac{\pi}{180}"}  # to a number without a unit
 CENTS = r"\frac{1}{100}"  # of a dollar
@@ -86,6 +87,7 @@ _HYPHENATED = re.compile(r"(?i)\b((?:kilo)?watt|light|foot)-(hours?|years?|pound
 _MONEY = re.compile(r"([-+]?[0-9.,]+) ?(?:\\text\{ ?)?([kKmM]|[mM]n|[mM]io|[bB]n?)\.?\}?")
 
 
+@lru_cache(maxsize=4096)
 def without_unit(text: str) -> tuple[str, str]:
     """The text without its unit, and the unit's name, such as `%`, `°`, `$`, `h^-1 km`; empty for none."""
     if (money := _money(text)) is not None:
@@ -111,7 +113,7 @@ def without_unit(text: str) -> tuple[str, str]:
             core = core.replace("°", r"\cdot\frac{\pi}{180}")
         else:
             core, words = core.replace("°", ""), words or "°"
-    return core.strip(), canonical(words)
+    return core.strip(), canonical(words) if words else ""
 
 
 def letter_unit(text: str) -> tuple[str, str] | None:
