@@ -32,10 +32,10 @@ def extract_answer(text: str) -> str | None:
     if said is None:
         return None
     tail = said[-TAIL:]
-    *_, tagged = None, *(_ANSWER_TAG.finditer(tail) if "<" in tail else ())
-    answer = _stated(tail if tagged is None else tagged[1])
-    if answer is None and tagged is not None and r"\boxed" not in tagged[1]:
-        answer = tagged[1]
+    tagged = list(_ANSWER_TAG.finditer(tail)) if "<" in tail else []
+    answer = _stated(tagged[-1][1] if tagged else tail)
+    if answer is None and tagged and r"\boxed" not in tagged[-1][1]:
+        answer = tagged[-1][1]
     return answer.strip(" \t\r\n") or None if answer is not None else None  # a form feed may be a damaged \f
 
 
