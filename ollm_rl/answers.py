@@ -131,12 +131,9 @@ _ABBREVIATED = re.compile(r"\b(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|s
 _SENTENCE_END = re.compile(r"\.(?=\s|$|[*\"”]+(?:\s|$))|[。！？]|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")
 _CLAUSE = re.compile(
     r"(?:,\s*|\s+)(?:because|since|therefore|thus|hence|which|meaning|as (?:required|desired|claimed|needed|expected))\b.*"
-    r"|,\s*(?:as|so|not|and so|and thus)\b.*|\s+\((?:since|because|as)\b.*|(?:,\s*|\s+)(?:in total|in all|altogether|overall)$|\s+\#+\s*$",
+    r"|,\s*(?:as|so|not|and so|and thus)\b.*|\s+\((?:since|because|as)\b.*|(?:,\s*|\s+)(?:in total|in all|altogether|overall|together|combined)$|,\s*(?:respectively|exactly|approximately|roughly|indeed|of course)$|\s+\#+\s*$",
     re.IGNORECASE | re.DOTALL,
 )
-_AFTERTHOUGHT = re.compile(
-    r"([-+$\\({]*[0-9][^,]*(?:,[0-9]{3}[^,]*)*), (?!and\b|or\b)[a-zA-Z]{3,}[a-zA-Z' -]*"
-)  # 72 clips, altogether
 _JUDGEMENT = re.compile(
     r"(?:not|right|correct|wrong|incorrect|verified|confirmed|consistent|reasonable|unique|obvious|clear|above|below|boxed|"
     r"in|shown|given)\b",
@@ -163,8 +160,6 @@ def _behind(text: str, phrase: re.Match) -> str | None:
     if nested := _PHRASE.search(line):  # "The answer is 5" below a heading
         line = line[nested.end() :].lstrip(" \t:：*=_")
     line = _CLAUSE.sub("", line).strip(" \t*`")
-    if found := _AFTERTHOUGHT.fullmatch(line):
-        line = found[1]
     if line.endswith(")") and "(" not in line and "[" not in line:  # (the answer is 5)
         line = line[:-1]
     return None if r"\boxed" in line else line.strip(" \t\r")

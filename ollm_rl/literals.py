@@ -202,8 +202,9 @@ def _span(text: str) -> Literal | None:
         a, b = plain_number(low), plain_number(high)
         if a is not None and b is not None:
             marks = {m.replace("\\", "") for m in (left, behind, right, last)} - {""}
-            name = (low, high) if low[:1] == "0" or high[:1] == "0" else (a, b)
-            plain = not marks and low[:1] != "0" and high[:1] != "0"
+            padded = bool(re.match("0[0-9]", low) or re.match("0[0-9]", high))  # 01-02
+            name = (low, high) if padded else (a, b)
+            plain = not marks and not padded
             key: Key = ("range", *name, *sorted(marks))
             return Literal(text, frozenset({key}), frozenset(), False, plain and a > b)
     if _DASHES.fullmatch(text) or (_MIXED.fullmatch(text) and re.search("[-:]", text) and "." not in text):

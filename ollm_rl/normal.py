@@ -229,6 +229,8 @@ def strip_box(text: str) -> str:
             inner = text[len(left) : len(text) - len(right)]
             if text.startswith(left) and text.endswith(right) and len(inner) <= len(text) - 2 and left not in inner:
                 text = inner.strip()
+        if bold := re.fullmatch(r"\*\*([^*]+)\*\*", text):
+            text = bold[1]
         match = re.match(r"\\(?:boxed|fbox)\s*(?=\{)", text)
         if match and _closing(text, match.end()) == len(text) - 1:
             text = text[match.end() + 1 : -1]

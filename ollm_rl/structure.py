@@ -145,7 +145,8 @@ def _special(text: str, depth: int) -> Node | None:
         if not counted:
             return Leaf(str(value))
         core, unit = units.without_unit(f"{value} {counted}")
-        return Leaf(core, unit) if unit else None
+        pronoun = value == 1 and not units.is_known(counted)  # one cannot say
+        return Leaf(core, unit) if unit and not pronoun else None
     if depth < 2 and (choice := option(text)):
         return Option(*choice, text)
     return None

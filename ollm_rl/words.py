@@ -145,7 +145,7 @@ _NO_LABEL = re.compile(
     r"[^0-9a-zA-Z\\{$€£¥₹.]|[a-zA-Z](?![a-zA-Z])|\\(?!text|frac|sqrt|pi|\$|\{|binom|left|infty|angle)"
 )  # (A)(B), A:B
 _ANOTHER = re.compile(
-    r"(?:or|and) ?\(?[A-J]\b|(?-i:(?<![a-zA-Z\\])\(?[A-J] ?[:).])|^(?:is|was) (?:.* )?(?:not|wrong|incorrect|false)\b",
+    r"(?:or|and) ?\(?[A-J]\b|(?-i:\b[B-J]\b|\bA\b(?! [a-z])|(?<![a-zA-Z\\])\(?[A-J] ?[:).])|^(?:is|was) (?:.* )?(?:not|wrong|incorrect|false)\b",
     re.IGNORECASE,
 )
 
