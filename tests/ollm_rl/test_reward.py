@@ -72,6 +72,7 @@ def test_reasons(verifier):
     assert verifier.check("None", "nothing").reason == "no_answer"
     assert verifier.check("5", rf"\boxed{{{'1' * 3000}x}}").reason == "too_large"
     assert verifier.check("x", r"\boxed{\frac{}{}}").reason == "unparsable"
+    assert not verifier.check("5", r"\boxed{\sum_{k=1}^{10^{8}}\frac{1}{k^2}}").correct
     assert verifier.check("2^{10^{9}}", r"\boxed{2^{10^{9}}+1-1+x}").reason == "too_large"
 
 
