@@ -2,62 +2,110 @@
 
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.checkpoints import newest_whole, seal
+from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
+from ollm_rl.run_config import LIMITS, changes, read
+from ollm_rl.run_lock import LOCK, OWNER, hold, release
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a mistyped key should not wait for it
     from ollm_rl.trajectory import Episode
 
 log = logging.getLogger(__name__)
-# What a comparison is made of (configs/experiment/default.yaml).
-COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+RESULTS = "results.json"  # of a run that is done
 
 
 class Run:
     """`<root>/<name>/`: an existing directory is continued or refused, never overwritten silently.
 
+    While the run is open, no other process can open it; this one may do so again. `close` it, or let it go out of scope.
+    `config.yaml` of an existing run is replaced with the first thing that is written under the new configuration.
+
     Args:
         resume: `auto` continues a run that was made with the same configuration, `never` refuses an existing
             directory, `must` demands one.
-        config: the resolved configuration as YAML. A run is only continued with the configuration that made it.
+        config: the resolved configuration as YAML. A run is only continued with the configuration that made it, or
+            with a larger limit of training.
+
+    Attributes:
+        grown: limits of training that are larger than those of the existing run, as (stored, now).
 
     Raises:
-        CheckpointError: the directory's state and `resume` do not fit together.
+        CheckpointError: the directory's state and `resume` do not fit together, another process has it, or less training
+            is wanted than was done.
+        ConfigurationError: the directory cannot be written.
     """
 
     def __init__(self, root: str | Path, name: str, config: str, resume: str = "auto"):
         self.path = Path(root) / name
         if resume not in ("auto", "never", "must"):
             raise ConfigurationError(f"resume={resume!r}; expected 'auto', 'never' or 'must'")
-        stored = self.path / "config.yaml"
-        self.existed = stored.exists()
-        if self.existed and resume == "never":
-            raise CheckpointError(f"{self.path} exists and resume=never. Choose another name=, or resume=auto.")
-        if not self.existed and resume == "must":
-            raise CheckpointError(f"{self.path} holds no run, but resume=must. Check name=, or use resume=auto.")
-        if self.existed and _fixed(stored.read_text()) != _fixed(config):
-            difference = _first_difference(stored.read_text(), config)
-            raise CheckpointError(
-                f"{self.path} was made with another configuration ({difference}). "
-                "Choose another name=, repeat the settings of that run, or delete the directory."
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
-        stored.write_text(config)
+        stored = self.path / CONFIG
+        try:
+            self.existed = stored.exists()
+            if self.existed and resume == "never":
+                raise CheckpointError(f"{self.path} exists and resume=never. Choose another name=, or resume=auto.")
+            if not self.existed and resume == "must":
+                raise CheckpointError(f"{self.path} holds no run, but resume=must. Check name=, or use resume=auto.")
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path} cannot be written ({error.strerror}). Choose another name= or runs_dir=."
+            ) from error
+        self._close_lock = weakref.finalize(self, release, hold(self.path))
         self._tensorboard: Any = None
+        self._waiting: str | None = config  # to be written
+        self.existed = stored.exists()  # another process may have made it meanwhile
+        self.grown: dict[str, tuple[float, float]] = {}
+        if not self.existed:
+            self._adopt()
+            return
+        try:
+            self.grown, changed = may_continue(self.path, config)
+        except CheckpointError:
+            self.close()
+            raise
+        if (self.path / RESULTS).exists() and not changed:
+            self._waiting = None  # nothing more is done, so what was done stays
+
+    def _adopt(self) -> None:
+        """From now on what is written was made with this configuration."""
+        if self._waiting is None:
+            return
+        if self.grown:
+            (self.path / RESULTS).unlink(missing_ok=True)  # of the smaller limit
+        _write_whole(self.path / CONFIG, self._waiting)
+        self._waiting = None
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """What is refused in here as the user's mistake leaves no new directory, which would refuse the mended command."""
+        try:
+            yield
+        except OLLMError:
+            if not self.existed and {p.name for p in self.path.iterdir()} <= {CONFIG, LOCK, OWNER}:
+                self.close()
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def metrics(self) -> list[dict]:
         """All whole lines of `metrics.jsonl` so far."""
-        return whole_lines(self.path / "metrics.jsonl")
+        return whole_lines(self.path / METRICS)
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl` and the same scalars to TensorBoard."""
-        with (self.path / "metrics.jsonl").open("a") as out:
-            out.write(json.dumps({"step": step, **values}) + "\n")
+        self._adopt()
+        with (self.path / METRICS).open("a") as out:
+            out.write(_json({"step": step, **values}) + "\n")
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -68,62 +116,142 @@ class Run:
 
     def truncate_metrics(self, step: int) -> None:
         """Forget metrics and rollouts after `step`: a resumed run writes them again."""
+        self._adopt()
         kept = [line for line in self.metrics() if line["step"] <= step]
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         if path.exists():
-            _write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+            _write_whole(path, "".join(_json(line) + "\n" for line in kept))
         for path in (self.path / "rollouts").glob("train_*.jsonl"):
             if int(path.stem.removeprefix("train_")) > step:
                 path.unlink()
 
     def save_rollouts(self, name: str, episodes: "Iterable[Episode]") -> None:
         """Write episodes as `rollouts/<name>.jsonl`."""
+        self._adopt()
         folder = self.path / "rollouts"
         folder.mkdir(exist_ok=True)
-        _write_whole(folder / f"{name}.jsonl", "".join(json.dumps(e.record()) + "\n" for e in episodes))
+        _write_whole(folder / f"{name}.jsonl", "".join(_json(e.record()) + "\n" for e in episodes))
 
     def checkpoint_dir(self, step: int) -> Path:
         """An empty scratch directory for a checkpoint; `commit_checkpoint` makes it the latest."""
+        self._adopt()
         path = self.path / "checkpoints" / f".step_{step}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def commit_checkpoint(self, step: int, keep: int = 2) -> Path:
-        """Make the scratch directory `checkpoints/step_N` at once, so that a kill leaves no half checkpoint."""
+        """Make the scratch directory `checkpoints/step_N` at once, so that a kill leaves no half checkpoint.
+
+        The last `keep` stay; later ones are of what was forgotten when the run was resumed.
+        """
         folder = self.path / "checkpoints"
         final = folder / f"step_{step}"
+        seal(folder / f".step_{step}")
         shutil.rmtree(final, ignore_errors=True)
         (folder / f".step_{step}").rename(final)
         _write_whole(folder / "latest", f"step_{step}\n")
-        steps = sorted(int(p.name.removeprefix("step_")) for p in folder.glob("step_*"))
-        for old in steps[:-keep]:
+        steps = self._checkpoints()
+        for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-keep]:
             shutil.rmtree(folder / f"step_{old}", ignore_errors=True)
         return final
 
+    def _checkpoints(self) -> list[int]:
+        names = (p.name.removeprefix("step_") for p in (self.path / "checkpoints").glob("step_*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and directory of the last whole checkpoint."""
+        """Step and directory of the last whole checkpoint; None before the first.
+
+        Raises:
+            CheckpointError: there are some, and all are damaged.
+        """
         pointer = self.path / "checkpoints" / "latest"
-        if not pointer.exists():
-            return None
-        name = pointer.read_text().strip()
-        return int(name.removeprefix("step_")), pointer.parent / name
+        steps = self._checkpoints()[::-1]
+        if pointer.exists():
+            name = pointer.read_text(errors="replace").strip().removeprefix("step_")
+            if name.isdecimal():  # later ones were never the latest: a kill came between
+                steps = [int(name), *(s for s in steps if s < int(name))]
+            else:
+                log.warning("%s does not name a checkpoint", pointer)
+        found = newest_whole([pointer.parent / f"step_{step}" for step in steps])
+        return None if found is None else (int(found.name.removeprefix("step_")), found)
 
     def write_json(self, name: str, value: Any) -> Path:
+        if name == RESULTS:
+            self._adopt()
         path = self.path / name
-        _write_whole(path, json.dumps(value, indent=2) + "\n")
+        _write_whole(path, _json(value, indent=2) + "\n")
         return path
 
     def close(self) -> None:
+        """End the log, and let other processes open the run."""
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+        self._close_lock()
+
+
+def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]], bool]:
+    """Limits of training that are larger in `config` than in the run in `path`, as (stored, now); whether anything that may
+    differ does.
+
+    Raises:
+        CheckpointError: something differs that may not, or less training is wanted than was done.
+    """
+    stored = path / CONFIG
+    found = changes(read(stored.read_text(errors="replace"), str(stored)), read(config, "the configuration"))
+    if found.refused:
+        more = f"; {len(found.refused) - 1} more" if len(found.refused) > 1 else ""
+        raise CheckpointError(
+            f"{path} was made with another configuration ({found.refused[0]}{more}). "
+            "Choose another name=, repeat the settings of that run, or delete the directory."
+        )
+    for key, (before, now) in found.limits.items():
+        done = max((line.get(LIMITS[key]) or 0 for line in whole_lines(path / METRICS)), default=0)
+        if now < min(before, done):
+            raise CheckpointError(
+                f"{path} was trained further than {key}={now}: it has {LIMITS[key]} {done} of {before}. Give {key} of at "
+                f"least {done}, choose another name=, or delete the directory."
+            )
+    grown = {key: (before, now) for key, (before, now) in found.limits.items() if now > before}
+    return grown, bool(found.limits) or found.comparison
 
 
 def whole_lines(path: Path) -> list[dict]:
-    """The records of a JSON lines file that may be missing; a kill may leave half a line at its end, which is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of a JSON lines file that may be missing; a kill may leave half a line at its end, which is left out.
+
+    Raises:
+        CheckpointError: another line is no JSON.
+    """
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CheckpointError(
+                f"{path}, line {number} is not JSON ({error.msg}): the file was damaged. Restore it, or delete that line."
+            ) from error
+    return found
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """As JSON, which knows no NaN and no infinity: null in their place."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -131,29 +259,3 @@ def _write_whole(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text)
     scratch.replace(path)
-
-
-def _fixed(config: str) -> list[str]:
-    """The settings that a continued run must share.
-
-    It may train longer, how it is resumed and on which cluster does not matter, and a comparison may get more agents and seeds:
-    each of its parts has a configuration of its own.
-    """
-    kept, group = [], ""
-    for line in config.splitlines():
-        group = group if line.startswith((" ", "-")) else line.partition(":")[0]
-        key = line.strip().partition(":")[0]
-        if (
-            key not in ("total_episodes", "resume")
-            and group not in COMPARISON
-            and (group, key) != ("rollout", "address")
-        ):
-            kept.append(line)
-    return kept
-
-
-def _first_difference(old: str, new: str) -> str:
-    for a, b in zip(_fixed(old), _fixed(new), strict=False):
-        if a != b:
-            return f"there '{a.strip()}', now '{b.strip()}'"
-    return "one has more settings than the other"

@@ -1,0 +1,127 @@
+"""Whether a run may be continued with a configuration: what has to be as it was, and what may differ.
+
+Values are compared, not lines. How a run is resumed, where it lies and on which cluster makes no difference, and a
+comparison may get more agents and seeds: each of its parts has a configuration of its own. A limit of training may be
+larger than it was.
+
+Releases add settings and take some away. A setting that the stored configuration lacks has the value of today's files,
+or it was given now, which is refused. One that today's configuration lacks is ignored if it was off (null, false or zero);
+else the run was made with something that this release does not do, and is refused. What is the user's own (settings of a
+class from outside, or of `task.params`) is in no release: it has to be as it was.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from ollm_rl.config import GROUPS, OPEN_GROUPS, members
+from ollm_rl.errors import CheckpointError
+
+# What a comparison is made of (configs/experiment/default.yaml).
+COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
+FREE = (*COMPARISON, "resume", "name", "runs_dir", "rollout.address")
+# Settings that end training, and the figure of `metrics.jsonl` that says how far it got.
+LIMITS = {"agent.total_episodes": "train_episodes", "agent.rounds": "step"}
+
+
+@dataclass
+class Changes:
+    """What differs between the stored configuration and the one of now.
+
+    Attributes:
+        refused: why the run is not continued: one text per setting.
+        limits: limits of training that differ, as (stored, now).
+        comparison: agents, seeds or whatever else a comparison is made of are others.
+    """
+
+    refused: list[str] = field(default_factory=list)
+    limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    comparison: bool = False
+
+
+def read(text: str, where: str) -> dict[str, Any]:
+    """A configuration as dotted keys with their values.
+
+    Raises:
+        CheckpointError: it is no YAML.
+    """
+    try:
+        nested = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (YAMLError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} cannot be read as YAML ({str(error).splitlines()[0]}). Restore it, or delete the run's directory."
+        ) from error
+    return dict(_flat(nested)) if isinstance(nested, dict) else {}
+
+
+def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """Compare two configurations, as `read` gives them."""
+    found = Changes(comparison=any(stored.get(key) != now.get(key) for key in COMPARISON))
+    for key in dict.fromkeys([*stored, *now]):
+        if key in FREE or (key in stored and key in now and stored[key] == now[key]):
+            continue
+        if key not in stored:
+            if now[key] not in _shipped(key, now):
+                found.refused.append(f"there no '{key}', now '{key}: {now[key]}'")
+        elif key not in now:
+            if stored[key] not in (None, False, {}) or _is_own(key, now):
+                found.refused.append(f"there '{key}: {stored[key]}', now no '{key}'")
+        elif key in LIMITS and _number(stored[key]) and _number(now[key]):
+            found.limits[key] = (stored[key], now[key])
+        else:
+            found.refused.append(f"there '{key}: {stored[key]}', now '{key}: {now[key]}'")
+    return found
+
+
+def _flat(node: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_own(key: str, now: Mapping[str, Any]) -> bool:
+    """Whether a setting belongs to the user: no release has it or takes it away."""
+    group, *parts = key.split(".")
+    targets = [_group_file(group, name).get("_target_") for name in members(group)] if group in OPEN_GROUPS else []
+    if targets and now.get(f"{group}._target_") not in targets:
+        return True
+    above = [".".join([group, *parts[:i]]) for i in range(1, len(parts))]
+    return any({} in _shipped(name, now) for name in above)
+
+
+def _shipped(key: str, now: Mapping[str, Any]) -> list[Any]:
+    """The values that today's files give `key` where nobody sets it; those of a class's settings, if it is this class."""
+    group, _, rest = key.partition(".")
+    files = [(key, _file("config.yaml")), *((key, _file(f"experiment/{name}.yaml")) for name in members("experiment"))]
+    if group in GROUPS:
+        files += [(rest, _group_file(group, name)) for name in members(group)]
+    if group in OPEN_GROUPS:
+        files = [(rest, found) for rest, found in files if found.get("_target_") == now.get(f"{group}._target_")]
+    given = []
+    for name, found in files:
+        values = dict(_flat(OmegaConf.to_container(found, resolve=False)))  # type: ignore[arg-type]
+        if name in values:  # what refers to another setting is that setting's affair
+            refers = isinstance(values[name], str) and "${" in values[name]
+            given.append(now.get(key) if refers else values[name])
+    return given
+
+
+def _group_file(group: str, name: str) -> Any:
+    """A member of a group with what it takes over from others."""
+    own = _file(f"{group}/{name}.yaml")
+    others = [o for o in own.pop("defaults", []) if isinstance(o, str) and o != "_self_"]
+    return OmegaConf.merge(*(_group_file(group, other) for other in others), own)
+
+
+def _file(name: str) -> Any:
+    return OmegaConf.create((resources.files("configs") / name).read_text())
