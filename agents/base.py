@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from agents.checks import check_weights
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.plugin import OptionLM, PlugIn, Standardize, mlp
 from ollm_rl.rollout import choose
@@ -24,6 +25,8 @@ from ollm_rl.workspace import Workspace
 
 class Agent(ABC):
     """Base class: an agent that needs no learning implements `predict` only."""
+
+    trains_on = False  # `learn` goes on from the run's last checkpoint to a larger limit, also once it had ended
 
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
@@ -179,6 +182,7 @@ class PolicyAgent(Agent):
         return f"{how.__module__}.{how.__qualname__} {type(policy).__name__} {digest(policy.state_dict())}"
 
     def save(self, path: str | Path) -> None:
+        check_weights("the policy", self.policy)
         backbone = self.workspace.backbone
         self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint)
 

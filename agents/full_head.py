@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.base import model_of
+from agents.checks import above, at_least, check_weights, descend, within
 from agents.grpo import GRPO
 from ollm_rl.backbone import Backbone
 from ollm_rl.cache import cache_dir, key_of, made_by_one
@@ -128,6 +129,9 @@ class FullHead(GRPO):
         **settings: Any,
     ):
         model_of(workspace, "full_head")
+        at_least(1, num_solutions=num_solutions, sft_epochs=sft_epochs, num_tokens=num_tokens or 1)
+        above(0, sft_learning_rate=sft_learning_rate)
+        within(0, 1, dropout=dropout)
         self.fit = dict(
             num_solutions=num_solutions, epochs=sft_epochs, learning_rate=sft_learning_rate, dropout=dropout
         )
@@ -149,6 +153,7 @@ class FullHead(GRPO):
             if not (path / "head.json").exists():
                 states = cached_hidden_states(space.backbone, space.prompter, problems, shortlist).all()
                 fitted, seconds = self._fitted(states, num_tokens)
+                check_weights("the head fitted to solutions", fitted.net)
                 path.mkdir(parents=True, exist_ok=True)
                 (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))
                 fitted.save_pretrained(path)
@@ -175,10 +180,8 @@ class FullHead(GRPO):
                     ids = part.ids.long().to(backbone.device)
                     logits = backbone.after_head(part.logits.to(backbone.device)) + head.change(x, ids)
                     loss = F.cross_entropy(logits, part.target.to(backbone.device))
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                bar.advance(1, f"loss {loss.item():.3f}")
+                    last = descend(optimizer, loss)
+                bar.advance(1, f"loss {last:.3f}")
         return head, time.monotonic() - begun
 
     def shortlist(self, logits: Tensor) -> Tensor:
@@ -240,6 +243,7 @@ class FullHead(GRPO):
         return {**super().learn(run), "setup_seconds": self.setup_seconds}
 
     def save(self, path: str | Path) -> None:
+        check_weights("the head", self.policy.net)
         self.policy.save_pretrained(path)
 
     def load(self, path: str | Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from agents.ahead import GroupsAhead
 from agents.base import LatentPolicy, PolicyAgent, Sampling
+from agents.checks import above, at_least, check_episodes, descend
 from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
@@ -52,6 +53,8 @@ class GRPO(PolicyAgent):
         path: a saved policy to start from instead of the prior.
     """
 
+    trains_on = True
+
     def __init__(
         self,
         workspace: Workspace,
@@ -76,8 +79,14 @@ class GRPO(PolicyAgent):
         path: str | None = None,
     ):
         super().__init__(workspace)
-        if num_generations < 2:
-            raise ConfigurationError(f"agent.num_generations={num_generations}; a group needs at least 2 episodes")
+        at_least(
+            1, total_episodes=total_episodes, problems_per_iteration=problems_per_iteration, minibatches=minibatches,
+            num_iterations=num_iterations, max_decisions=max_decisions, num_problems=num_problems, save_every=save_every,
+        )  # fmt: skip
+        at_least(2, num_generations=num_generations)
+        at_least(0, beta=beta, epsilon=epsilon, min_entropy=min_entropy, target_kl=target_kl)
+        at_least(0, epsilon_high=epsilon if epsilon_high is None else epsilon_high)
+        above(0, learning_rate=learning_rate)
         if loss_type not in LOSS_TYPES:
             raise ConfigurationError(f"agent.loss_type={loss_type!r}; expected one of {', '.join(LOSS_TYPES)}")
         if scale_rewards not in SCALES:
@@ -124,6 +133,10 @@ class GRPO(PolicyAgent):
         """What is learned from."""
         return Decisions.of(episodes)
 
+    def prepare(self, run: Run) -> None:
+        """There are problems to train on: said before anything is evaluated."""
+        self.workspace.problems("train", self.num_problems, self.workspace.seed)
+
     def learn(self, run: Run) -> dict:
         self._resume(run)
         problems = self.workspace.problems("train", self.num_problems, self.workspace.seed)
@@ -140,6 +153,7 @@ class GRPO(PolicyAgent):
                     episodes, lag = self._sample(problems, counters["iteration"]), dict[str, Any]()
                 else:
                     episodes, lag = self._take(ahead)
+                check_episodes(episodes)
                 sampled = time.monotonic()
                 figures = lag | self._update(episodes, counters["iteration"])
                 counters["train_episodes"] += len(episodes)
@@ -226,17 +240,15 @@ class GRPO(PolicyAgent):
                 if self.target_kl and kls[-1] > self.target_kl:
                     stopped = 1
                     break
-                self.optimizer.zero_grad()
-                (losses * weights).sum().backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.net.parameters(), 1.0)
-                self.optimizer.step()
+                descend(self.optimizer, (losses * weights).sum(), max_norm=1.0)
             if stopped:
                 break
         with torch.no_grad():
             now = _in_parts(self.policy, data)
             in_doubt = counts > 0
-            from_prior = (now.exp() * (now - prior)).sum(-1)[in_doubt].mean()
-            entropy = -(now.exp() * now).sum(-1)[in_doubt].mean()
+            doubts = max(1, int(in_doubt.sum()))  # nobody may be in doubt
+            from_prior = (now.exp() * (now - prior)).sum(-1)[in_doubt].sum() / doubts
+            entropy = -(now.exp() * now).sum(-1)[in_doubt].sum() / doubts
         return {
             "num_decisions": len(data),
             "decisions_in_doubt": float(counts.mean()),

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from agents.base import LatentPolicy, PolicyAgent
-from ollm_rl.errors import ConfigurationError
+from agents.checks import above, at_least, check_finite, check_weights, within
+from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.progress import track
 from ollm_rl.runs import Run
@@ -26,18 +27,20 @@ from ollm_rl.session import open_again
 from ollm_rl.workspace import Workspace
 
 try:
-    import ray  # noqa: F401
+    import ray
     from ray.rllib.core import DEFAULT_MODULE_ID
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
     from ray.tune.registry import get_trainable_cls
 
-    from agents.rllib import EpisodeRunner, LatentModule, PriorKLLearner, spaces
+    from agents.rllib import EpisodeRunner, Errors, LatentModule, PriorKLLearner, spaces
     from ollm_rl.cluster.pool import start_ray
 except ModuleNotFoundError as error:
     raise ConfigurationError(
         f"agent=ppo needs RLlib ({error}). Install it with `pip install 'ollm_rl[rllib]'`."
     ) from error
 
+log = logging.getLogger(__name__)
+MAX_FAILURES, PAUSE_S = 5, 1.0  # iterations in a row without samples that end training; seconds before the second
 FIGURES = (
     "policy_loss", "vf_loss", "vf_explained_var", "entropy", "kl_from_prior", "mean_kl_loss",
     "gradients_default_optimizer_global_norm", "num_module_steps_trained",
@@ -66,6 +69,8 @@ class PPO(PolicyAgent):
         path: a saved policy to start from instead of the prior.
     """
 
+    trains_on = True
+
     def __init__(
         self,
         workspace: Workspace,
@@ -76,7 +81,7 @@ class PPO(PolicyAgent):
         learning_rate: float = 2e-4,
         num_epochs: int = 4,
         minibatch_size: int = 256,
-        grad_clip: float = 1.0,
+        grad_clip: float | None = 1.0,
         gae_lambda: float = 1.0,
         clip_param: float = 0.2,
         entropy_coeff: float = 0.0,
@@ -91,11 +96,14 @@ class PPO(PolicyAgent):
         path: str | None = None,
     ):
         super().__init__(workspace)
-        least = {"episodes_per_iteration": 1, "episodes_per_problem": 1, "minibatch_size": 1, "num_env_runners": 0}
-        given = (episodes_per_iteration, episodes_per_problem, minibatch_size, num_env_runners)
-        for (name, low), value in zip(least.items(), given, strict=True):
-            if value < low:
-                raise ConfigurationError(f"agent.{name}={value}; expected at least {low}")
+        at_least(
+            1, total_episodes=total_episodes, episodes_per_iteration=episodes_per_iteration,
+            episodes_per_problem=episodes_per_problem, num_epochs=num_epochs, minibatch_size=minibatch_size,
+            value_width=value_width, num_problems=num_problems, save_every=save_every,
+        )  # fmt: skip
+        at_least(0, num_env_runners=num_env_runners, vf_loss_coeff=vf_loss_coeff, beta=beta, min_entropy=min_entropy)
+        above(0, learning_rate=learning_rate, clip_param=clip_param, grad_clip=1.0 if grad_clip is None else grad_clip)
+        within(0, 1, gae_lambda=gae_lambda)
         self.total_episodes, self.algorithm = total_episodes, algorithm
         self.per_iteration, self.per_problem = episodes_per_iteration, episodes_per_problem
         self.learning_rate, self.num_epochs, self.minibatch_size = learning_rate, num_epochs, minibatch_size
@@ -108,12 +116,18 @@ class PPO(PolicyAgent):
         self.critic = Critic.beside(workspace.plugin, value_width)
         if path is not None:
             self.load(path)
+        self.errors: Any = None  # what went wrong in runners that are other processes
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def prepare(self, run: Run) -> None:
+        """There are problems to train on: said before anything is evaluated."""
+        self.workspace.problems("train", self.num_problems, self.workspace.seed)
 
     def learn(self, run: Run) -> dict:
         Workspace.current = self.workspace  # what the workspace in RLlib's configuration becomes when that is copied
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its warnings are about its own defaults
         start_ray(num_cpus=self.num_env_runners + 4)  # its learner and aggregators are actors too
+        self.errors = ray.remote(num_cpus=0)(Errors).remote() if self.num_env_runners else None
         algorithm = self._config().build_algo()
         try:
             return self._train(algorithm, run)
@@ -129,6 +143,7 @@ class PPO(PolicyAgent):
             algorithm.restore_from_path(str((Path(latest[1]) / "rllib").absolute()))
             counters |= json.loads((Path(latest[1]) / "counters.json").read_text())
             self._take(algorithm)
+        failed = 0  # iterations in a row
         with track("ppo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
             while counters["train_episodes"] < self.total_episodes:
                 start, number = time.monotonic(), counters["iteration"] + 1
@@ -137,9 +152,13 @@ class PPO(PolicyAgent):
                 result = algorithm.train()
                 took = time.monotonic() - start
                 sampled = result.get("env_runners", {})
-                if not sampled.get("ollm_episodes"):
-                    continue  # all runners were lost; RLlib starts them again
+                if not sampled.get("ollm_episodes"):  # all runners were lost; RLlib starts them again
+                    self._wait(failed := failed + 1)
+                    continue
+                failed = 0
                 n = int(sampled["ollm_episodes"])
+                learned = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
+                self._check(algorithm, learned)
                 counters["iteration"] += 1
                 counters["train_episodes"] += n
                 counters["train_tokens"] += int(sampled["ollm_tokens"])
@@ -151,7 +170,7 @@ class PPO(PolicyAgent):
                     "completions/clipped_ratio": sampled["ollm_truncated"] / n,
                     "completions/mean_length": sampled["ollm_tokens"] / n,
                     "decisions/mean": sampled.get("num_env_steps_sampled", 0) / n,
-                    **_figures(result.get("learners", {}).get(DEFAULT_MODULE_ID, {})),
+                    **_figures(learned),
                     "time/iteration_s": took,
                 }
                 run.log_metrics(step, {**counters, **figures, **self.workspace.figures()})
@@ -160,6 +179,35 @@ class PPO(PolicyAgent):
                 bar.advance(n, f"reward {figures['reward']:.3f}")
         self._take(algorithm)
         return {k: v for k, v in counters.items() if k != "iteration"}
+
+    def _wait(self, failed: int) -> None:
+        """Let runners start again after an iteration without samples, the longer the more there were in a row.
+
+        Raises:
+            WorkerError: there were too many.
+        """
+        first = ray.get(self.errors.first.remote()) if self.errors is not None else None
+        if failed >= MAX_FAILURES:
+            raise WorkerError(
+                f"{failed} iterations in a row without an episode: RLlib's runners fail. The first error of one:\n"
+                f"{first or 'none was seen: their processes ended (killed, or out of memory?)'}\n"
+                "Mend that, then run the same command again to continue."
+            )
+        log.warning("an iteration without an episode: all runners were lost; they are started again")
+        time.sleep(min(PAUSE_S * 2**failed, 60))
+
+    def _check(self, algorithm: Any, learned: dict) -> None:
+        """What the update made of the policy is finite.
+
+        Raises:
+            TrainingError: it is not.
+        """
+        for name in ("policy_loss", "vf_loss", "total_loss"):
+            if name in learned:
+                check_finite(f"RLlib's {name}", float(learned[name]))
+        self._take(algorithm)
+        check_weights("the policy", self.policy)
+        check_weights("the critic", self.critic)
 
     def _seed(self, iteration: int) -> None:
         """RLlib shuffles minibatches with the process's random numbers: they start anew in every iteration."""
@@ -202,6 +250,7 @@ class PPO(PolicyAgent):
                 env_config={
                     "open": self._opener(), "episodes": -(-self.per_iteration // runners), "together": self.per_problem,
                     "problems": self.num_problems, "min_entropy": self.min_entropy, "seed": space.seed,
+                    "errors": self.errors,
                 },
             )
             .env_runners(
@@ -209,7 +258,7 @@ class PPO(PolicyAgent):
                 create_env_on_local_worker=self.num_env_runners == 0, sample_timeout_s=3600.0,
             )
             .reporting(min_time_s_per_iteration=None)
-            .fault_tolerance(restart_failed_env_runners=True)
+            .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=PAUSE_S)
             .rl_module(rl_module_spec=module)
             .debugging(seed=space.seed, log_level="ERROR")
             .training(**(mine | self.training))

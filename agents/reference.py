@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
+from agents.checks import above, at_least, descend, within
 from ollm_rl.errors import DataError
 from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.option_quality import canonical_labels
@@ -40,6 +41,9 @@ class Reference(PolicyAgent):
         dropout: float = 0.1,
     ):
         super().__init__(workspace)
+        at_least(1, num_solutions=num_solutions, epochs=epochs)
+        above(0, learning_rate=learning_rate)
+        within(0, 1, dropout=dropout)
         self.policy = LatentPolicy.from_prior(workspace.plugin)
         self.num_solutions, self.seed, self.column, self.value = num_solutions, seed, column, value
         self.epochs, self.learning_rate, self.dropout = epochs, learning_rate, dropout
@@ -64,9 +68,7 @@ class Reference(PolicyAgent):
                 for rows in torch.randperm(len(hidden), generator=generator).split(512):
                     x = F.dropout(self.policy.standardize(hidden[rows].to(device)), self.dropout)
                     losses = F.cross_entropy(self.policy.net(x), latent[rows].to(x.device), reduction="none")
-                    optimizer.zero_grad()
-                    (losses * covered[rows].to(x.device)).mean().backward()
-                    optimizer.step()
+                    descend(optimizer, (losses * covered[rows].to(x.device)).mean())
                 bar.advance()
         return {"train_episodes": 0, "train_tokens": 0, "train_seconds": time.monotonic() - start}
 

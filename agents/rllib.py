@@ -4,12 +4,15 @@ RLlib's own runner steps environments one token at a time, and in its batch mode
 often than long ones. This one hands over whole episodes of the rollout engine instead.
 """
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
+import ray
 import torch
 from gymnasium.vector.utils import batch_space
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
@@ -24,11 +27,14 @@ from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
 from torch import Tensor
 
 from agents.base import LatentPolicy, Sampling
+from agents.checks import check_episodes
+from ollm_rl.errors import TrainingError
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.rollout import Request
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
+BARREN = 10  # samples in a row without a decision to learn from
 PRIOR = "prior_log_probs"  # column of the training batch
 
 
@@ -87,12 +93,25 @@ class PriorKLLearner(PPOTorchLearner):
         return loss + config.learner_config_dict["beta"] * kl
 
 
+class Errors:
+    """An actor that keeps the first error of all runners: RLlib only says that one was lost."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def add(self, text: str) -> None:
+        self.text = self.text or text
+
+    def first(self) -> str:
+        return self.text
+
+
 class EpisodeRunner(SingleAgentEnvRunner):
     """Whole episodes of the rollout engine as RLlib's `SingleAgentEpisode`s.
 
     `env_config`: `open`, a function that gives the workspace; `episodes`, how many a call of `sample` makes; `together`,
     how many of them have the same problem; `problems`, the size of the training set; `min_entropy`: decisions of which the prior is surer (nats) are left to the policy,
-    but not learned from; `seed`.
+    but not learned from; `seed`; `errors`, an actor of `Errors`, or None.
     """
 
     space: Workspace
@@ -102,7 +121,8 @@ class EpisodeRunner(SingleAgentEnvRunner):
     def make_env(self) -> None:
         config = self.config.env_config
         make: Callable[[], Workspace] = config["open"]
-        self.space = make()
+        with self._reported():
+            self.space = make()
         seen, chosen = spaces(self.space)
         # The connectors around it look at spaces only.
         self.env = SimpleNamespace(
@@ -117,7 +137,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
 
     def begin(self, iteration: int) -> None:
         """What is sampled follows from the seed, the runner and the iteration, so that a resumed run samples the same."""
-        self.iteration, self.calls = iteration, 0
+        self.iteration, self.calls, self.barren = iteration, 0, 0
 
     def sample(
         self,
@@ -128,6 +148,19 @@ class EpisodeRunner(SingleAgentEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[SingleAgentEpisode]:
+        with self._reported():
+            return self._sample(num_episodes)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            if (errors := self.config.env_config["errors"]) is not None:
+                ray.get(errors.add.remote(traceback.format_exc()))
+            raise
+
+    def _sample(self, num_episodes: int | None) -> list[SingleAgentEpisode]:
         config = self.config.env_config
         n = num_episodes or config["episodes"]
         draw = np.random.default_rng((config["seed"], self.worker_index or 0, self.iteration, self.calls))
@@ -139,7 +172,14 @@ class EpisodeRunner(SingleAgentEnvRunner):
         self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, window=1)
         with self.metrics.log_time(SAMPLE_TIMER):
             episodes = self.space.rollout(requests, Sampling(self.module.policy))
+        check_episodes(episodes)
         found = [e for e in map(self._convert, episodes) if e is not None]
+        self.barren = 0 if found else self.barren + 1
+        if self.barren >= BARREN:  # RLlib would ask for more, for ever
+            raise TrainingError(
+                f"{BARREN * n} episodes without a decision to learn from: the options never differ, or the prior is always surer "
+                f"than agent.min_entropy={config['min_entropy']}. Lower that, or convert with other settings."
+            )
         self._done_episodes_for_metrics += found
         steps = sum(map(len, found))
         self.num_env_steps_sampled_lifetime += steps

@@ -28,6 +28,10 @@ class CheckpointError(OLLMError, ValueError):
     """A saved plug-in, policy or run that does not fit what it is loaded into."""
 
 
+class TrainingError(OLLMError, ArithmeticError):
+    """Rewards or settings with which training has left the finite numbers, or has nothing to learn from."""
+
+
 class WorkerError(RuntimeError):
     """Workers failed too often in a row. No mistake in what was given, as far as we can tell: exit code 1."""
 
