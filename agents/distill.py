@@ -6,19 +6,22 @@ of the prior to the newest texts, so that habits of the first rounds are not kep
 states, without the language model.
 """
 
+import json
 import time
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
-from ollm_rl.errors import ConfigurationError
+from agents.checks import above, at_least, descend, within
+from ollm_rl.errors import DataError
 from ollm_rl.oracle import Oracle
-from ollm_rl.oracle.teacher import following
+from ollm_rl.oracle.teacher import played
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
-from ollm_rl.trajectory import Decisions, Episode
+from ollm_rl.trajectory import Decisions, Episode, unpack
 from ollm_rl.workspace import Workspace
 
 
@@ -33,7 +36,7 @@ class Distill(PolicyAgent):
         epochs, learning_rate, dropout, batch_size: of imitation, which starts from the prior in every round.
     """
 
-    learns_from_rewards = True
+    learns_from_rewards = trains_on = True
 
     def __init__(
         self,
@@ -50,54 +53,87 @@ class Distill(PolicyAgent):
         batch_size: int = 512,
     ):
         super().__init__(workspace)
-        if rounds < 1 or problems_per_round < 1 or epochs < 1:
-            raise ConfigurationError(
-                f"agent=distill: expected at least one round, problem and epoch, got rounds={rounds}, "
-                f"problems_per_round={problems_per_round}, epochs={epochs}"
-            )
+        at_least(
+            1, rounds=rounds, problems_per_round=problems_per_round, budget=budget, width=1 if width is None else width,
+            texts_per_problem=texts_per_problem, epochs=epochs, batch_size=batch_size,
+        )  # fmt: skip
+        above(0, learning_rate=learning_rate)
+        within(0, 1, dropout=dropout)
         self.rounds, self.problems_per_round = rounds, problems_per_round
         self.search, self.budget, self.width, self.texts = search, budget, width, texts_per_problem
         self.epochs, self.learning_rate, self.dropout, self.batch_size = epochs, learning_rate, dropout, batch_size
         self.policy = LatentPolicy.from_prior(workspace.plugin)
+        self.counters: dict[str, Any] = {"round": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+
+    def prepare(self, run: Run) -> None:
+        """There are problems to train on: said before anything is evaluated."""
+        self.workspace.problems("train", self.problems_per_round, self.workspace.seed)
 
     def learn(self, run: Run) -> dict:
-        """Search and imitate. A round that was searched before an interruption is not searched again."""
-        space, tokens, tried = self.workspace, 0, 0
-        start = time.monotonic()
+        """Search and imitate. After an interruption it goes on with the first round that is not done, whose searches that are
+        done are not done again."""
+        space, counters = self.workspace, self.counters
+        self._resume(run)
         problems = space.problems("train", self.rounds * self.problems_per_round, space.seed)
-        for number in range(self.rounds):
+        while counters["round"] < self.rounds:
+            start, number = time.monotonic(), counters["round"]
             part = problems[number * self.problems_per_round : (number + 1) * self.problems_per_round]
+            if not part:
+                raise DataError(
+                    f"agent.rounds={self.rounds} of agent.problems_per_round={self.problems_per_round} need more problems than "
+                    f"the {len(problems)} of task '{space.task.name}' in split 'train'; lower one of them"
+                )
             oracle = Oracle(space, self.policy, self.search, self.budget, self.width, texts=self.texts)
             searches = oracle.solve(part, space.seed, run.path / f"round_{number + 1}.jsonl")
             found = [text for s in searches for text in s.solutions]
-            tokens, tried = tokens + sum(s.spent for s in searches), tried + sum(s.tried for s in searches)
-            played = self._play(found)
-            run.save_rollouts(f"round_{number + 1}", played)
-            loss = self._imitate(played, number)
-            share = sum(bool(s.solutions) for s in searches) / len(part)
-            figures = {"solved": share, "tokens": tokens, "texts": len(played), "loss": loss}
+            texts = self._play(found)
+            run.save_rollouts(f"round_{number + 1}", texts)
+            loss = self._imitate(texts, number)
+            counters["round"] += 1
+            counters["train_episodes"] += sum(s.tried for s in searches)
+            counters["train_tokens"] += sum(s.spent for s in searches)
+            counters["train_seconds"] += time.monotonic() - start
+            figures = {
+                "solved": sum(bool(s.solutions) for s in searches) / len(part),
+                "tokens": counters["train_tokens"],
+            }
+            figures |= {"texts": len(texts)} | ({} if loss is None else {"loss": loss})
             run.log_metrics(number + 1, {f"distill/{name}": value for name, value in figures.items()})
-        return {"train_episodes": tried, "train_tokens": tokens, "train_seconds": time.monotonic() - start}
+            self._checkpoint(run)
+        return {k: v for k, v in counters.items() if k.startswith("train_")}
+
+    def _checkpoint(self, run: Run) -> None:
+        path = run.checkpoint_dir(self.counters["round"])
+        self.save(path)
+        (path / "counters.json").write_text(json.dumps(self.counters))
+        run.commit_checkpoint(self.counters["round"])
+
+    def _resume(self, run: Run) -> None:
+        """Continue after the last round that was done."""
+        latest = run.latest_checkpoint()
+        run.truncate_metrics(latest[0] if latest else 0)
+        if latest is not None:
+            self.load(latest[1])
+            self.counters |= json.loads((latest[1] / "counters.json").read_text())
 
     def _play(self, found: list[Episode]) -> list[Episode]:
         """The found texts as trajectories, with hidden states at their decision points.
 
         One in some thousand comes out differently in bf16, where batches of another size round otherwise: it is left out.
         """
-        requests = [
-            Request(e.problem, i, following([z for z in e.latents if z >= 0], self.workspace))
-            for i, e in enumerate(found)
-        ]
-        played = self.workspace.rollout(requests, following([], self.workspace))
-        return [p for p, e in zip(played, found, strict=True) if p.tokens == e.tokens]
+        space = self.workspace
+        texts = [(Request(e.problem, i), [z for z in e.latents if z >= 0]) for i, e in enumerate(found)]
+        packed = space.spread(played, texts)
+        episodes = [unpack(p, [e.problem], space.backbone.device)[0] for p, e in zip(packed, found, strict=True)]
+        return [p for p, e in zip(episodes, found, strict=True) if p.tokens == e.tokens]
 
-    def _imitate(self, episodes: list[Episode], number: int) -> float:
-        """Fit a copy of the prior to the episodes' latents; the last epoch's loss."""
+    def _imitate(self, episodes: list[Episode], number: int) -> float | None:
+        """Fit a copy of the prior to the episodes' latents; the last epoch's loss, None if there is nothing to imitate."""
         space = self.workspace
         deciding = [e for e in episodes if e.num_decisions]
         self.policy = LatentPolicy.from_prior(space.plugin)
         if not deciding:
-            return float("nan")
+            return None
         data = Decisions.of(deciding)
         optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
         generator, last = torch.Generator().manual_seed(space.seed + number), 0.0
@@ -109,11 +145,7 @@ class Distill(PolicyAgent):
                     rows = rows.to(data.z.device)
                     x = F.dropout(self.policy.standardize(data.hidden[rows]), self.dropout)
                     logits = self.policy.net(x).float().masked_fill(~data.mask[rows], -1e9)
-                    loss = F.cross_entropy(logits, data.z[rows])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    losses.append(loss.item())
+                    losses.append(descend(optimizer, F.cross_entropy(logits, data.z[rows])))
                 last = sum(losses) / len(losses)
                 bar.advance(1, f"loss {last:.3f}")
         return last

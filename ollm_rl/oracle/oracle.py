@@ -74,8 +74,10 @@ class Oracle:
         if search not in SEARCHES:
             raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(SEARCHES)}")
         width = WIDTHS.get(search, 32) if width is None else width
-        if budget < 1 or width < 1:
-            raise ConfigurationError(f"oracle: expected budget and width of at least 1, got {budget} and {width}")
+        least = {"budget": budget, "width": width, "slots": slots, "texts": texts}
+        for name, value in least.items():  # with none of them a search would wait for ever
+            if not value >= 1:
+                raise ConfigurationError(f"oracle.{name}={value}; expected at least 1")
         self.workspace, self.policy = workspace, policy
         self.search, self.budget, self.width, self.keep_gib = search, budget, width, keep_gib
         self.slots, self.bonus, self.brevity, self.exploration = slots, bonus, brevity, exploration
@@ -91,18 +93,18 @@ class Oracle:
             store: a file of finished searches: those in it are not searched again, and others are added.
         """
         searches = [Search(p, Frontier()) for p in problems]
-        done = {record["problem_id"]: record for record in whole_lines(store)} if store is not None else {}
+        records = whole_lines(store) if store is not None else []
         if store is not None and store.exists():  # without the half line that a kill may have left
-            store.write_text("".join(json.dumps(record) + "\n" for record in done.values()))
-        for search in searches:
-            if search.problem.id in done:
-                search.restore(done[search.problem.id])
-        open_ones = [s for s in searches if s.problem.id not in done]
+            store.write_text("".join(json.dumps(record) + "\n" for record in records))
+        done = {at: record for record in records if (at := _place_of(record, problems)) is not None}
+        for at, record in done.items():
+            searches[at].restore(record)
+        # By place: several problems may have one id.
+        open_ones = [(at, p) for at, p in enumerate(problems) if at not in done]
         deadline = None if self.max_seconds is None else time.time() + self.max_seconds
         with track(f"oracle {self.search}", len(searches), "problems", done=len(done)) as bar:
-            of = {s.problem.id: s for s in open_ones}
-            for record in self.workspace.spread(_search, [s.problem for s in open_ones], self, seed, deadline):
-                of[record["problem_id"]].restore(record)
+            for record in self.workspace.spread(_search, open_ones, self, seed, deadline):
+                searches[record["position"]].restore(record)
                 if store is not None:
                     with store.open("a") as out:
                         out.write(json.dumps(record) + "\n")
@@ -110,14 +112,19 @@ class Oracle:
                 bar.advance(1, f"{solved} solved")
         return searches
 
-    def records(self, problems: Sequence[Problem], seed: int, deadline: float | None) -> Iterator[dict]:
-        """Search these problems here; what `Search.record` gives, in the order in which they end."""
-        searches = [Search(p, self._new_frontier()) for p in problems]
+    def records(self, problems: Sequence[tuple[int, Problem]], seed: int, deadline: float | None) -> Iterator[dict]:
+        """Search these problems here; what `Search.record` gives, with their `position`, in the order in which they end.
+
+        Args:
+            problems: with their places among all that are searched.
+        """
+        searches = [Search(p, self._new_frontier()) for _, p in problems]
+        places = {id(s): at for s, (at, _) in zip(searches, problems, strict=True)}
         limits = self.budget, self.width, self.slots, self.keep_gib
         tree = TreeSearch(self.workspace, self.policy, self._open, *limits, self.critic)
         run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         for search in run:
-            yield search.record()
+            yield {"position": places[id(search)], **search.record()}
         self.occupancy = tree.rows / (tree.steps * tree.slots) if tree.steps else None
 
     def _new_frontier(self) -> Frontier:
@@ -157,7 +164,19 @@ class Oracle:
 
 
 def _search(
-    workspace: Workspace, problems: Sequence[Problem], oracle: Oracle, seed: int, deadline: float | None
+    workspace: Workspace, problems: Sequence[tuple[int, Problem]], oracle: Oracle, seed: int, deadline: float | None
 ) -> Iterator[dict]:
     """For `Workspace.spread`; on a cluster, the oracle's workspace is the worker's."""
     return oracle.records(problems, seed, deadline)
+
+
+def _place_of(record: dict, problems: Sequence[Problem]) -> int | None:
+    """Which of `problems` a stored search is of; None if that cannot be said.
+
+    A record without `position`, of an earlier release, says it by an id that only one problem has.
+    """
+    name, at = record["problem_id"], record.get("position")
+    if at is not None:
+        return at if at < len(problems) and problems[at].id == name else None
+    places = [i for i, problem in enumerate(problems) if problem.id == name]
+    return places[0] if len(places) == 1 else None

@@ -1,6 +1,7 @@
 """Teacher forcing: latents picked with the gold solution in sight. Can the options say what a teacher would?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,26 +10,50 @@ from ollm_rl.errors import DataError
 from ollm_rl.evaluation import breakdown, misbehaviour, wilson
 from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.option_quality import moved
-from ollm_rl.rollout import Act, Request
+from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode, pack
 from ollm_rl.workspace import Workspace
 
 PICKERS = ("encoder", "cover")
 
 
-def following(latents: Sequence[int], workspace: Workspace) -> Act:
-    """A policy for one episode: these latents in order, then the prior's first choices."""
-    given = iter(latents)
+class _Following:
+    """A policy for one text: these latents in order, then the prior's first choices.
 
-    def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        z = next(given, None)
+    It knows its place in the text, so it serves once, and only where it was made: sent to a worker, it would go on from the
+    middle when the worker's work is done again.
+    """
+
+    def __init__(self, latents: Sequence[int], workspace: Workspace):
+        self._left, self._workspace = iter(latents), workspace
+
+    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        z = next(self._left, None)
         if z is None:
-            best = workspace.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
+            best = self._workspace.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
         else:
             best = torch.full((len(hidden),), z, device=hidden.device)
         return best, torch.zeros(len(hidden), device=hidden.device)
 
-    return act
+    def __reduce__(self):
+        raise TypeError("a policy that keeps its place is not sent; send the latents, and let `play` make it there")
+
+
+def play(
+    workspace: Workspace,
+    texts: Sequence[tuple[Request, Sequence[int]]],
+    skip_forced: bool = True,
+    keep_hidden: bool = True,
+) -> list[Episode]:
+    """Episodes of requests that follow given latents: at their decision points, or at every token unless `skip_forced`."""
+    requests = [replace(request, act=_Following(latents, workspace)) for request, latents in texts]
+    return workspace.rollout(requests, _Following([], workspace), skip_forced=skip_forced, keep_hidden=keep_hidden)
+
+
+def played(workspace: Workspace, texts: Sequence[tuple[Request, Sequence[int]]]) -> Iterator[dict]:
+    """`play` for `Workspace.spread`: each episode as `pack` has it."""
+    yield from (pack([episode]) for episode in play(workspace, texts))
 
 
 @torch.inference_mode()
@@ -63,11 +88,11 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
     owner, picked = states.owner.cpu(), picked.cpu()
     latents = [picked[owner == i].tolist() for i in range(len(problems))]
     room = workspace.engine.max_new_tokens
-    requests = [
-        Request(p, i, following(z, workspace), max(1, min(len(z), room)))
+    texts = [
+        (Request(p, i, max_new_tokens=max(1, min(len(z), room))), z)
         for i, (p, z) in enumerate(zip(problems, latents, strict=True))
     ]
-    episodes = workspace.rollout(requests, following([], workspace), skip_forced=False, keep_hidden=False)
+    episodes = play(workspace, texts, skip_forced=False, keep_hidden=False)
     gold = [prompter.encode_solution(p.solution or "") for p in problems]
     same = [e.tokens == g for e, g in zip(episodes, gold, strict=True)]
     right = [e.solved for e in episodes]
