@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from agents.backbone import PlainBackbone
 from agents.base import digest, model_of
+from agents.checks import above, at_least, check_weights
 from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.cache import cache_dir, key_of, made_by_one
@@ -49,6 +50,8 @@ class LoRA(PlainBackbone):
         from peft import LoraConfig, get_peft_model
 
         super().__init__(workspace)
+        at_least(1, rank=1 if rank is None else rank)
+        at_least(0, num_examples=num_examples)
         model_of(workspace, "lora_sft or lora_grpo")
         base = workspace.backbone
         if (
@@ -100,9 +103,10 @@ class LoRA(PlainBackbone):
             self.acting_workspace.engine.refresh()
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
+        path, weights = Path(path), self.weights()
+        check_weights("the adapter", weights)
         path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.weights().items()}, path / "adapter_model.safetensors")
+        save_file({k: v.contiguous() for k, v in weights.items()}, path / "adapter_model.safetensors")
         facts = {"fingerprint": self.backbone.fingerprint, "rank": self.rank}
         (path / "lora.json").write_text(json.dumps(facts) + "\n")
         self.model.peft_config["default"].save_pretrained(str(path))  # so that PEFT can load it as well
@@ -174,6 +178,8 @@ class LoRASFT(LoRA):
         sft_learning_rate: float = 5e-4,
         sft_batch_size: int = 32,
     ):
+        at_least(1, num_solutions=num_solutions, sft_epochs=sft_epochs, sft_batch_size=sft_batch_size)
+        above(0, sft_learning_rate=sft_learning_rate)
         super().__init__(workspace, rank, num_examples)
         self.num_solutions, self.sft_seed = num_solutions, sft_seed
         self.sft_epochs, self.sft_learning_rate, self.sft_batch_size = sft_epochs, sft_learning_rate, sft_batch_size
@@ -244,7 +250,7 @@ class LoRASFT(LoRA):
         with track("lora_sft", steps, "steps", done[0] if done else 0) as bar:
             trainer = SFTTrainer(
                 self.model, config, train_dataset=Dataset.from_dict(rows), processing_class=self.backbone.tokenizer,
-                callbacks=[reporting(bar, log_metrics)],
+                callbacks=[reporting(bar, log_metrics, self.weights)],
             )  # fmt: skip
             score_few(self.backbone)
             run_trainer(trainer, done)

@@ -1,6 +1,8 @@
 """Reinforcement learning of a LoRA adapter with TRL's `GRPOTrainer`; texts are sampled by our rollout engine, through TRL's `rollout_func`."""
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.backbone import sample
+from agents.checks import above, at_least, check_episodes
 from agents.grpo import describe
 from agents.lora import LoRASFT
 from agents.objective import LOSS_TYPES, SCALES
-from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
-from ollm_rl.errors import ConfigurationError
+from agents.trainers import COUNTERS, common_settings, last_checkpoint, reporting, run_trainer, score_few
+from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.progress import Bar, track
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run
@@ -30,6 +33,8 @@ class LoRAGRPO(LoRASFT):
         micro_batch_size: episodes of a forward and backward pass.
         learning_rate, beta, epsilon, epsilon_high, loss_type, scale_rewards: TRL's.
     """
+
+    trains_on = True
 
     def __init__(
         self,
@@ -50,6 +55,13 @@ class LoRAGRPO(LoRASFT):
         begin: str = "sft",
         **sft: Any,
     ):
+        at_least(
+            1, total_episodes=total_episodes, problems_per_iteration=problems_per_iteration, minibatches=minibatches,
+            num_iterations=num_iterations, micro_batch_size=micro_batch_size, num_problems=num_problems,
+        )  # fmt: skip
+        at_least(2, num_generations=num_generations)
+        at_least(0, beta=beta, epsilon=epsilon, epsilon_high=epsilon if epsilon_high is None else epsilon_high)
+        above(0, learning_rate=learning_rate)
         super().__init__(workspace, **sft)
         per_iteration = problems_per_iteration * num_generations
         if begin not in ("sft", "base"):
@@ -91,8 +103,7 @@ class LoRAGRPO(LoRASFT):
         space, path = self.acting_workspace, run.path / "trainer"
         space.seed = self.workspace.seed
         problems = space.problems("train", self.num_problems, space.seed)
-        texts = [p.problem for p in problems]  # easy ones come several times, for all learners
-        self.by_text = {p.problem: p for p in problems}
+        self.problems = problems  # easy ones come several times, for all learners
         per_iteration = self.minibatches * self.num_iterations  # optimiser steps
         steps = -(-self.total_episodes // self.per_iteration) * per_iteration
         config = GRPOConfig(
@@ -113,8 +124,7 @@ class LoRAGRPO(LoRASFT):
         done = last_checkpoint(path)
         run.truncate_metrics(done[0] // per_iteration if done else 0)
         if done:
-            before = run.metrics()[-1]
-            self.counters = {key: before[key] for key in self.counters}
+            self.counters |= self._counted(done[1], run)
         if done and done[0] >= steps:  # killed after its last step
             self.set_weights(load_file(done[1] / "adapter_model.safetensors"))
             return self._costs()
@@ -122,9 +132,12 @@ class LoRAGRPO(LoRASFT):
         self.episodes: list[Episode] = []
         with track("lora_grpo", self.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
             trainer = GRPOTrainer(
-                self.model, _given_reward, args=config, train_dataset=Dataset.from_dict({"prompt": texts}),
+                self.model, _given_reward, args=config,
+                train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(problems))]}),  # texts may be equal
                 processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
-                callbacks=[reporting(bar, lambda _, figures: self._report(run, bar, figures))],
+                callbacks=[
+                    reporting(bar, lambda _, figures: self._report(run, bar, figures), self.weights, self.counters)
+                ],
             )  # fmt: skip
             score_few(self.backbone)
             self.started = time.monotonic()
@@ -132,18 +145,34 @@ class LoRAGRPO(LoRASFT):
         self.changed()
         return self._costs()
 
+    def _counted(self, checkpoint: Path, run: Run) -> dict:
+        """The counters of a checkpoint; those of an earlier release are in the metrics only."""
+        if (checkpoint / COUNTERS).exists():
+            return json.loads((checkpoint / COUNTERS).read_text())
+        if not (lines := run.metrics()):
+            raise CheckpointError(
+                f"{checkpoint} is to be continued, but {run.path} has no metrics that say how far it got. Restore metrics.jsonl, "
+                f"or delete {checkpoint.parent} to train from the beginning."
+            )
+        return {key: lines[-1][key] for key in self.counters}
+
     def _costs(self) -> dict:
         costs = {k: v for k, v in self.counters.items() if k.startswith("train_")}
         return {**costs, "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters}
 
     def _sampled(self, prompts: list[str], trainer: Any) -> dict:
-        """TRL's `RolloutFunc`: one iteration's episodes, with our engine; their rewards go along."""
+        """TRL's `RolloutFunc`: one iteration's episodes, with our engine; their rewards go along.
+
+        Args:
+            prompts: the problems' places among those that are trained on.
+        """
         self.changed()
         number = self.counters["iteration"] + 1
         seeds = np.random.default_rng((self.workspace.seed, number)).integers(2**31, size=len(prompts))
-        requests = [Request(self.by_text[text], int(seed)) for text, seed in zip(prompts, seeds, strict=True)]
+        requests = [Request(self.problems[int(at)], int(seed)) for at, seed in zip(prompts, seeds, strict=True)]
         start = time.monotonic()
         self.episodes = self.acting_workspace.rollout(requests, _sample, keep_hidden=False, from_logits=True)
+        check_episodes(self.episodes)
         self.rollout_s = time.monotonic() - start
         self.model.train()
         return {

@@ -1,6 +1,7 @@
 """TRL's trainers as runs of ours: quiet, resumable, their figures in `metrics.jsonl`, and no slower on a CPU than need be."""
 
 import functools
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agents.checks import check_weights
 from ollm_rl.backbone import Backbone
+from ollm_rl.checkpoints import SEAL, newest_whole, seal
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import Bar
 
@@ -30,7 +33,7 @@ def common_settings(path: Path, backbone: Backbone, seed: int) -> dict[str, Any]
     datasets.disable_progress_bars()  # of mapping a few thousand lines
     return {
         "output_dir": str(path), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
-        "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": False, "save_total_limit": 1,
+        "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": False, "save_total_limit": 2,
         "dataloader_pin_memory": False,
     }  # fmt: skip
 
@@ -98,14 +101,28 @@ def _states(body: Any, *args: Any, **kwargs: Any) -> Tensor:
     return torch.cat(found)[order.argsort()]
 
 
-def reporting(bar: Bar, log_metrics: Callable[[int, dict], None] | None) -> Any:
-    """Progress and figures, as all our runs have them; the trainer itself is quiet."""
+COUNTERS = "counters.json"  # in a trainer's checkpoint: what is counted besides its optimiser steps
+
+
+def reporting(
+    bar: Bar,
+    log_metrics: Callable[[int, dict], None] | None,
+    weights: Callable[[], dict[str, Tensor]],
+    counters: dict[str, Any] | None = None,
+) -> Any:
+    """Progress and figures, as all our runs have them; the trainer itself is quiet. Checkpoints are sealed.
+
+    Args:
+        weights: gives those that are trained; once they are not finite, training ends with a `TrainingError`.
+        counters: kept in every checkpoint.
+    """
     from transformers import TrainerCallback
 
     class Reporting(TrainerCallback):
         seen = 0
 
         def on_log(self, args, state, control, logs=None, **_):
+            check_weights("the adapter", weights())
             if log_metrics is None:
                 return
             figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
@@ -115,6 +132,12 @@ def reporting(bar: Bar, log_metrics: Callable[[int, dict], None] | None) -> Any:
             if bar.unit == "steps":
                 bar.advance(state.global_step - self.seen)
                 self.seen = state.global_step
+
+        def on_save(self, args, state, control, **_):
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if counters is not None:
+                (folder / COUNTERS).write_text(json.dumps(counters))
+            seal(folder)
 
     return Reporting()
 
@@ -130,7 +153,18 @@ def run_trainer(trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
 
 
 def last_checkpoint(path: Path) -> tuple[int, Path] | None:
-    """Optimiser steps and directory of a trainer's last whole checkpoint: its state is what is written last."""
-    whole = [f.parent for f in path.glob("checkpoint-*/trainer_state.json")]
-    found = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    return (int(found.name.rpartition("-")[2]), found) if found else None
+    """Optimiser steps and directory of a trainer's last whole checkpoint; None before the first.
+
+    One without a seal and without the trainer's state, which is written last, is of a kill while it was saved.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+    """
+    folders = [f for f in path.glob("checkpoint-*") if f.name.rpartition("-")[2].isdecimal()]
+    saved = [f for f in folders if (f / SEAL).exists() or (f / "trainer_state.json").exists()]
+    found = newest_whole(sorted(saved, key=_steps, reverse=True))
+    return (_steps(found), found) if found else None
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
