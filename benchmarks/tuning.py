@@ -76,9 +76,10 @@ def main() -> None:
                 run = Run(given.runs / given.task / given.what, f"{agent}-{i}", settings.yaml())
                 row = run_cell(settings, run, lab, given.seed)
                 rewards = [m["reward"] for m in run.metrics() if "reward" in m]
+                run.close()
                 rows.append({
                     "agent": agent, "settings": mine, "area": sum(rewards) / len(rewards),
-                    "avg_at_4": row["avg_at_4"], "accuracy": row["accuracy"], "accuracy_ci95": row["accuracy_ci95"],
+                    "avg_at_4": row["avg@4"], "accuracy": row["accuracy"], "accuracy_ci95": row["accuracy_ci95"],
                     "n_problems": row["n_problems"], "train_episodes": row["train_episodes"],
                     "train_seconds": row["train_seconds"],
                 })  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ollm_rl.evaluation import pool_breakdowns, wilson
+from ollm_rl.evaluation import pool_breakdowns, sampled_figure, samples_of, wilson
 from ollm_rl.runs import whole_lines
 
 RESAMPLES = 10_000
@@ -17,6 +17,20 @@ UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
 def cell_name(row: dict) -> str:
     """The run directory of an agent and a seed, within the comparison's."""
     return f"{row['agent']}-{row['seed']}"
+
+
+def cell_folder(row: dict, root: Path) -> Path:
+    """Where a row's files are: in a directory of its own within the comparison's, or `root` if it was run alone.
+
+    All searches of a seed are in the oracle's.
+    """
+    folder = root / (f"oracle-{row['seed']}" if "search" in row else cell_name(row))
+    return folder if folder.exists() else root
+
+
+def replays_of(agent: str) -> str:
+    """The file of a search's episodes to look at; in `replays.json`, as those of other agents, for the first search."""
+    return "replays.json" if agent == "oracle" else f"replays_{agent}.json"
 
 
 def conclude(rows: list[dict], root: Path) -> dict:
@@ -76,9 +90,8 @@ def _accuracy(rows: Sequence[dict]) -> dict[str, Any]:
 
 
 def _means(rows: Sequence[dict]) -> dict[str, float]:
-    names = [k for k, v in rows[0].items() if k not in UNPOOLED and _number(v)]
-    values = {name: [r[name] for r in rows if _number(r.get(name))] for name in names}
-    return {name: sum(some) / len(some) for name, some in values.items()}
+    names = [k for k in rows[0] if k not in UNPOOLED and all(_number(r.get(k)) for r in rows)]
+    return {name: sum(r[name] for r in rows) / len(rows) for name in names}
 
 
 def _number(value: Any) -> bool:
@@ -134,6 +147,7 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
     """Differences of greedy and of sampled accuracy between all pairs of agents, on the same problems of the same seeds."""
     found: dict[str, dict[str, np.ndarray]] = {}
     asked: dict[str, list[str]] = {}
+    samples: dict[tuple[str, str], set[int]] = {}  # per problem, by agent and kind
     agents = list(dict.fromkeys(r["agent"] for r in rows))
     for agent in agents:
         parts: dict[str, list[np.ndarray]] = {"greedy": [], "sampled": []}
@@ -144,6 +158,7 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
                 if lines and len(lines) % row["n_problems"] == 0:
                     solved = np.array([line["reward"] >= 1.0 for line in lines], dtype=float)
                     part.append(solved.reshape(row["n_problems"], -1).mean(1))
+                    samples.setdefault((agent, kind), set()).add(len(lines) // row["n_problems"])
                     if kind == "greedy":
                         asked[agent] += [line["problem"] for line in lines]
         found[agent] = {kind: np.concatenate(part) for kind, part in parts.items() if part}
@@ -158,6 +173,7 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
                     and b is not None
                     and asked[one] == asked[other]
                     and len(a) == len(b) == len(asked[one])
+                    and samples[one, kind] == samples[other, kind]
                 ):
                     test["n"] = len(a)
                     test |= {f"{kind}{k}": v for k, v in bootstrap(b - a, asked[one]).items()}
@@ -168,8 +184,7 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
 
 def learning_curve(row: dict, root: Path) -> list[dict]:
     """The iterations of a learner (in a comparison, or alone in `root`): lines of its `metrics.jsonl` that have a reward."""
-    folder = root / cell_name(row)
-    lines = whole_lines((folder if folder.exists() else root) / "metrics.jsonl")
+    lines = whole_lines(cell_folder(row, root) / "metrics.jsonl")
     return [line for line in lines if "reward" in line and "train_episodes" in line]
 
 
@@ -196,7 +211,7 @@ def add_thresholds(rows: list[dict], root: Path) -> None:
     """
     for seed in {r["seed"] for r in rows}:
         mine = [r for r in rows if r["seed"] == seed]
-        sampled = {r["agent"]: r[k] for r in mine for k in r if k.startswith("avg_at_") and r[k] is not None}
+        sampled = _sampled_accuracies(mine)
         for row in mine:
             row["episodes_to_threshold"] = row["seconds_to_threshold"] = None
             lines = learning_curve(row, root)
@@ -210,6 +225,13 @@ def add_thresholds(rows: list[dict], root: Path) -> None:
                     row["episodes_to_threshold"] = line["train_episodes"]
                     row["seconds_to_threshold"] = line.get("train_seconds")
                     break
+
+
+def _sampled_accuracies(rows: Sequence[dict]) -> dict[str, float]:
+    """Sampled accuracy by agent, all of as many samples as the prior has."""
+    ks = samples_of([r for r in rows if r["agent"] == "prior"])
+    values = {r["agent"]: sampled_figure(r, "avg", ks[-1]) for r in rows} if ks else {}
+    return {agent: value for agent, value in values.items() if value is not None}
 
 
 def trailing(lines: Sequence[dict]) -> list[float]:

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ollm_rl.answers import normal_form, plain_number
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
+from ollm_rl.reward import MAX_ANSWER
 from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem, make_task
 from ollm_rl.tasks.base import values_of
@@ -42,6 +45,59 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate of solving a problem in k tries from c successes in n (Chen et al. 2021, eq. 1)."""
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(episodes: Sequence[Episode]) -> float:
+    """How right the answer is that most of a problem's texts give: the solved share of the texts that give it.
+
+    Answers that the verifier's normal form makes equal are one, texts without an answer do not vote, and of answers that are
+    equally frequent it is the mean. Over these k texts as they are: no estimate of what other k would give.
+    """
+    votes: dict[Any, list[bool]] = {}
+    for episode in episodes:
+        if episode.answer is not None:
+            votes.setdefault(_vote(episode.answer), []).append(episode.solved)
+    most = max(map(len, votes.values()), default=0)
+    winners = [solved for solved in votes.values() if len(solved) == most]
+    return sum(sum(solved) / most for solved in winners) / len(winners) if winners else 0.0
+
+
+def _vote(answer: str) -> Any:
+    if len(answer) > MAX_ANSWER:  # it is compared as it stands
+        return answer.strip()
+    number = plain_number(form := normal_form(answer))
+    return form if number is None else number
+
+
+def sampled_figures(episodes: Sequence[Episode], k: int) -> dict[str, float | None]:
+    """`avg@k`, `pass@k` and `maj@k` of k texts per problem, one problem's after another's; nothing if k is 0.
+
+    `maj@k` is None where rewards have nothing to do with stated answers: solved texts, and no answer in any. `avg_at_8` and
+    `pass_at_8` are the same figures for readers of files that know these names.
+    """
+    if not k or not episodes:
+        return {}
+    groups = [episodes[at : at + k] for at in range(0, len(episodes), k)]
+    correct = [sum(e.solved for e in group) for group in groups]
+    unstated = any(correct) and all(e.answer is None for e in episodes)
+    found: dict[str, float | None] = {
+        f"avg@{k}": float(np.mean(correct)) / k,
+        f"pass@{k}": float(np.mean([pass_at_k(k, c, k) for c in correct])),
+        f"maj@{k}": None if unstated else float(np.mean([majority(group) for group in groups])),
+    }
+    return found | ({"avg_at_8": found["avg@8"], "pass_at_8": found["pass@8"]} if k == 8 else {})
+
+
+def samples_of(rows: Sequence[dict]) -> list[int]:
+    """The numbers of samples k that some row has `avg@k` of (`avg_at_k` in older files), in order."""
+    keys = (re.fullmatch(r"avg(?:@|_at_)(\d+)", key) for row in rows for key, value in row.items() if value is not None)
+    return sorted({int(key[1]) for key in keys if key})
+
+
+def sampled_figure(row: dict, figure: str, k: int) -> float | None:
+    """`avg`, `pass` or `maj` of a row at k samples, under whichever name it has there; None if it was not measured."""
+    value = row.get(f"{figure}@{k}")
+    return row.get(f"{figure}_at_{k}") if value is None else value
 
 
 def breakdown(judged: Sequence[tuple[Problem, bool]]) -> dict[str, dict[str, dict]]:
@@ -123,8 +179,14 @@ def evaluate(
 ) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
-    An agent with a model of its own (`acting_workspace`) acts with that. The seeds of the episodes depend on `seed` and the problem's place only, so agents are compared on equal terms.
+    An agent with a model of its own (`acting_workspace`) acts with that. The seeds of the episodes depend on `seed` and the
+    problem's place only, so agents are compared on equal terms.
+
+    Raises:
+        ConfigurationError: k is negative.
     """
+    if k < 0:
+        raise ConfigurationError(f"evaluate.samples={k}; expected 0 or more sampled answers per problem")
     workspace = getattr(agent, "acting_workspace", workspace)
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
@@ -179,15 +241,12 @@ def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int
     """The evaluation's figures under the names of `results.json`."""
     n = len(greedy)
     solved = sum(e.solved for e in greedy)
-    correct = np.array([e.solved for e in sampled]).reshape(n, -1).sum(1).astype(int) if sampled else np.zeros(0, int)
-    passes = [pass_at_k(k, int(c), k) for c in correct]
     return {
         "agent": name,
         "n_problems": n,
         "accuracy": solved / max(n, 1),
         "accuracy_ci95": list(wilson(solved, n)),
-        f"avg_at_{k}": float(correct.mean() / k) if len(correct) else None,
-        f"pass_at_{k}": float(np.mean(passes)) if passes else None,
+        **sampled_figures(sampled, k),
         "mean_length": float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
         "mean_decisions": float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
         "mean_reward": float(np.mean([e.reward for e in greedy])) if greedy else 0.0,

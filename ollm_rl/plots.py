@@ -5,6 +5,7 @@ from itertools import cycle
 from pathlib import Path
 
 from ollm_rl.comparison import learning_curve, trailing
+from ollm_rl.evaluation import sampled_figure, samples_of
 
 PALETTE = (
     "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
@@ -142,13 +143,14 @@ def _costs(root: Path, results: dict) -> Path | None:
 
 
 def _headroom(root: Path, results: dict) -> Path | None:
-    """Every agent in one look: greedy accuracy before and after training, best of 8, and how far the oracle gets."""
+    """Every agent in one look: greedy accuracy before and after training, best of k, and how far the oracle gets."""
     from matplotlib import pyplot as plt
 
     rows = [r for r in results.get("pooled", []) if not r["agent"].startswith("oracle_")]
     if len(rows) < 3:
         return None
     rows.sort(key=lambda r: r["accuracy"])
+    k = max(samples_of(rows), default=0)  # agents with fewer samples have no bar
     figure, axes = plt.subplots(figsize=(8.2, 0.52 * len(rows) + 1.5), dpi=130, layout="constrained")
     labels = []
     for y, row in enumerate(rows):
@@ -161,14 +163,15 @@ def _headroom(root: Path, results: dict) -> Path | None:
             axes.plot([row["before"]["accuracy"]], [y], "o", markersize=7, markerfacecolor="white", color=colour)
             arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.6}
             axes.annotate("", (row["accuracy"], y), (row["before"]["accuracy"], y), arrowprops=arrow)
-        if row.get("pass_at_8") is not None:
-            axes.plot([row["pass_at_8"]], [y], "|", color="#c8553d", markersize=14, markeredgewidth=2)
+        if (best := sampled_figure(row, "pass", k)) is not None:
+            axes.plot([best], [y], "|", color="#c8553d", markersize=14, markeredgewidth=2)
         episodes = row.get("train_episodes")
         labels.append(f"{row['agent']}\n{episodes:,.0f} episodes" if episodes else row["agent"])
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.3))
     axes.set_xlabel(
-        f"share solved, n = {rows[0]['n_problems']}   (dot: greedy, ring: before training, red bar: best of 8)"
+        f"share solved, n = {rows[0]['n_problems']}   (dot: greedy, ring: before training"
+        + (f", red bar: best of {k})" if k else ")")
     )
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
@@ -207,10 +210,11 @@ def _budget(root: Path, results: dict) -> Path | None:
         return None
     colours = _colours(results)
     figure, axes = _curves(curves, [c for agent, c in colours.items() if agent.startswith("oracle")])
-    marked = [r for r in results.get("pooled") or results["rows"] if r.get("pass_at_8") is not None]
-    for row in marked:
-        tokens, colour = 8 * row["mean_length"], colours[row["agent"]]
-        axes.plot([tokens], [row["pass_at_8"]], "s", color=colour, label=f"{row['agent']}: pass@8")
+    rows = results.get("pooled") or results["rows"]
+    marked = [(r, k) for r in rows for k in samples_of([r]) if sampled_figure(r, "pass", k) is not None]
+    for row, k in marked:
+        tokens, colour = k * row["mean_length"], colours[row["agent"]]
+        axes.plot([tokens], [sampled_figure(row, "pass", k)], "s", color=colour, label=f"{row['agent']}: pass@{k}")
     axes.set_title(f"What could the best latents reach? {results['backbone']} on {results['task']}", fontsize=11)
     _legend(axes, **({"loc": "lower right"} if len(marked) < 4 else {}))
     return _save(figure, root / "plots" / "solved_against_budget.png")

@@ -9,16 +9,16 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from ollm_rl.comparison import cell_folder, replays_of
 from ollm_rl.comparison_tables import Text, comparison_tables
+from ollm_rl.evaluation import sampled_figure, samples_of
 from ollm_rl.plots import draw
 
-COLUMNS = (
+COLUMNS = (  # after accuracy come those of sampled answers
     ("agent", "agent"),
     ("seed", "seed"),
     ("n_problems", "n"),
     ("accuracy", "accuracy"),
-    ("avg_at_8", "avg@8"),
-    ("pass_at_8", "pass@8"),
     ("train_episodes", "episodes"),
     ("train_seconds", "train s"),
     ("no_answer_rate", "no ans."),
@@ -67,7 +67,21 @@ def results_table(results: dict) -> Text:
     pooled = results.get("pooled", [])[: _num_pooled(results)]
     rows = [*({**p, "seed": f"all {len(p['seeds'])}"} for p in pooled), *results["rows"]]
     title = f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval"
-    return Text(title, "", [title for _, title in COLUMNS], [_cells(row) for row in rows])
+    ks = samples_of(rows)
+    sampled = [f"{figure}@{k}" for k in ks for figure in ("avg", "pass", "maj")]
+    before = [title for _, title in COLUMNS].index("accuracy") + 1
+    titles = [title for _, title in COLUMNS]
+    # Figures of another number of samples are no more comparable than those of another column.
+    body = [
+        cells[:before] + _sampled_cells(row, ks) + cells[before:]
+        for row, cells in zip(rows, map(_cells, rows), strict=True)
+    ]
+    return Text(title, "", titles[:before] + sampled + titles[before:], body)
+
+
+def _sampled_cells(row: dict, ks: list[int]) -> list[str]:
+    values = [sampled_figure(row, figure, k) for k in ks for figure in ("avg", "pass", "maj")]
+    return ["-" if value is None else f"{value:.3f}" for value in values]
 
 
 def _cells(row: dict) -> list[str]:
@@ -131,7 +145,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
         f"<h1>{html.escape(name)}</h1>",
         '<p class="note">Every accuracy is one greedy answer per problem, with its ',
     ]
-    parts.append("95% Wilson interval. avg@8 and pass@8 come from 8 sampled answers per problem.</p>")
+    parts.append(f"95% Wilson interval.{_sampling_note(results)}</p>")
     parts += [_image(plot) for plot in plots if plot.stem == FIRST]
     parts += ["<h2>Results</h2>", _html_table(results_table(results), _num_pooled(results))]
     parts += [_verdicts_note(results), _oracle_note(results)]
@@ -146,8 +160,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
         "likely the prior finds it.</p>"
     )
     for row in results["rows"]:
-        folder = root / f"{row['agent']}-{row['seed']}"
-        stored = (folder if folder.exists() else root) / "replays.json"
+        stored = cell_folder(row, root) / (replays_of(row["agent"]) if "search" in row else "replays.json")
         episodes = json.loads(stored.read_text()) if stored.exists() else []
         if episodes:
             parts.append(f"<h3>{html.escape(row['agent'])}, seed {row['seed']}</h3>")
@@ -161,6 +174,17 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     path = root / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _sampling_note(results: dict) -> str:
+    ks = samples_of(results["rows"])
+    if not ks:
+        return ""
+    said = " and ".join(map(str, ks))
+    return (
+        f" avg@k (their mean accuracy), pass@k (some is right) and maj@k (the answer that most of them give is right) come from "
+        f"k = {said} sampled answers per problem."
+    )
 
 
 def _image(plot: Path) -> str:
