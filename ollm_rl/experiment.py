@@ -12,20 +12,19 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 
-from ollm_rl.comparison import cell_name, conclude, pool_curves
+from ollm_rl.comparison import cell_folder, conclude, pool_curves, replays_of
 from ollm_rl.config import GROUPS, Settings, compose, locate, members, plain
-from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.errors import CheckpointError, ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
 from ollm_rl.multirun import on_cluster
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import changes, replay
-from ollm_rl.runs import Run
+from ollm_rl.runs import CONFIG, RESULTS, Run, may_continue
 from ollm_rl.session import make_agent, make_oracle, open_workers, recipe_of
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
-RESULTS = "results.json"  # of a part that is done
 SHOWN = 4  # solved and failed episodes that the report shows per agent
 
 
@@ -52,15 +51,46 @@ class Lab:
 
 
 def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = True) -> dict:
-    """Train (if it learns) and evaluate one agent with one seed; its row, from `results.json` if already there."""
-    done = run.path / RESULTS
-    if done.exists():
-        log.info("%s: already done", run.path)
-        return json.loads(done.read_text())["rows"][0]
+    """Train (if it learns) and evaluate one agent with one seed; its row, from `results.json` if already there.
+
+    Raises:
+        CheckpointError: it is done, more training is wanted, and the agent cannot go on from where it ended.
+    """
+    with run.unless_refused():
+        if is_done(run.path, run.grown, settings, learn):
+            log.info("%s: already done", run.path)
+            return json.loads((run.path / RESULTS).read_text())["rows"][0]
+        space = lab.workspace(settings, seed)
+        agent = make_agent(space, settings.config.agent, settings.config.policy)
+        problems = space.problems(settings.config.evaluate.split, settings.config.evaluate.num_problems, seed)
+        return _run_cell(settings, run, lab, seed, learn, space, agent, problems)
+
+
+def is_done(path: Path, grown: dict, settings: Settings, learn: bool = True) -> bool:
+    """Whether a run has its results, and nothing more is wanted of it.
+
+    Args:
+        grown: limits of training that are larger now (`Run.grown`).
+
+    Raises:
+        CheckpointError: it has its results, and more is wanted that cannot be had.
+    """
+    if not (path / RESULTS).exists() or not grown:
+        return (path / RESULTS).exists()
+    if learn and getattr(locate(settings.config.agent._target_), "trains_on", False):
+        return False
+    [(key, (before, now)), *_] = grown.items()
+    why = f"agent '{settings.agent_name}' does not train on once it has ended" if learn else "nothing is trained here"
+    raise CheckpointError(
+        f"{path} is done with {key}={before}, and now {key}={now} is wanted, but {why}. Repeat that setting, choose another "
+        "name=, or delete the directory."
+    )
+
+
+def _run_cell(
+    settings: Settings, run: Run, lab: Lab, seed: int, learn: bool, space: Workspace, agent: Any, problems: list
+) -> dict:
     config = settings.config
-    space = lab.workspace(settings, seed)
-    agent = make_agent(space, config.agent, config.policy)
-    problems = space.problems(config.evaluate.split, config.evaluate.num_problems, seed)
     run.write_json("conversion.json", space.conversion)
     row: dict[str, Any] = {"seed": seed, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
     if config.policy is None and callable(getattr(agent, "prepare", None)):
@@ -87,7 +117,6 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
         if "before" in row:
             row["changes"] = space.call(changes, found.greedy)
     run.write_json(RESULTS, {"task": space.task.name, "backbone": space.backbone.name, "rows": [row]})
-    run.close()
     return row
 
 
@@ -113,8 +142,8 @@ def _before(
 def _standing(row: dict) -> dict:
     """The figures of greedy texts in a row."""
     dropped = (
-        "agent", "seed", "breakdown", "before", "length_change", "kl_from_start", "train_", "setup_", "trainable_", "avg_at_",
-        "pass_at_",
+        "agent", "seed", "breakdown", "before", "length_change", "kl_from_start", "train_", "setup_", "trainable_", "avg", "pass",
+        "maj@",
     )  # fmt: skip
     return {k: v for k, v in row.items() if not k.startswith(dropped) and v is not None}
 
@@ -138,25 +167,31 @@ def _further(settings: Settings, space: Workspace, agent: Any, problems: list, s
 
 
 def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[dict], dict[str, list[dict]]]:
-    """The oracle's rows, one a search, and their curves, on the same problems as the agents."""
-    done = run.path / RESULTS
-    if done.exists():
-        stored = json.loads(done.read_text())
-        return stored["rows"], stored["curves"]
-    config = settings.config
-    space = lab.workspace(settings, seed)
-    problems = space.problems(config.evaluate.split, config.oracle.num_problems, seed)
-    policy, rows, curves = search_policy(space, settings), [], {}
-    for name in dict.fromkeys([config.oracle.search, *config.oracle.also]):
-        if name == "teacher_forced":
-            rows += [{**space.call(teacher_forced, problems, picker), "seed": seed} for picker in PICKERS]
-            continue
-        row, curves[name] = solve_and_store(space, make_oracle(space, config, policy, name), problems, run, seed)
-        rows.append(row if name == config.oracle.search else {**row, "agent": f"oracle_{name}"})
-    run.write_json("conversion.json", space.conversion)
-    results = {"task": space.task.name, "backbone": space.backbone.name, "rows": rows, "curves": curves}
-    run.write_json(RESULTS, results)
-    return rows, curves
+    """The oracle's rows, one a search, and their curves, on the same problems as the agents.
+
+    Raises:
+        CheckpointError: it is done, and more training is wanted, which is none of its affair.
+    """
+    with run.unless_refused():
+        if is_done(run.path, run.grown, settings, learn=False):
+            stored = json.loads((run.path / RESULTS).read_text())
+            return stored["rows"], stored["curves"]
+        config = settings.config
+        space = lab.workspace(settings, seed)
+        problems = space.problems(config.evaluate.split, config.oracle.num_problems, seed)
+        policy, rows, curves = search_policy(space, settings), [], {}
+        for name in dict.fromkeys([config.oracle.search, *config.oracle.also]):
+            if name == "teacher_forced":
+                rows += [{**space.call(teacher_forced, problems, picker), "seed": seed} for picker in PICKERS]
+                continue
+            agent = "oracle" if name == config.oracle.search else f"oracle_{name}"
+            search = make_oracle(space, config, policy, name)
+            row, curves[name] = solve_and_store(space, search, problems, run, seed, agent)
+            rows.append(row)
+        run.write_json("conversion.json", space.conversion)
+        results = {"task": space.task.name, "backbone": space.backbone.name, "rows": rows, "curves": curves}
+        run.write_json(RESULTS, results)
+        return rows, curves
 
 
 def search_policy(space: Workspace, settings: Settings):
@@ -173,15 +208,18 @@ def search_policy(space: Workspace, settings: Settings):
     return prior
 
 
-def solve_and_store(space: Workspace, oracle: Oracle, problems: list, run: Run, seed: int) -> tuple[dict, list[dict]]:
+def solve_and_store(
+    space: Workspace, oracle: Oracle, problems: list, run: Run, seed: int, agent: str = "oracle"
+) -> tuple[dict, list[dict]]:
+    """Search all problems; the row, under the name `agent`, and the curve. Episodes to look at are kept under that name."""
     name, start = oracle.search, time.monotonic()
     searches = oracle.solve(problems, seed, run.path / f"searches_{name}.jsonl")
     row, curve = summarise(searches, name, oracle.budget)
     solved = [s.shortest for s in searches if s.shortest is not None]
     run.save_rollouts(f"oracle_{name}", solved)
-    if not (run.path / "replays.json").exists():  # of the first search
-        run.write_json("replays.json", space.call(replay, solved[: 2 * SHOWN]))
-    return {**row, "seed": seed, "occupancy": oracle.occupancy, "search_seconds": time.monotonic() - start}, curve
+    run.write_json(replays_of(agent), space.call(replay, solved[: 2 * SHOWN]))
+    row |= {"agent": agent, "seed": seed, "occupancy": oracle.occupancy, "search_seconds": time.monotonic() - start}
+    return row, curve
 
 
 class Part(NamedTuple):
@@ -204,17 +242,20 @@ def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
 
 
 def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
-    """On a cluster, run all parts that have no results yet side by side, each a task that asks for a worker's resources.
+    """On a cluster, run all parts that are not done yet side by side, each a task that asks for a worker's resources.
 
     Nothing runs without a cluster, or with workers (`rollout.num_workers`), which parts one after the other share.
 
     Raises:
-        CheckpointError: a part was begun with another configuration; before anything runs.
+        CheckpointError: a part was begun with another configuration, or is done and cannot go on; before anything runs.
     """
+    done: set[Path] = set()
     for overrides, settings, run in comparisons:
         for part in parts_of(overrides, settings):
-            if (run.path / part.name).exists():
-                Run(run.path, part.name, part.settings.yaml())
+            path = run.path / part.name
+            if (path / CONFIG).exists():
+                grown, _ = may_continue(path, part.settings.yaml())
+                done |= {path} if is_done(path, grown, part.settings, part.do is run_cell) else set()
     rollout = comparisons[0][1].config.rollout
     if not on_cluster(rollout) or rollout.num_workers:
         return
@@ -224,9 +265,9 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
         for part in parts_of(overrides, settings):
             # Those with a long set-up share it: one begins at once, the others would only wait for it, and come last.
             long = part.do is run_cell and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
-            stages[2 if long and begun else 0 if long else 1].append((run.path.resolve() / part.name, part))
+            stages[2 if long and begun else 0 if long else 1].append((run.path / part.name, part))
             begun |= long
-    waiting = [(path, p) for stage in stages for path, p in stage if not (path / RESULTS).exists()]
+    waiting = [(path.resolve(), p) for stage in stages for path, p in stage if path not in done]
     if not waiting:
         return
     from ollm_rl.cluster.jobs import side_by_side
@@ -240,25 +281,29 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     One after the other, agents that begin alike are evaluated once before they learn; in bfloat16, where roundings depend on
     what else is in a batch, that may differ in a few texts from parts side by side.
     """
-    run_parts([(overrides, settings, run)])
     config = settings.config
     rows: list[dict] = []
     searched: list[dict] = []  # of the oracle, a seed each
     lab = Lab()
     try:
-        for name, do, each, seed in parts_of(overrides, settings):
-            log.info("%s", name)
-            part = Run(run.path, name, each.yaml())
-            do(each, part, lab, seed)
-            found = json.loads((part.path / RESULTS).read_text())
-            rows += found["rows"]
-            searched += [found] if found.get("curves") else []
+        with run.unless_refused():
+            run_parts([(overrides, settings, run)])
+            for name, do, each, seed in parts_of(overrides, settings):
+                log.info("%s", name)
+                part = Run(run.path, name, each.yaml())
+                try:
+                    do(each, part, lab, seed)
+                finally:
+                    part.close()
+                found = json.loads((part.path / RESULTS).read_text())
+                rows += found["rows"]
+                searched += [found] if found.get("curves") else []
     finally:
         lab.close()
     results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
     if searched:
         results["curves"] = pool_curves(searched)
-    results["conversion"] = json.loads((run.path / f"{cell_name(rows[0])}" / "conversion.json").read_text())
+    results["conversion"] = json.loads((cell_folder(rows[0], run.path) / "conversion.json").read_text())
     run.write_json(RESULTS, results)
     return results
 
@@ -266,9 +311,11 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
 def _run_part(path: Path, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
     """A part of a comparison in a process of its own; its results are in its directory."""
     settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
+    run = Run(path.parent, path.name, settings.yaml())
     try:
-        do(settings, Run(path.parent, path.name, settings.yaml()), lab, seed)
+        do(settings, run, lab, seed)
     finally:
+        run.close()
         lab.close()
 
 
