@@ -1,7 +1,9 @@
 """Run directories: resuming after real signals, half-written files, and refusals."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ollm_rl.errors import CheckpointError
-from ollm_rl.runs import Run
+from ollm_rl.cli import main
+from ollm_rl.config import compose
+from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.experiment import Lab, run_cell
+from ollm_rl.runs import CONFIG, RESULTS, Run, whole_lines
 from tests.conftest import QUICK_KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +103,265 @@ def test_a_run_is_continued_on_another_cluster(tmp_path):
     Run(tmp_path, "run", "seed: 0\nrollout:\n  address: auto\n", "must")
     with pytest.raises(CheckpointError, match="seed"):
         Run(tmp_path, "run", "seed: 1\nrollout:\n  address: auto\n")
+
+
+def test_values_are_compared_and_not_lines(tmp_path):
+    Run(tmp_path, "run", "agent:\n  rate: 1.0e-4\n  names: [a, b]\nresume: auto\n")
+    Run(tmp_path, "run", "resume: must\nagent: {names: ['a', b], rate: 0.0001}\n", "must")
+    with pytest.raises(CheckpointError, match="there 'agent.rate: 0.0001', now 'agent.rate: 0.1'"):
+        Run(tmp_path, "run", "agent: {names: [a, b], rate: 0.1}\n")
+
+
+def without(yaml: str, key: str) -> str:
+    """A configuration as a release without `key` wrote it."""
+    lines = [line for line in yaml.splitlines() if not line.strip().startswith(f"{key}:")]
+    assert len(lines) == len(yaml.splitlines()) - 1
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("use_bias_correction_kl", "agent.use_bias_correction_kl=false"),
+        ("num_kl", "evaluate.num_kl=3"),
+        ("brevity", "oracle.brevity=0.5"),
+    ],
+)
+def test_a_setting_that_an_older_run_lacks_has_todays_default(tmp_path, key, other):
+    now = compose(["agent=grpo"])
+    Run(tmp_path, "old", without(now.yaml(), key))
+    Run(tmp_path, "old", now.yaml(), "must")
+    with pytest.raises(CheckpointError, match=f"there no '.*{key}', now"):
+        Run(tmp_path, "old", compose(["agent=grpo", other]).yaml())
+
+
+def test_a_setting_that_is_gone_is_ignored_if_it_was_off(tmp_path):
+    now = compose(["agent=grpo"]).yaml()
+    for name, line in (("off", "  warmup: null"), ("on", "  warmup: 3")):
+        Run(tmp_path, name, now.replace("agent:\n", f"agent:\n{line}\n"))
+    Run(tmp_path, "off", now, "must")
+    with pytest.raises(CheckpointError, match="there 'agent.warmup: 3', now no 'agent.warmup'"):
+        Run(tmp_path, "on", now)
+
+
+def test_settings_of_the_users_own_are_in_no_release(tmp_path):
+    mine = ["agent._target_=my.Agent", "agent.a=1"]
+    Run(tmp_path, "own", compose([*mine, "agent.b=false"]).yaml())
+    for other in (mine, [*mine, "agent.b=false", "agent.c=2"]):
+        with pytest.raises(CheckpointError, match="another configuration"):
+            Run(tmp_path, "own", compose(other).yaml())
+    gym = ["task=reasoning_gym", "task.params.size=3"]
+    Run(tmp_path, "gym", compose([*gym, "task.params.flag=false"]).yaml())
+    with pytest.raises(CheckpointError, match="task.params.flag"):
+        Run(tmp_path, "gym", compose(gym).yaml())
+
+
+def test_what_is_refused_leaves_the_configuration_alone(tmp_path):
+    run = Run(tmp_path, "run", "agent: {total_episodes: 64, beta: 0.1}\nagents: [a]\n")
+    run.log_metrics(1, {"train_episodes": 64})
+    written = (run.path / CONFIG).read_text()
+    with pytest.raises(CheckpointError, match="beta"):
+        Run(tmp_path, "run", "agent: {total_episodes: 128, beta: 0.2}\nagents: [a, b]\n")
+    with pytest.raises(
+        CheckpointError, match="trained further than agent.total_episodes=32: it has train_episodes 64 of 64"
+    ):
+        Run(tmp_path, "run", "agent: {total_episodes: 32, beta: 0.1}\nagents: [a]\n")
+    more = Run(tmp_path, "run", "agent: {total_episodes: 128, beta: 0.1}\nagents: [a]\n")
+    assert more.grown == {"agent.total_episodes": (64, 128)}
+    assert (run.path / CONFIG).read_text() == written  # nothing was done yet
+    more.log_metrics(2, {})
+    assert "128" in (run.path / CONFIG).read_text()
+
+
+HOLD = """
+import sys, time
+from ollm_rl.runs import Run
+run = Run(sys.argv[1], "run", "a: 1")
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path):
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], env=surroundings, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "open\n"
+        with pytest.raises(CheckpointError, match=f"in use by another process \\(process {other.pid} on"):
+            Run(tmp_path, "run", "a: 1")
+        other.kill()
+    first = Run(tmp_path, "run", "a: 1", "must")
+    again = Run(tmp_path, "run", "a: 1", "must")  # this process may
+    first.close()
+    command = [sys.executable, "-c", HOLD.replace("60", "0"), str(tmp_path)]
+    held = subprocess.run(command, env=surroundings, capture_output=True, text=True)
+    assert held.returncode == 1 and f"process {os.getpid()}" in held.stderr
+    again.close()
+    again.close()
+    assert subprocess.run(command, env=surroundings, capture_output=True).returncode == 0
+
+
+def saved(run: Run, step: int) -> Path:
+    scratch = run.checkpoint_dir(step)
+    (scratch / "deep").mkdir()
+    for name in ("policy.safetensors", "counters.json", "deep/state.pkl"):
+        (scratch / name).write_text(json.dumps({"step": step, "padding": "x" * 50}))
+    return run.commit_checkpoint(step)
+
+
+DAMAGE = {
+    "cut off": lambda p: (p / "policy.safetensors").write_text("{"),
+    "empty": lambda p: (p / "deep/state.pkl").write_text(""),
+    "missing": lambda p: (p / "counters.json").unlink(),
+    "changed": lambda p: (p / "counters.json").write_text((p / "counters.json").read_text().replace("x", "y")),
+    "its list cut off": lambda p: (p / "files.json").write_text('{"policy'),
+    "gone": shutil.rmtree,
+    "unsealed and empty": lambda p: [f.write_text("") for f in p.rglob("*.json")] and (p / "files.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how, caplog):
+    run = Run(tmp_path, "run", "")
+    saved(run, 3)
+    DAMAGE[how](saved(run, 4))
+    with caplog.at_level(logging.WARNING):
+        assert run.latest_checkpoint() == (3, run.path / "checkpoints/step_3")
+    assert "going on from step_3" in caplog.text and "step_4" in caplog.text
+    (run.path / "checkpoints/step_3/counters.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* is whole \(step_4: .*step_3: counters.json is missing.*delete"
+    ):
+        run.latest_checkpoint()
+
+
+def test_a_pointer_that_is_no_checkpoint_is_passed_over(tmp_path):
+    run = Run(tmp_path, "run", "")
+    assert run.latest_checkpoint() is None
+    saved(run, 3)
+    saved(run, 4)
+    for text in ("", "step_", "nonsense"):
+        (run.path / "checkpoints/latest").write_text(text)
+        assert run.latest_checkpoint() == (4, run.path / "checkpoints/step_4")
+    (run.path / "checkpoints/latest").unlink()
+    assert run.latest_checkpoint() == (4, run.path / "checkpoints/step_4")
+    (run.path / "checkpoints/latest").write_text("step_3\n")  # a kill came between the directory and the pointer
+    assert run.latest_checkpoint() == (3, run.path / "checkpoints/step_3")
+
+
+def test_a_number_that_json_does_not_know_is_null(tmp_path):
+    run = Run(tmp_path, "run", "")
+    run.log_metrics(1, {"a": float("nan"), "b": [float("inf"), 1.5]})
+    run.write_json("x.json", {"a": float("-inf")})
+    assert run.metrics() == [{"step": 1, "a": None, "b": [None, 1.5]}]
+    assert json.loads((run.path / "x.json").read_text()) == {"a": None}
+
+
+def test_a_damaged_line_of_metrics_is_said(tmp_path):
+    run = Run(tmp_path, "run", "")
+    run.log_metrics(1, {})
+    (run.path / "metrics.jsonl").write_text('\0\0\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl, line 1 is not JSON"):
+        run.metrics()
+
+
+@pytest.fixture(scope="module")
+def lab(own_cache):
+    lab = Lab()
+    yield lab
+    lab.close()
+
+
+def grpo(lab: Lab, folder: Path, episodes: int, *more: str) -> dict:
+    """`train` without tables and plots; its row."""
+    keys = [
+        "agent.num_generations=4",
+        "agent.problems_per_iteration=4",
+        "agent.num_problems=20",
+        "agent.learning_rate=1e-3",
+    ]
+    settings = compose(["agent=grpo", *QUICK_KEYS, *keys, f"agent.total_episodes={episodes}", *more])
+    run = Run(folder, "train", settings.yaml())
+    try:
+        return run_cell(settings, run, lab, 0)
+    finally:
+        run.close()
+
+
+def figures(row: dict) -> dict:
+    return {k: v for k, v in row.items() if "seconds" not in k}
+
+
+def test_a_finished_run_with_a_larger_limit_trains_on(lab, tmp_path):
+    whole = grpo(lab, tmp_path / "whole", 48)
+    short, path = grpo(lab, tmp_path / "parts", 32), tmp_path / "parts/train"
+    before = json.loads((path / "before.json").read_text())
+    lab.known.clear()
+    assert grpo(lab, tmp_path / "parts", 32) == short
+    row = grpo(lab, tmp_path / "parts", 48)
+    assert row["train_episodes"] == 48 and row["before"] == before == short["before"]
+    assert figures(row) == figures(whole)
+    assert [m["train_episodes"] for m in whole_lines(path / "metrics.jsonl")] == [16, 32, 48]
+    one, other = (load_file(tmp_path / n / "train/policy/policy.safetensors") for n in ("whole", "parts"))
+    assert all((one[k] == other[k]).all() for k in one)
+    config = (path / CONFIG).read_text()
+    assert "total_episodes: 48" in config
+    for episodes, more, why in (
+        (16, [], "trained further than agent.total_episodes=16"),
+        (64, ["evaluate.samples=4"], "there 'evaluate.samples: 8', now 'evaluate.samples: 4'"),
+    ):
+        with pytest.raises(CheckpointError, match=why):
+            grpo(lab, tmp_path / "parts", episodes, *more)
+        assert (path / CONFIG).read_text() == config and json.loads((path / RESULTS).read_text())["rows"] == [row]
+
+
+def test_a_run_with_damaged_checkpoints_goes_on_from_the_whole_one(lab, tmp_path):
+    whole, path = grpo(lab, tmp_path, 48), tmp_path / "train"
+    (path / RESULTS).unlink()
+    (path / "checkpoints/step_3/optimizer.pt").write_bytes(b"")
+    again = grpo(lab, tmp_path, 48)
+    assert figures(again) == figures(whole)
+    assert [m["step"] for m in whole_lines(path / "metrics.jsonl")] == [1, 2, 3]
+    for step in (2, 3):
+        (path / f"checkpoints/step_{step}/policy.json").write_text("{")
+    results, config = (path / RESULTS).read_text(), (path / CONFIG).read_text()
+    with pytest.raises(
+        CheckpointError, match="is whole"
+    ):  # what was done is not thrown away for more that cannot be had
+        grpo(lab, tmp_path, 64)
+    assert (path / RESULTS).read_text() == results and (path / CONFIG).read_text() == config
+
+
+def test_a_refused_new_run_does_not_refuse_the_mended_command(lab, tmp_path):
+    with pytest.raises(ConfigurationError):
+        grpo(lab, tmp_path, 16, "agent.num_generations=1", "agent.pass_at_k=1")
+    assert not (tmp_path / "train").exists()
+    assert grpo(lab, tmp_path, 16)["train_episodes"] == 16
+
+
+def test_what_cannot_train_on_is_refused_with_the_reason(tmp_path, own_cache, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = """
+import torch
+class Own:
+    def __init__(self, workspace, total_episodes=4): self.n = total_episodes
+    def learn(self, run): return {"train_episodes": self.n}
+    def predict(self, hidden, deterministic=True): return torch.zeros(len(hidden), dtype=torch.long)
+    def save(self, path): pass
+    load = save
+"""
+    (tmp_path / "own_agents.py").write_text(own)
+    command = ["train", "agent._target_=own_agents.Own", *QUICK_KEYS]
+    main([*command, "agent.total_episodes=4"])
+    with pytest.raises(SystemExit) as refused:
+        main([*command, "agent.total_episodes=8"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert refused.value.code == 2 and "agent.total_episodes=4, and now agent.total_episodes=8" in said
+    assert "does not train on" in said and "total_episodes: 4" in (tmp_path / "runs/train/config.yaml").read_text()
+    compared = ["compare", "agents=[prior,own_agents.Own]", "name=both", *QUICK_KEYS]
+    main([*compared, "agent.total_episodes=4"])
+    config = (tmp_path / "runs/both/config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        main([*compared, "agent.total_episodes=8", "seeds=[0,1]"])
+    assert (tmp_path / "runs/both/config.yaml").read_text() == config and not (tmp_path / "runs/both/prior-1").exists()
