@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agents.checks import check_weights
+from agents.checks import check_finite, check_weights
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.plugin import OptionLM, PlugIn, Standardize, mlp
 from ollm_rl.rollout import choose
@@ -183,6 +183,9 @@ class PolicyAgent(Agent):
 
     def save(self, path: str | Path) -> None:
         check_weights("the policy", self.policy)
+        scale = self.policy.standardize
+        with torch.no_grad():  # weights that are finite can be too large to calculate with
+            check_finite("what the policy says", self.policy((scale.mean + scale.std)[None]))
         backbone = self.workspace.backbone
         self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint)
 

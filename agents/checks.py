@@ -11,11 +11,12 @@ from ollm_rl.errors import ConfigurationError, TrainingError
 from ollm_rl.trajectory import Episode
 
 MAX_REWARD = 1e15  # float32 holds the squares of sums of such numbers
+HUGE = 1e30  # settings from here on overflow float32 in an optimiser
 REMEDY = "Lower agent.learning_rate, or look at the rewards (rollouts/); the last checkpoint is from before."
 
 
 def at_least(low: float, **settings: Any) -> None:
-    """Refuse settings of an agent that are less than `low`, infinite or no numbers.
+    """Refuse settings of an agent that are less than `low`, beyond float32 or no numbers.
 
     Raises:
         ConfigurationError: naming the first.
@@ -24,7 +25,7 @@ def at_least(low: float, **settings: Any) -> None:
 
 
 def above(low: float, **settings: Any) -> None:
-    """Refuse settings of an agent that are `low` or less, infinite or no numbers.
+    """Refuse settings of an agent that are `low` or less, beyond float32 or no numbers.
 
     Raises:
         ConfigurationError: naming the first.
@@ -43,7 +44,7 @@ def within(low: float, high: float, **settings: Any) -> None:
 
 def _check(expected: str, right: Any, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < HUGE
         if not number or not right(value):
             raise ConfigurationError(f"agent.{name}={value}; expected {expected}")
 

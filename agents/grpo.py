@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agents.ahead import GroupsAhead
 from agents.base import LatentPolicy, PolicyAgent, Sampling
-from agents.checks import above, at_least, check_episodes, descend
+from agents.checks import above, at_least, check_episodes, check_finite, descend
 from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.progress import track
@@ -245,6 +245,7 @@ class GRPO(PolicyAgent):
                 break
         with torch.no_grad():
             now = _in_parts(self.policy, data)
+            check_finite("what the policy says", now)
             in_doubt = counts > 0
             doubts = max(1, int(in_doubt.sum()))  # nobody may be in doubt
             from_prior = (now.exp() * (now - prior)).sum(-1)[in_doubt].sum() / doubts

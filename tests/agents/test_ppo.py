@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from agents.grpo import GRPO
 from agents.ppo import PPO
 from agents.prior import Prior
 from ollm_rl.config import compose
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.runs import Run
 from ollm_rl.session import open_session
 from tests.agents.identity import accuracy, identity
@@ -106,3 +107,32 @@ def test_settings_are_checked(tiny):
     with pytest.raises(ConfigurationError, match="num_env_runners needs a workspace opened from a configuration"):
         PPO(tiny, num_env_runners=1)._config()
     assert json.dumps(compose(["agent=ppo"]).config.agent.algorithm) == '"PPO"'
+
+
+class Lost:
+    """RLlib's algorithm when every runner fails."""
+
+    iterations = 0
+    env_runner_group = SimpleNamespace(foreach_env_runner=lambda _: None)
+
+    def train(self):
+        self.iterations += 1
+        return {"env_runners": {}}
+
+
+def test_iterations_without_samples_end_with_the_first_error(tiny, tmp_path, monkeypatch):
+    import ray
+
+    from agents.rllib import EpisodeRunner, Errors
+
+    monkeypatch.setattr("agents.ppo.PAUSE_S", 0.0)
+    agent, algorithm, run = PPO(tiny, **QUICK), Lost(), Run(tmp_path, "lost", "")
+    agent.errors = ray.remote(num_cpus=0)(Errors).remote()
+    runner = object.__new__(EpisodeRunner)
+    runner.config = SimpleNamespace(env_config={"errors": agent.errors})
+    for text in ("the model is not there", "later"):
+        with pytest.raises(RuntimeError), runner._reported():
+            raise RuntimeError(text)
+    with pytest.raises(WorkerError, match="(?s)5 iterations in a row without an episode.*the model is not there"):
+        agent._train(algorithm, run)
+    assert algorithm.iterations == 5 and not run.metrics()
