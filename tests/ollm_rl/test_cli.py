@@ -282,6 +282,9 @@ def test_searches_are_compared_in_one_run(tmp_path, capsys):
     assert (run / "plots" / "solved_against_budget.png").exists()
     assert len((run / "searches_puct.jsonl").read_text().splitlines()) == 6
     page = (run / "report.html").read_text()
+    assert {p.name for p in run.glob("replays*.json")} == {
+        "replays.json", "replays_oracle_best_first.json", "replays_oracle_best_of_n.json",
+    }  # fmt: skip
     assert "Teacher forcing asks" in page and "oracle (puct)" in page
 
 

@@ -4,8 +4,23 @@ import itertools
 
 import pytest
 
-from ollm_rl.evaluation import breakdown, foreign_script, pass_at_k, pool_breakdowns, repeats, wilson
+from agents.prior import Prior
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation import (
+    breakdown,
+    evaluate,
+    foreign_script,
+    majority,
+    pass_at_k,
+    pool_breakdowns,
+    repeats,
+    sampled_figure,
+    sampled_figures,
+    samples_of,
+    wilson,
+)
 from ollm_rl.tasks import Problem
+from ollm_rl.trajectory import Episode
 
 
 def test_wilson():
@@ -48,3 +63,45 @@ def test_breakdown():
     assert list(many)[:2] == ["0 to 1", "1 to 2"] and many["9 to 10"]["n"] == 4
     twice = pool_breakdowns([found, found])
     assert twice["domain"]["Algebra"]["n"] == 4 and twice["domain"]["Algebra"]["accuracy"] == 0.5
+
+
+def episodes(*answers: str | None, gold: str = "2") -> list[Episode]:
+    return [Episode(Problem("", "", gold), answer=a, reward=float(a in (gold, f"{gold}.0", "4/2"))) for a in answers]
+
+
+def test_majorities():
+    assert majority(episodes("2", "3", "2.0", "4/2", "3")) == 1.0  # one answer, however it is written
+    assert majority(episodes("3", "3", "2", None, None, None)) == 0.0  # who says nothing does not vote
+    assert majority(episodes("3", "2")) == 0.5  # a tie
+    assert majority(episodes(None, None)) == 0.0
+    assert majority(episodes("9" * 3000, "9" * 3000, "2")) == 0.0
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 8, 16])
+def test_figures_of_any_number_of_samples(k):
+    groups = [["2"] * k, ["3"] * k, ["2"] + ["3"] * (k - 1)]
+    found = sampled_figures([e for group in groups for e in episodes(*group)], k)
+    assert found[f"avg@{k}"] == pytest.approx((1 + 0 + 1 / k) / 3)
+    assert found[f"pass@{k}"] == pytest.approx(2 / 3)
+    assert found[f"maj@{k}"] == pytest.approx(2 / 3 if k == 1 else 1 / 3)
+    assert ("avg_at_8" in found and found["pass_at_8"] == found["pass@8"]) == (k == 8)
+    assert samples_of([found, {"avg_at_8": None}]) == [k]
+
+
+def test_no_samples_have_no_figures(tiny):
+    assert sampled_figures([], 0) == sampled_figures(episodes("2"), 0) == {}
+    row = evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 3), 0).row
+    assert not [key for key in row if key.startswith(("avg", "pass", "maj"))]
+    with pytest.raises(ConfigurationError, match="evaluate.samples=-1; expected 0 or more"):
+        evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 3), -1)
+
+
+def test_a_reward_that_is_not_about_answers_has_no_majority():
+    texts = [Episode(Problem("", "", "2"), reward=1.0)] * 4
+    assert sampled_figures(texts, 4) == {"avg@4": 1.0, "pass@4": 1.0, "maj@4": None}
+
+
+def test_files_of_earlier_releases_are_read():
+    rows = [{"avg_at_4": 0.5, "pass_at_4": 0.75}, {"avg@8": 0.25, "avg_at_8": 0.25, "pass@8": 0.5}, {"avg_at_16": None}]
+    assert samples_of(rows) == [4, 8]
+    assert sampled_figure(rows[0], "pass", 4) == 0.75 and sampled_figure(rows[0], "pass", 8) is None

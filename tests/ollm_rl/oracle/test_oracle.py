@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,3 +258,50 @@ def test_a_beam_wider_than_the_engine_is_as_wide_as_the_engine(tiny, prior, monk
     found = Oracle(tiny, prior, "beam", 600, 4 * slots).solve(tiny.problems("test", 2))
     narrow = Oracle(tiny, prior, "beam", 600, slots).solve(tiny.problems("test", 2))
     assert [facts(s) for s in found] == [facts(s) for s in narrow]
+
+
+@pytest.mark.parametrize("search", ["best_first", "best_of_n"])
+def test_problems_with_one_id_are_searched_each_by_itself(tiny, prior, monkeypatch, tmp_path, search):
+    monkeypatch.setattr(tiny, "judge", accept_one_in(40))
+    problems = tiny.problems("test", 6)
+    same = [replace(p, id="1" if i % 2 else p.id) for i, p in enumerate(problems)]
+    store = tmp_path / "searches.jsonl"
+    found = Oracle(tiny, prior, search, 300, 4).solve(same, 3, store)
+    assert all(s.tried > 0 for s in found)
+    assert [s.problem.problem for s in found] == [p.problem for p in problems]
+    if search == "best_first":  # which knows nothing of ids
+        apart = Oracle(tiny, prior, search, 300, 4).solve(problems, 3)
+        assert [s.shortest.tokens if s.shortest else None for s in found] == [
+            s.shortest.tokens if s.shortest else None for s in apart
+        ]
+    lines = store.read_text().splitlines(keepends=True)
+    store.write_text("".join(lines[:4]))
+    resumed = Oracle(tiny, prior, search, 300, 4).solve(same, 3, store)
+    assert [facts(s) for s in resumed] == [facts(s) for s in found]
+    assert sorted(json.loads(line)["position"] for line in store.read_text().splitlines()) == list(range(6))
+
+
+def test_searches_that_an_earlier_release_stored_are_read(tiny, prior, monkeypatch, tmp_path):
+    """Without places: an id says which problem is meant, unless two have it."""
+    monkeypatch.setattr(tiny, "judge", accept_one_in(40))
+    problems = tiny.problems("test", 4)
+    problems[3] = replace(problems[3], id=problems[2].id)
+    store = tmp_path / "searches.jsonl"
+    whole = Oracle(tiny, prior, "best_first", 300, 4).solve(problems, 3, store)
+    records = [json.loads(line) for line in store.read_text().splitlines()]
+    for record in records:
+        del record["position"]
+    store.write_text("".join(json.dumps(record) + "\n" for record in reversed(records)))
+    searched = []
+    spread = tiny.spread
+    monkeypatch.setattr(tiny, "spread", lambda f, items, *args: searched.extend(items) or spread(f, items, *args))
+    again = Oracle(tiny, prior, "best_first", 300, 4).solve(problems, 3, store)
+    assert [at for at, _ in searched] == [2, 3]
+    assert [facts(s) for s in again] == [facts(s) for s in whole]
+
+
+@pytest.mark.parametrize("wrong", [{"slots": 0}, {"texts": 0}, {"budget": 0}, {"width": 0}])
+def test_a_search_that_could_not_begin_is_refused(tiny, prior, wrong):
+    [(name, value)] = wrong.items()
+    with pytest.raises(ConfigurationError, match=f"oracle.{name}={value}; expected at least 1"):
+        Oracle(tiny, prior, **wrong)
