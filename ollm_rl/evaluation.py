@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ollm_rl.answers import normal_form, plain_number
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.normal import normal_form, plain_number
 from ollm_rl.progress import track
 from ollm_rl.reward import MAX_ANSWER
 from ollm_rl.rollout import Request
