@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
-from agents.checks import above, at_least, descend, within
+from agents.checks import above, at_least, within
 from ollm_rl.errors import DataError
+from ollm_rl.finite import descend
 from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.teacher import played
 from ollm_rl.progress import track

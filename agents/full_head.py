@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.base import model_of
-from agents.checks import above, at_least, check_weights, descend, within
+from agents.checks import above, at_least, within
 from agents.grpo import GRPO
 from ollm_rl.backbone import Backbone
 from ollm_rl.cache import cache_dir, key_of, made_by_one
 from ollm_rl.errors import CheckpointError, DataError
+from ollm_rl.finite import check_weights, descend
 from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states
 from ollm_rl.plugin import Standardize
 from ollm_rl.progress import track

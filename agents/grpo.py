@@ -22,9 +22,10 @@ from torch import Tensor
 
 from agents.ahead import GroupsAhead
 from agents.base import LatentPolicy, PolicyAgent, Sampling
-from agents.checks import above, at_least, check_episodes, check_finite, descend
+from agents.checks import above, at_least, check_episodes
 from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.finite import check_finite, descend
 from ollm_rl.progress import track
 from ollm_rl.rollout import Request
 from ollm_rl.runs import Run

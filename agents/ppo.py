@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from agents.base import LatentPolicy, PolicyAgent
-from agents.checks import above, at_least, check_finite, check_weights, within
+from agents.checks import above, at_least, within
 from ollm_rl.errors import ConfigurationError, WorkerError
+from ollm_rl.finite import check_finite, check_weights
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.progress import track
 from ollm_rl.runs import Run

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
-from agents.checks import above, at_least, descend, within
+from agents.checks import above, at_least, within
 from ollm_rl.errors import DataError
+from ollm_rl.finite import descend
 from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.option_quality import canonical_labels
 from ollm_rl.plugin_training import ConversionConfig

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ollm_rl.backbone import Backbone
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.finite import check_weights, descend
 from ollm_rl.hidden_cache import Blocks, num_batches, shuffled
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions
 from ollm_rl.option_quality import (
@@ -31,6 +32,7 @@ from ollm_rl.progress import track
 log = logging.getLogger(__name__)
 FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from
 LOG_EVERY = 10  # steps
+REMEDY = "Lower convert.learning_rate; the backbone's hidden states may be out of its precision's range (backbone.dtype=float32)."
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,11 @@ class Progress:
 
 
 def convert(backbone: Backbone, states: Blocks, config: ConversionConfig, progress: Progress | None = None) -> PlugIn:
-    """Train a plug-in on N positions of solutions."""
+    """Train a plug-in on N positions of solutions.
+
+    Raises:
+        TrainingError: a loss or a weight is not finite any more.
+    """
     progress = progress or Progress()
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
@@ -164,6 +170,7 @@ def convert(backbone: Backbone, states: Blocks, config: ConversionConfig, progre
         plugin.token_scale.fill_(1 / float(backbone.head.weight.float().std()))
         _train_decoder(backbone, plugin, states, config, generator, progress)
         _train_prior(backbone, plugin, states, config, generator, progress)
+    check_weights("the plug-in", plugin, REMEDY)
     return plugin.eval()
 
 
@@ -199,7 +206,7 @@ def _train_decoder(
                 size = bias_size(batch, at.biases)
                 loss = loss + config.straying * strayed + config.bias_penalty * size
                 controller.update(kl.item())
-                _step(loss, list(plugin.parameters()), optimizer, schedule)
+                _step(loss, optimizer, schedule)
                 bar.advance(1, f"loss {loss.item():.3f}, KL {kl.item():.2f}")
                 if bar.done % LOG_EVERY == 0:
                     figures = {"loss": loss.item(), "kl": kl.item(), "kl_weight": controller.weight}
@@ -210,11 +217,8 @@ def _train_decoder(
             progress.save("options", epoch + 1, trained)
 
 
-def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer, schedule) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
+def _step(loss: Tensor, optimizer, schedule) -> None:
+    descend(optimizer, loss, max_norm=1.0, remedy=REMEDY)
     schedule.step()
 
 
@@ -268,7 +272,7 @@ def _train_prior(
                     wanted, counts = latent[rows].to(backbone.device), covered[rows].to(backbone.device)
                     losses = sum(F.cross_entropy(guess, wanted, reduction="none") for guess in (prior, encoder))
                     loss = (losses * counts).mean()
-                _step(loss, parameters, optimizer, schedule)
+                _step(loss, optimizer, schedule)
                 bar.advance()
                 if bar.done % LOG_EVERY == 0:
                     progress.log(bar.done, {"prior/loss": loss.item()})

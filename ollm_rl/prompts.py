@@ -7,6 +7,7 @@ from ollm_rl.errors import DataError
 from ollm_rl.tasks import Problem, Task
 
 LOOKED_BACK = 16  # characters, for the end of the shared prefix
+KNOWN = 20_000  # prompts whose tokens are kept
 
 
 class Prompter:
@@ -20,6 +21,7 @@ class Prompter:
         self.tokenizer = backbone.tokenizer
         self.eos_id = backbone.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
         self.examples = [e for e in examples if e.solution]
+        self._known: dict[str, list[int]] = {}
         # What every prompt shares, found by comparing two that differ in their first character.
         one, two = self._tokens(self.text("1 A")), self._tokens(self.text("Let x"))
         self.prefix: list[int] = list(os.path.commonprefix([one, two]))
@@ -41,6 +43,13 @@ class Prompter:
         Raises:
             DataError: the prompt's text does not begin as all others do.
         """
+        if problem.problem not in self._known:  # the same problems come again and again
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[problem.problem] = self._encoded(problem)
+        return list(self._known[problem.problem])
+
+    def _encoded(self, problem: Problem) -> list[int]:
         text = self.text(problem.problem)
         ids, cut = self._tokens(text), len(self.prefix)
         if ids[:cut] == self.prefix and len(ids) > cut:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from agents.checks import check_weights, descend
 from agents.distill import Distill
 from agents.full_head import FullHead
 from agents.grpo import GRPO
@@ -14,6 +13,7 @@ from agents.lora_grpo import LoRAGRPO
 from agents.ppo import PPO
 from agents.reference import Reference
 from ollm_rl.errors import ConfigurationError, DataError, TrainingError
+from ollm_rl.finite import check_weights, descend
 from ollm_rl.judges import Judge
 from ollm_rl.runs import Run
 

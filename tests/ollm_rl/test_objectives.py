@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ollm_rl import config
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import ConfigurationError, TrainingError
 from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions, em, expected, gumbel, kl_to_uniform
 from ollm_rl.plugin import PlugInConfig
@@ -117,3 +117,13 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(tiny, states, tm
     for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert seen
+
+
+def test_a_plugin_of_nan_is_not_made(tiny):
+    """Training stops at the first loss that is no number, before a weight is touched by it."""
+    states = compute_hidden_states(tiny.backbone, tiny.prompter, tiny.task.problems("sft", 20, 0), 48)
+    with pytest.raises(TrainingError, match="convert.learning_rate"):
+        convert(tiny.backbone, states, ConversionConfig(epochs=6, prior_epochs=1, batch_size=64, learning_rate=1e30))
+    states.hidden[3] = float("nan")
+    with pytest.raises(TrainingError, match="the loss: NaN or infinite"):
+        convert(tiny.backbone, states, ConversionConfig(epochs=1, prior_epochs=1, batch_size=64))
