@@ -124,6 +124,6 @@ def test_a_plugin_of_nan_is_not_made(tiny):
     states = compute_hidden_states(tiny.backbone, tiny.prompter, tiny.task.problems("sft", 20, 0), 48)
     with pytest.raises(TrainingError, match="convert.learning_rate"):
         convert(tiny.backbone, states, ConversionConfig(epochs=6, prior_epochs=1, batch_size=64, learning_rate=1e30))
-    states.hidden[3] = float("nan")
+    states.hidden = states.hidden.clone().index_fill(0, torch.tensor([3]), float("nan"))
     with pytest.raises(TrainingError, match="the loss: NaN or infinite"):
         convert(tiny.backbone, states, ConversionConfig(epochs=1, prior_epochs=1, batch_size=64))
