@@ -8,11 +8,13 @@ Policy:
 * Of the rest, the last `TAIL` characters are looked at, for a final answer stands at the end.
 * The last complete `\boxed{...}` (or `\fbox`) counts. Boxes that follow one another with nothing but a comma, "and" or "or"
   between them are one answer, a list.
+* A box behind "not", "rather than", "instead of" or "wrong answer is" is none.
 * Only "the final answer is 5", "Final answer: 5" or a heading "Final answer" above it, when they stand behind that box and no
   other box follows, count more. "The answer is 5" does not.
 * Without a complete box, the last of these counts: "answer is" (or "answer:", "correct option is", a heading "Answer"), and
   GSM8K's `####` with an answer on its line, which a Markdown heading of words has not. What follows counts up to the end of
   the sentence, or is a display formula; not if it holds a box that was cut off.
+* What is left of a text behind its thoughts, if it is one short line without prose.
 * Otherwise there is no answer. A text that the token budget cut off is judged by the same rules.
 """
 
@@ -36,6 +38,8 @@ def extract_answer(text: str) -> str | None:
     answer = _stated(tagged[-1][1] if tagged else tail)
     if answer is None and tagged and r"\boxed" not in tagged[-1][1]:
         answer = tagged[-1][1]
+    if answer is None and said is not text and _is_bare(rest := said.strip()):
+        answer = rest.strip("*")
     return answer.strip(" \t\r\n") or None if answer is not None else None  # a form feed may be a damaged \f
 
 
@@ -75,7 +79,14 @@ def _stated(text: str) -> str | None:
 # Boxes -----------------------------------------------------------------------------------------------------------
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
+_BETWEEN_BOXES = re.compile(
+    r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*(?:\n\s*[-*]\s+)?(?:[a-zA-Z](?:_\{?[0-9a-z]\}?)?\s*=\s*)?[\s$]*"
+)
+# What stands before a box that is not the answer.
+_REJECTED = re.compile(
+    r"(?:\b(?:not|never|rather than|instead of|unlike|wrong(?: answer)?(?: is| would be)?|incorrect(?: answer)?(?: is)?)|\\neq?|≠)[\s$(*]*$",
+    re.IGNORECASE,
+)
 
 
 def _last_box(text: str) -> tuple[str, int] | None:
@@ -92,6 +103,7 @@ def _last_box(text: str) -> tuple[str, int] | None:
             stack.append(None)
         elif token[0].endswith("{") and len(token[0]) > 2:
             stack.append((token.start(), token.end()))
+    boxes = [box for box in boxes if not _REJECTED.search(text[max(box[0] - 40, 0) : box[0]])]
     if not boxes:
         return None
     found = [boxes.pop()]
@@ -130,7 +142,9 @@ _FILLER = re.compile(
 _ABBREVIATED = re.compile(r"\b(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|sq|cu|approx|rs|u\.s)$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$|[*\"”]+(?:\s|$))|[。！？]|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")
 _CLAUSE = re.compile(
-    r"(?:,\s*|\s+)(?:because|since|therefore|thus|hence|which|meaning|as (?:required|desired|claimed|needed|expected))\b.*"
+    r";\s*[a-z]{3,}.*|,\s*i\.?e\b.*|,\s*an? (?:second|minute|hour|day|week|month|year)\b.*|(?<=[a-z0-9])\s+for (?:both|all|each|every|the|[0-9]+|two|three)\b.*"
+    r"|(?<=[a-z0-9])\s+\((?=[^()]*[a-z]{3})[0-9a-z ]+\)$"
+    r"|(?:,\s*|\s+)(?:because|since|therefore|thus|hence|which|meaning|as (?:required|desired|claimed|needed|expected))\b.*"
     r"|,\s*(?:as|so|not|and so|and thus)\b.*|\s+\((?:since|because|as)\b.*|(?:,\s*|\s+)(?:in total|in all|altogether|overall|together|combined)$|,\s*(?:respectively|exactly|approximately|roughly|indeed|of course)$|\s+\#+\s*$",
     re.IGNORECASE | re.DOTALL,
 )
@@ -139,6 +153,7 @@ _JUDGEMENT = re.compile(
     r"in|shown|given)\b",
     re.IGNORECASE,
 )
+_PROSE = re.compile(r"(?<!\\)\b[^\W\d_]{3,} +[^\W\d_]{2,}|[?!:]$")
 _SHORT = re.compile(r"[-+±≈]?\s?(?:[0-9.$\\({\[|€£¥₹√π∞]|[^\W\d_](?![^\W\d_]))|[^\W\d_][\w-]*$")
 
 
@@ -178,6 +193,16 @@ def _one_line(formula: str) -> str:
             else f"{whole}, {row}"
         )
     return whole.strip(" \t")
+
+
+def _is_bare(text: str) -> bool:
+    return (
+        len(text) < 60
+        and "\n" not in text
+        and r"\boxed" not in text
+        and bool(_SHORT.match(text.strip("*")))
+        and not _PROSE.search(text)
+    )
 
 
 def _is_short(answer: str) -> bool:

@@ -96,7 +96,12 @@ def _binomial(match: re.Match) -> str:
 
 
 def _without_groups(match: re.Match) -> str:
-    return re.sub("['_]", "", match[0])
+    return re.sub("['_.]", "", match[0])
+
+
+def _indian_number(match: re.Match) -> str:
+    """`1,50,000` is a number: no member of a list is written `000`. `15,25,125` may be either, but not behind a ₹."""
+    return match[0].replace(",", "") if not match[0][0].isdigit() or ",0" in match[0] else match[0]
 
 
 def _dotted_period(match: re.Match) -> str:
@@ -115,6 +120,8 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
         (r"\{,\}|,\\!", ","),
         (r"\{:\}", ":"),
         (r"(?<![0-9a-zA-Z.'_])[0-9]{1,3}(?:(?:'[0-9]{3})+|(?:_[0-9]{3})+)(?![0-9a-zA-Z'_])", _without_groups),
+        (r"(?<![0-9a-zA-Z.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9a-zA-Z.])", _without_groups),  # 1.234.567
+        (r"(?<![0-9,.])(?:(?:₹|\bRs\.?) ?)?[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])", _indian_number),
         (r"\.{2,}|\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])", r"\\ldots "),
         (r"\\(?:text)?euro(?![a-zA-Z])", "€"),
         (r"\\(?:pounds|textsterling)(?![a-zA-Z])", "£"),

@@ -103,6 +103,8 @@ def read(text: str, depth: int = 0) -> Node:
     name, _, value = text.partition("=")
     if is_name(name) and _is_number(value):  # x=1,250
         return Relation((name, value), ("=",))
+    if _DAMAGED_NUMBER.fullmatch(text):
+        raise NotUnderstood(text[:80])
     parts, between = _split(text, _separates)
     if len(parts) > 1:
         ors = [b for b in between if "or" in b.lower()]
@@ -132,6 +134,9 @@ def read(text: str, depth: int = 0) -> Node:
         if kind == "set" or len(parts) > 1:
             return _items(kind, [p for p in parts if p], depth)
     return _leaf(text)
+
+
+_DAMAGED_NUMBER = re.compile(r"[-+]?(?=[0-9,]*,0[0-9])[0-9]+(?:,[0-9]+)+")  # 1,50,00
 
 
 def _special(text: str, depth: int) -> Node | None:

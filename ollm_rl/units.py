@@ -84,6 +84,7 @@ _CODE_BEFORE = re.compile(
 )
 _SIGN_BEHIND = re.compile(r"(.*[0-9})]) ?(?:\\text\{ ?)?\\?([$€£¥₹₩₽¢]) ?\}?")
 _HYPHENATED = re.compile(r"(?i)\b((?:kilo)?watt|light|foot)-(hours?|years?|pounds?)\b")
+_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _MONEY = re.compile(r"([-+]?[0-9.,]+) ?(?:\\text\{ ?)?([kKmM]|[mM]n|[mM]io|[bB]n?)\.?\}?")
 
 
@@ -107,6 +108,7 @@ def without_unit(text: str) -> tuple[str, str]:
         return text, ""
     first, _, others = words.strip().partition(" ")
     if first.lower() in _MULTIPLIERS:
+        core = core.replace(",", "") if _GROUPED.fullmatch(core) else core
         core, words = rf"({core})\cdot {_MULTIPLIERS[first.lower()]}", others
     if "°" in core:
         if _TRIGONOMETRY.search(core):
