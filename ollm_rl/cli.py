@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ollm_rl.checks import check_values
 from ollm_rl.config import GROUPS, Settings, compose, members, preflight
-from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
 from ollm_rl.multirun import SWEPT, combinations, gather, run_all
 from ollm_rl.processes import processes
 from ollm_rl.progress import console as err
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         _dispatch(arguments)
-    except (OLLMError, WorkerError) as error:
+    except (OLLMError, RewardError, WorkerError) as error:
         said = str(error).encode(errors="backslashreplace").decode()  # what was typed may be no text
         err.print(Text.assemble(("error:", "bold red"), f" {said}"), soft_wrap=True)
         sys.exit(2 if isinstance(error, OLLMError) else 1)

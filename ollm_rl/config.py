@@ -87,7 +87,7 @@ def compose(overrides: list[str]) -> Settings:
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigurationError(f"{key}={text:.120} cannot be set: {str(error).splitlines()[0]}") from error
     try:
-        OmegaConf.resolve(config)
+        OmegaConf.to_container(config, resolve=True)  # not in place: an escaped ${ would be one after it
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise ConfigurationError(
             f"the configuration does not resolve: {str(error).splitlines()[0]}. Write \\${{ for a dollar sign and a brace."

@@ -183,8 +183,9 @@ def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> Tensor:
 
 
 def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The model's own logits (rows, total, vocab) float32, and how far they are from those of the same model with its cache, and
-    of one row alone, whose products are rounded in another order: the largest difference at each of those positions.
+    """The model's own logits (rows, total, vocab) float32, and how far rounding moves them: the largest difference at each of some
+    positions to the same model with its cache, to one row alone, whose products are rounded in another order, and to
+    embeddings that are rounded otherwise, which some models amplify.
 
     With plain attention, for other implementations leave things out (PyTorch's has no soft cap).
     """
@@ -202,7 +203,18 @@ def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         cached = torch.cat(parts, 1).float()
     except Exception:  # it has no cache of its own to compare with
         cached = own
-    return own, torch.cat([(cached - own).abs().amax(-1).flatten(), (one - own[:1]).abs().amax(-1).flatten()])
+    signs = torch.Generator().manual_seed(0)
+
+    def rounded(module: Any, given: Any, embedded: Tensor) -> Tensor:
+        up = torch.randint(2, embedded.shape, generator=signs).to(embedded) * 2 - 1
+        return embedded * (1 + torch.finfo(embedded.dtype).eps * up)
+
+    hook = model.get_input_embeddings().register_forward_hook(rounded)
+    try:
+        moved = model(input_ids=tokens).logits.float()
+    finally:
+        hook.remove()
+    return own, torch.cat([(other - own[: len(other)]).abs().amax(-1).flatten() for other in (cached, one, moved)])
 
 
 def _refusal(backbone: Any, reason: str) -> BackboneError:

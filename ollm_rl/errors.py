@@ -32,6 +32,10 @@ class TrainingError(OLLMError, ArithmeticError):
     """Rewards or settings with which training has left the finite numbers, or has nothing to learn from."""
 
 
+class RewardError(RuntimeError):
+    """A reward function raised an error, which is the cause of this one. It may do better the next time: exit code 1."""
+
+
 class WorkerError(RuntimeError):
     """Workers failed too often in a row. No mistake in what was given, as far as we can tell: exit code 1."""
 

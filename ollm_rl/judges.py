@@ -19,7 +19,7 @@ from numbers import Real
 from typing import Any
 
 from ollm_rl.answers import extract_answer
-from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
 from ollm_rl.heartbeat import beat
 from ollm_rl.reward import Verifier
 from ollm_rl.trajectory import Episode
@@ -112,8 +112,8 @@ class Judge:
         An asynchronous function is awaited, in a thread of its own where a loop is running already, as in a notebook.
 
         Raises:
-            ConfigurationError: the function raised an error, which is the cause of this one, or did not return one finite
-                number per episode.
+            RewardError: the function raised an error, which is the cause of this one.
+            ConfigurationError: it did not return one finite number per episode.
         """
         if not episodes:
             return
@@ -127,7 +127,7 @@ class Judge:
         except Exception as error:
             if type(self.reward).__module__ == __name__:  # ours: no mistake of the user's
                 raise
-            raise ConfigurationError(
+            raise RewardError(
                 f"reward '{self.name}' raised {type(error).__name__}: {error}{_place(error)}. It was called with "
                 f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
             ) from error

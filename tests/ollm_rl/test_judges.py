@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ollm_rl.cli import main
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import ConfigurationError, RewardError
 from ollm_rl.judges import Judge, MathVerify, ReasoningGym, make_judge
 from ollm_rl.tasks import ChainSum, Problem
 from ollm_rl.tasks import ReasoningGym as GymTask
@@ -203,10 +203,10 @@ def test_the_error_of_a_reward_names_it_and_is_the_cause():
         (greedy, TypeError),
         (exits, StopIteration),
     ):
-        with pytest.raises(ConfigurationError, match=f"reward '{reward.__name__}' raised {cause.__name__}") as caught:
+        with pytest.raises(RewardError, match=f"reward '{reward.__name__}' raised {cause.__name__}") as caught:
             Judge(partial(reward))(episodes("a"))
         assert isinstance(caught.value.__cause__, cause)
-    with pytest.raises(ConfigurationError, match=r"test_judges.py, line \d+"):
+    with pytest.raises(RewardError, match=r"test_judges.py, line \d+"):
         Judge(raising)(episodes("a"))
 
 
