@@ -43,9 +43,8 @@ def examine(settings: Settings, out: Console) -> bool:
         except Exception as error:  # whatever is broken is what we are here to report
             good = False
             fix = "" if isinstance(error, OLLMError) else f" Remedy: {remedy}."
-            out.print(
-                f"[red]fail[/]  {name:<10} {escape(f'{str(error).rstrip(".")}.{fix}')}", soft_wrap=True, highlight=False
-            )
+            line = f"{str(error).rstrip('.')}.{fix}"
+            out.print(f"[red]fail[/]  {name:<10} {escape(line)}", soft_wrap=True, highlight=False)
     return good
 
 
