@@ -19,7 +19,7 @@ from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerErr
 from ollm_rl.multirun import SWEPT, combinations, gather, run_all
 from ollm_rl.processes import processes
 from ollm_rl.progress import console as err
-from ollm_rl.runs import Run
+from ollm_rl.runs import Run, stored_json
 
 out = Console(width=None if sys.stdout.isatty() else 132)
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
 
 def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:
     """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
-    from ollm_rl.experiment import cell_settings, of_tasks, run_parts
+    from ollm_rl.experiment import cell_settings, of_tasks, run_parts, with_overrides
     from ollm_rl.experiment import compare as run_all
 
     tasks = of_tasks(overrides, settings)
@@ -88,18 +88,18 @@ def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> 
             preflight(cell_settings(given, mine, name).config)
     if "" in tasks:
         mine, given = tasks[""]
-        run = _run(mine, verb)
-        _present(mine, run, run_all(given, mine, run))
+        run = _run(recorded := with_overrides(mine, given), verb)
+        _present(recorded, run, run_all(given, mine, run))
         return
-    run, found = _run(settings, verb), {}
+    run, found = _run(with_overrides(settings, overrides), verb), {}
     comparisons = {
-        task: (given, mine, Run(run.path, task, mine.yaml(), settings.config.resume))
+        task: (given, mine, Run(run.path, task, with_overrides(mine, given).yaml(), settings.config.resume))
         for task, (mine, given) in tasks.items()
     }
     run_parts(list(comparisons.values()))  # of all tasks at once
     for task, (given, mine, own) in comparisons.items():
         found[task] = run_all(given, mine, own)
-        _present(mine, own, found[task])
+        _present(with_overrides(mine, given), own, found[task])
     rows = [{"task": task, **row} for task, results in found.items() for row in results["rows"]]
     run.write_json("results.json", {**_header(settings), "task": ", ".join(found), "rows": rows, "tasks": found})
     run.close()
@@ -164,7 +164,7 @@ def _header(settings: Settings) -> dict:
 
 def _conversion(run: Run) -> dict:
     path = run.path / "conversion.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return stored_json(path) if path.exists() else {}
 
 
 def _present(settings: Settings, run: Run, results: dict) -> None:
@@ -244,7 +244,8 @@ def _dispatch(arguments: list[str]) -> None:
     else:
         settings = compose(overrides)
     if "--dry-run" in flags:
-        check_values(settings.config)
+        for each in [settings, *map(compose, jobs[1:])]:
+            check_values(each.config)
         from ollm_rl.estimate import print_estimate
 
         print_estimate(settings, out)

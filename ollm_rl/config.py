@@ -127,7 +127,7 @@ def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
         elif key == "backbone" and value:  # a directory or a hub id
             chosen[key] = "custom"
             values.append(("backbone.name", value))
-        elif key in OPEN_GROUPS and "." in value:
+        elif key in OPEN_GROUPS and "." in value and all(part.isidentifier() for part in value.split(".")):
             chosen[key] = "custom"
             values.append((f"{key}._target_", value))
         else:

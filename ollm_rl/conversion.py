@@ -51,7 +51,8 @@ def plugin_for(
     for name, problems in (("sft", train), ("tune", heldout)):
         if not problems and not any(task.problems(s, 1) for s in SPLITS if s != "test"):
             raise DataError(
-                f"all problems of task '{task.name}' are marked as test; conversion does not train on them. Convert on "
+                f"all problems of task '{task.name}' are in split test, marked so or by the hash of their text; conversion does not "
+                "train on them. Convert on "
                 "another task and come here with what it made: plugin.path=<directory>."
             )
         if not problems or any(p.solution is None for p in problems):

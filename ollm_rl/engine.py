@@ -63,10 +63,12 @@ def check_room(backbone: Backbone, prompt_tokens: int, new_tokens: int, whose: s
     """
     limit, setting = backbone.context_limit
     if limit is not None and prompt_tokens + new_tokens > limit:
+        fewer = (
+            f"Lower engine.max_new_tokens to {limit - prompt_tokens}, shorten" if prompt_tokens < limit else "Shorten"
+        )
         raise ConfigurationError(
             f"{whose} of {prompt_tokens} tokens and {new_tokens} new ones are more than the {limit} positions of backbone "
-            f"'{backbone.name}' ({setting}). Lower engine.max_new_tokens to {max(limit - prompt_tokens, 0)}, shorten the "
-            "prompts (task.num_examples=), or choose another backbone."
+            f"'{backbone.name}' ({setting}). {fewer} the prompts (task.num_examples=), or choose another backbone."
         )
 
 

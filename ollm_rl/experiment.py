@@ -1,7 +1,6 @@
 """Experiments: agents x seeds (and the oracle) on the same problems, each cell a resumable run of its own."""
 
 import inspect
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from ollm_rl.multirun import on_cluster
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import changes, replay
-from ollm_rl.runs import CONFIG, RESULTS, Run, may_continue
+from ollm_rl.runs import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.session import make_agent, make_oracle, open_workers, recipe_of
 from ollm_rl.workspace import Workspace
 
@@ -59,7 +58,7 @@ def run_cell(settings: Settings, run: Run, lab: Lab, seed: int, learn: bool = Tr
     with run.unless_refused():
         if is_done(run.path, run.grown, settings, learn):
             log.info("%s: already done", run.path)
-            return json.loads((run.path / RESULTS).read_text())["rows"][0]
+            return stored_json(run.path / RESULTS)["rows"][0]
         space = lab.workspace(settings, seed)
         agent = make_agent(space, settings.config.agent, settings.config.policy)
         problems = space.problems(settings.config.evaluate.split, settings.config.evaluate.num_problems, seed)
@@ -136,7 +135,7 @@ def _before(
             found = evaluate(space, agent, f"{settings.agent_name} before training", problems, 0, seed).row
             known = _standing({**found, **_out_of_distribution(settings, space, agent, seed)})
         run.write_json(path.name, known)
-    return json.loads(path.read_text())
+    return stored_json(path)
 
 
 def _standing(row: dict) -> dict:
@@ -174,7 +173,7 @@ def run_oracle(settings: Settings, run: Run, lab: Lab, seed: int) -> tuple[list[
     """
     with run.unless_refused():
         if is_done(run.path, run.grown, settings, learn=False):
-            stored = json.loads((run.path / RESULTS).read_text())
+            stored = stored_json(run.path / RESULTS)
             return stored["rows"], stored["curves"]
         config = settings.config
         space = lab.workspace(settings, seed)
@@ -295,7 +294,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
                     do(each, part, lab, seed)
                 finally:
                     part.close()
-                found = json.loads((part.path / RESULTS).read_text())
+                found = stored_json(part.path / RESULTS)
                 rows += found["rows"]
                 searched += [found] if found.get("curves") else []
     finally:
@@ -303,7 +302,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
     if searched:
         results["curves"] = pool_curves(searched)
-    results["conversion"] = json.loads((cell_folder(rows[0], run.path) / "conversion.json").read_text())
+    results["conversion"] = stored_json(cell_folder(rows[0], run.path) / "conversion.json")
     run.write_json(RESULTS, results)
     return results
 
@@ -343,6 +342,14 @@ def shared(overrides: list[str]) -> list[str]:
     """The overrides that are not for agents: `agent.<setting>=` is for all that have it, `<agent>.<setting>=` for one."""
     agents = {"agent", *members("agent")} - ({*GROUPS} - {"agent"})  # `backbone` is a group first
     return [o for o in overrides if o.partition("=")[0].partition(".")[0] not in agents]
+
+
+def with_overrides(settings: Settings, overrides: list[str]) -> Settings:
+    """A comparison's configuration as it is kept: with what was given for its agents, for `agent` in it is nobody's."""
+    config = settings.config.copy()
+    given = [o for o in overrides if o not in shared(overrides)]
+    config.agent_overrides = list(dict.fromkeys([*config.agent_overrides, *given]))
+    return Settings(config, settings.choices)
 
 
 def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settings:

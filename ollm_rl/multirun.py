@@ -1,7 +1,6 @@
 """`agent=grpo,ppo seed=0,1,2`: the same verb with every combination, side by side on a Ray cluster or one after the other."""
 
 import itertools
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from ollm_rl.config import Settings, compose, preflight
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.overrides import FREE_TEXT, PATHS
+from ollm_rl.runs import stored_json
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
@@ -133,7 +133,7 @@ def gather(folders: list[Path]) -> dict:
     for folder in folders:
         path = folder / "results.json"
         if path.exists():
-            found = json.loads(path.read_text())
+            found = stored_json(path)
             results = results or {**found, "rows": []}
             results["rows"] += [{**row, "agent": folder.name} for row in found["rows"]]
     return results

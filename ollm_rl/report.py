@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ollm_rl.comparison import cell_folder, replays_of
 from ollm_rl.comparison_tables import Text, comparison_tables
 from ollm_rl.evaluation import sampled_figure, samples_of
 from ollm_rl.plots import draw
+from ollm_rl.runs import stored_json
 
 COLUMNS = (  # after accuracy come those of sampled answers
     ("agent", "agent"),
@@ -161,7 +161,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     )
     for row in results["rows"]:
         stored = cell_folder(row, root) / (replays_of(row["agent"]) if "search" in row else "replays.json")
-        episodes = json.loads(stored.read_text()) if stored.exists() else []
+        episodes = stored_json(stored) if stored.exists() else []
         if episodes:
             parts.append(f"<h3>{html.escape(row['agent'])}, seed {row['seed']}</h3>")
             parts += [_episode_html(e) for e in episodes]

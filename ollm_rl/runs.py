@@ -67,6 +67,12 @@ class Run:
         self.existed = stored.exists()  # another process may have made it meanwhile
         self.grown: dict[str, tuple[float, float]] = {}
         if not self.existed:
+            if left := [name for name in (RESULTS, METRICS, "checkpoints") if (self.path / name).exists()]:
+                self.close()
+                raise CheckpointError(
+                    f"{self.path} has {left[0]} of a run, but no {CONFIG} that says how it was made. Restore it, delete the directory, "
+                    "or choose another name=."
+                )
             self._adopt()
             return
         try:
@@ -216,6 +222,21 @@ def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]
             )
     grown = {key: (before, now) for key, (before, now) in found.limits.items() if now > before}
     return grown, bool(found.limits) or found.comparison
+
+
+def stored_json(path: Path) -> Any:
+    """What a run's JSON file says.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): the file was damaged. Restore it, or delete it and repeat the "
+            "command, which makes it anew."
+        ) from error
 
 
 def whole_lines(path: Path) -> list[dict]:

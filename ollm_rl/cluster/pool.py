@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import pickle
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0  # between looks at workers
+ANSWER_S = 10.0  # for a connection to a cluster's address
 WAIT_S = 60.0  # until it is said that a worker waits for a place
 _ours = False  # the cluster was started here, and has this machine only
 
@@ -43,6 +45,7 @@ def start_ray(address: str | None = None, num_cpus: int | None = None, show_work
         "logging_level": logging.WARNING, "configure_logging": False, "log_to_driver": show_workers,
     }  # fmt: skip
     if address != "local":
+        _check_address(address)
         try:
             ray.init(address=address, **common)
         except ConnectionError as error:
@@ -56,6 +59,24 @@ def start_ray(address: str | None = None, num_cpus: int | None = None, show_work
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+
+
+def _check_address(address: str) -> None:
+    """Whether somebody listens there: Ray's own attempts take minutes, and say nothing that names the setting.
+
+    Raises:
+        ConfigurationError: nobody does, within `ANSWER_S`.
+    """
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"no Ray cluster answers at '{address}' ({error}). Start one (`ray start --head`), name another with "
+            "rollout.address=, or use rollout.address=local."
+        ) from error
 
 
 def check_resources(wanted: Mapping[str, float]) -> None:

@@ -296,3 +296,20 @@ def test_a_policy_is_distilled_from_searches(tmp_path, capsys):
     main(["evaluate", "agent=distill", "policy=runs/distilled/policy", "name=again", *QUICK_KEYS])
     again = json.loads((tmp_path / "runs/again/results.json").read_text())["rows"][0]
     assert again["accuracy"] == row["accuracy"]
+
+
+def test_a_comparison_keeps_what_was_given_for_its_agents(tmp_path):
+    from ollm_rl.experiment import shared, with_overrides
+
+    given = ["agents=[prior,grpo]", "agent.total_episodes=128", "grpo.beta=0.1", "evaluate.samples=2"]
+    kept = with_overrides(compose(shared(given)), given)
+    assert kept.config.agent_overrides == ["agent.total_episodes=128", "grpo.beta=0.1"]
+    assert "agent.total_episodes=128" in kept.yaml()
+
+
+@pytest.mark.parametrize("agent", ["grpo,nope", "../grpo", "grpo,agents.", "a b.C"])
+def test_a_dry_run_refuses_what_the_run_would(agent, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", f"agent={agent}", "backbone=tiny", "--dry-run"])
+    assert stopped.value.code == 2
+    assert "unknown agent" in capsys.readouterr().err

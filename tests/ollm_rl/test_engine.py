@@ -255,7 +255,7 @@ def test_texts_longer_than_the_backbone_reads_are_refused(tiny, monkeypatch):
     requests = [Request(p) for p in tiny.problems("test", 20)]
     assert len(list(rollout(engine, requests, uniform))) == 20
     long = Problem("long", "9 + " * longest + "9 = ?", "0")
-    with pytest.raises(ConfigurationError, match="more than the .* positions .*Lower engine.max_new_tokens to 0"):
+    with pytest.raises(ConfigurationError, match="more than the .* positions .*Shorten the prompts"):
         next(rollout(engine, [*requests, Request(long)], uniform))
     monkeypatch.setattr(tiny.task, "problems", lambda *_: [*(r.problem for r in requests), long])
     with pytest.raises(ConfigurationError, match="problem long: a prompt of"):

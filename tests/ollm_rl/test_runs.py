@@ -365,3 +365,23 @@ class Own:
     with pytest.raises(SystemExit):
         main([*compared, "agent.total_episodes=8", "seeds=[0,1]"])
     assert (tmp_path / "runs/both/config.yaml").read_text() == config and not (tmp_path / "runs/both/prior-1").exists()
+
+
+@pytest.mark.parametrize("left", ["results.json", "metrics.jsonl", "checkpoints/step_1/policy.json"])
+def test_what_is_left_of_a_run_without_its_configuration_is_not_continued(tmp_path, left):
+    """Nothing says that it was made with this configuration."""
+    file = tmp_path / "run" / left
+    file.parent.mkdir(parents=True)
+    file.write_text("{}\n")
+    with pytest.raises(CheckpointError, match=f"has {left.partition('/')[0]} of a run, but no config.yaml"):
+        Run(tmp_path, "run", "seed: 0\n")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"rows": [{"agent"', "\x00"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, text):
+    from ollm_rl.runs import stored_json
+
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(CheckpointError, match="results.json cannot be read .*delete it and repeat"):
+        stored_json(tmp_path / "results.json")

@@ -129,3 +129,12 @@ def test_workers_without_a_place_are_named_and_the_others_work(tmp_path, monkeyp
     finally:
         pool.close()
     assert "has waited for a place for over 1 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:99999"]
+)
+def test_an_address_at_which_nobody_answers_is_refused_soon(address):
+    """Ray itself tries for minutes."""
+    with pytest.raises(ConfigurationError, match=f"no Ray cluster answers at '{address}'"):
+        cluster_pool._check_address(address)
