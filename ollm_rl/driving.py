@@ -100,6 +100,8 @@ def set_up(backbone: Any) -> None:
         raise BackboneError(
             f"backbone '{backbone.name}' does not run: {_first_line(error)} Choose another backbone=."
         ) from error
+    if own.shape[-1] != backbone.vocab_size:
+        raise _refusal(backbone, f"it gives {own.shape[-1]} logits, and its head {backbone.vocab_size}")
     try:
         prepare(model)
         _find_logit_scale(backbone, tokens, own)
@@ -113,8 +115,8 @@ def set_up(backbone: Any) -> None:
         raise _refusal(backbone, reason) from error
     strict = backbone.dtype == torch.float32 and getattr(model, "hf_quantizer", None) is None
     floor = float(own.abs().max()) * (EXACT if strict else max(EXACT, COARSE * torch.finfo(backbone.dtype).eps))
-    for logits, how in zip(found, ("", " after a shared prefix"), strict=True):
-        off = (logits - own[:, -logits.shape[1] :])[~logits.isnan()].abs().view(-1, own.shape[-1]).amax(-1)
+    for (logits, reached), how in zip(found, ("", " after a shared prefix"), strict=True):
+        off = (logits - own[:, -logits.shape[1] :])[reached].abs().amax(-1)
         # A router of experts may decide otherwise at a single position of lower precision: there, the mean counts.
         size = float(off.max() if strict else off.mean())
         allowed = MARGIN * float(noise.max() if strict else noise.mean()) + floor
@@ -147,16 +149,14 @@ def _find_logit_scale(backbone: Any, tokens: Tensor, own: Tensor) -> None:
 
     def off(scale: float) -> float:
         backbone.logit_scale = scale
-        return float((backbone.after_head(raw).float() - own).abs().mean())
+        return float((backbone.after_head(raw).float().to(own.device) - own).abs().mean())
 
     backbone.logit_scale = min(scales, key=off)
 
 
-def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> Tensor:
-    """The engine's logits (rows, positions after the prefix, vocab) float32 of rows whose prompts have unequal lengths.
-
-    A row's last positions, that it does not reach, are NaN.
-    """
+def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> tuple[Tensor, Tensor]:
+    """The engine's logits (rows, positions after the prefix, vocab) float32 of rows whose prompts have unequal lengths, and which
+    positions (rows, positions) each row reaches."""
     rows, total = tokens.shape
     device = tokens.device
     prefix = None
@@ -166,20 +166,20 @@ def _driven(backbone: Any, tokens: Tensor, prefix_length: int) -> Tensor:
     own = tokens[:, prefix_length:]
     prompts = [total - STEPS - max(PROMPTS) - prefix_length + n for n in PROMPTS]
     kv, longest = KVCache(rows, own.shape[1], prefix), max(prompts)
-    logits = torch.full((rows, own.shape[1], backbone.vocab_size), float("nan"), device=device)
+    logits = torch.zeros(rows, own.shape[1], backbone.vocab_size, device=device)
     states = backbone.hidden(own[:, :longest], torch.arange(longest, device=device).expand(rows, -1), kv)
     layers = backbone.model.config.get_text_config().num_hidden_layers
     if len(kv.keys) < layers:
         raise BackboneError(f"{layers - len(kv.keys)} of its {layers} layers keep a state that is not keys and values")
     for row, n in enumerate(prompts):
-        logits[row, :n] = backbone.logits(states[row, :n]).float()
+        logits[row, :n] = backbone.logits(states[row, :n]).float().to(device)
     at = torch.tensor(prompts, device=device)
     everyone = torch.arange(rows, device=device)
     for _ in range(STEPS):
         state = backbone.hidden(own[everyone, at][:, None], at[:, None], kv)[:, 0]
-        logits[everyone, at] = backbone.logits(state).float()
+        logits[everyone, at] = backbone.logits(state).float().to(device)
         at = at + 1
-    return logits
+    return logits, torch.arange(own.shape[1], device=device) < at[:, None]
 
 
 def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,17 +190,20 @@ def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     With plain attention, for other implementations leave things out (PyTorch's has no soft cap).
     """
     model, split = backbone.model, tokens.shape[1] - STEPS
+
+    def logits_of(some: Tensor) -> Tensor:
+        return model(input_ids=some).logits.float().to(tokens.device)  # layers may be spread over several devices
+
     if model.config.model_type != "bloom":
         model.set_attn_implementation("eager")
-    own = model(input_ids=tokens).logits.float()
-    one = model(input_ids=tokens[:1]).logits.float()
+    own, one = logits_of(tokens), logits_of(tokens[:1])
     try:
         out = model(input_ids=tokens[:, :split], use_cache=True)
         parts = [out.logits]
         for at in range(split, tokens.shape[1]):
             out = model(input_ids=tokens[:, at : at + 1], past_key_values=out.past_key_values, use_cache=True)
             parts.append(out.logits)
-        cached = torch.cat(parts, 1).float()
+        cached = torch.cat(parts, 1).float().to(tokens.device)
     except Exception:  # it has no cache of its own to compare with
         cached = own
     signs = torch.Generator().manual_seed(0)
@@ -211,7 +214,7 @@ def _reference(backbone: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
     hook = model.get_input_embeddings().register_forward_hook(rounded)
     try:
-        moved = model(input_ids=tokens).logits.float()
+        moved = logits_of(tokens)
     finally:
         hook.remove()
     return own, torch.cat([(other - own[: len(other)]).abs().amax(-1).flatten() for other in (cached, one, moved)])
