@@ -144,7 +144,7 @@ def test_names_that_cannot_be_directories(name, nothing_starts, tmp_path, capsys
         ("convert.learning_rate=nan", "a finite number"), ("convert.learning_rate=inf", "a finite number"), ("backbone.shape=3", "backbone.shape"),
         ("backbone.device=gpu", "backbone.device=gpu; expected auto"), ("backbone.dtype=fp16", "float32"), ("evaluate.split=tset", "Did you mean 'test'?"),
         ("evaluate={a:1}", "is a group of settings"), ("task=chain_sums", "Did you mean 'chain_sum'?"), ("agent=", "unknown agent ''"), ("backbone=", "unknown backbone"),
-        ("agent=.", "agent._target_=."), ("agent=.x", "agent._target_"), ("agent=math.pi", "no class or function"), ("agent=a..b", "agent._target_=a..b"),
+        ("agent=.", "unknown agent '.'"), ("agent=.x", "unknown agent '.x'"), ("agent=math.pi", "no class or function"), ("agent=a..b", "unknown agent 'a..b'"),
         ("agents.0=x", "unknown key"), ("agents[0]=x", "unknown key"), ("seed.x=1", "unknown key"), (".seed=1", "unknown key"), ("hydra.run.dir=x", "unknown key"),
         ("tasks=[1]", "is not a name"), ("agent_overrides=[1]", "is not a name"), ("name=\udc80", "is not a UTF-8 text"), ("k" * 300 + "=1", "unknown key"),
         ("resume=maybe", "expected one of auto, never, must"),
