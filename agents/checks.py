@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ollm_rl.errors import ConfigurationError, TrainingError
+from ollm_rl.judges import LARGEST
 from ollm_rl.trajectory import Episode
 
-MAX_REWARD = 1e15  # float32 holds the squares of sums of such numbers
 HUGE = 1e30  # settings from here on overflow float32 in an optimiser
 
 
@@ -54,8 +54,8 @@ def check_episodes(episodes: Sequence[Episode]) -> None:
     if not episodes:
         raise TrainingError("an iteration gave no episode, so training was stopped. Look at the task's problems.")
     for episode in episodes:
-        if not math.isfinite(episode.reward) or abs(episode.reward) > MAX_REWARD:
+        if not math.isfinite(episode.reward) or abs(episode.reward) > LARGEST:
             raise TrainingError(
-                f"a reward of {episode.reward} (problem {episode.problem.id}); expected a number between -{MAX_REWARD:g} and "
-                f"{MAX_REWARD:g}. Mend the reward function, and run the same command again to continue."
+                f"a reward of {episode.reward} (problem {episode.problem.id}); expected a number between -{LARGEST:g} and "
+                f"{LARGEST:g}. Mend the reward function, and run the same command again to continue."
             )

@@ -62,7 +62,7 @@ def plugin_for(
             )
     train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
     text = [(p.problem, p.solution) for p in train + heldout]
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v4")
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v5")
     path = cache_dir() / "plugins" / key
     with made_by_one(path):
         if (path / "conversion.json").exists():

@@ -192,7 +192,7 @@ def cached_hidden_states(
     us = processes()
     pairs = [(p.problem, p.solution) for p in problems]
     most = max(shortlist, SHORTLIST)
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, pairs, most, "v2")
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, pairs, most, "v3")
     path = cache_dir() / "hidden" / key
     names = [path / f"shard_{i // SHARD:05}.safetensors" for i in range(0, len(problems), SHARD)]
     with made_by_one(path):

@@ -91,12 +91,12 @@ class Judge:
             conversational data sets.
 
     Attributes:
-        seconds: time spent in judging so far. num_judged: episodes so far.
+        seconds: time spent in judging so far.
     """
 
     def __init__(self, reward: Callable[..., Any], conversational: bool = False):
         self.reward, self.conversational = reward, conversational
-        self.seconds, self.num_judged = 0.0, 0
+        self.seconds = 0.0
         function = reward.func if isinstance(reward, partial) else reward
         self.name = getattr(function, "__name__", type(function).__name__)
         try:
@@ -137,7 +137,6 @@ class Judge:
             episode.reward = reward
             episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
         self.seconds += time.perf_counter() - start
-        self.num_judged += len(episodes)
         beat()
 
     def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float]:
