@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ollm_rl.common.finite import check_finite, check_weights
+from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.finite import check_finite, check_weights
 from ollm_rl.plugin import OptionLM, PlugIn, Standardize, mlp
 from ollm_rl.rollout import choose
-from ollm_rl.runs import Run
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 

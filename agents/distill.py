@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from agents.base import LatentPolicy, PolicyAgent
 from agents.checks import above, at_least, within
+from ollm_rl.common.finite import descend
+from ollm_rl.common.progress import track
+from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
-from ollm_rl.finite import descend
 from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.teacher import played
-from ollm_rl.progress import track
 from ollm_rl.rollout import Request
-from ollm_rl.runs import Run
 from ollm_rl.trajectory import Decisions, Episode, unpack
 from ollm_rl.workspace import Workspace
 

@@ -16,10 +16,10 @@ from agents.grpo import describe
 from agents.lora import LoRASFT
 from agents.objective import LOSS_TYPES, SCALES
 from agents.trainers import COUNTERS, common_settings, last_checkpoint, reporting, run_trainer, score_few
+from ollm_rl.common.progress import Bar, track
+from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.progress import Bar, track
 from ollm_rl.rollout import Request
-from ollm_rl.runs import Run
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 

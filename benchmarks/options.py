@@ -12,9 +12,9 @@ import json
 import sys
 from pathlib import Path
 
+from ollm_rl.common.run_dir import Run
 from ollm_rl.config import compose
 from ollm_rl.experiment import compare
-from ollm_rl.runs import Run
 
 
 def cell(objective: str, num_options: int, seed: int, problems: int, split: str, extra: list[str]) -> dict:

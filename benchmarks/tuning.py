@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ollm_rl.common.run_dir import Run
 from ollm_rl.config import compose
 from ollm_rl.experiment import Lab, run_cell
-from ollm_rl.runs import Run
 
 RATES = {
     "grpo": (5e-5, 1e-4, 3e-4),

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ollm_rl import driving
 from ollm_rl.attention import KVCache
-from ollm_rl.cache import cache_dir
+from ollm_rl.common.cache import cache_dir
+from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import BackboneError, ConfigurationError
-from ollm_rl.heartbeat import beat
 from ollm_rl.smollm2 import smollm2_dir
 
 log = logging.getLogger(__name__)

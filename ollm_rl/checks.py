@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ollm_rl.cache import check_cache
+from ollm_rl.common.cache import check_cache
+from ollm_rl.common.folders import LONGEST_NAME, obstacle
 from ollm_rl.errors import ConfigurationError, did_you_mean
-from ollm_rl.folders import LONGEST_NAME, obstacle
 from ollm_rl.tasks import SPLITS
 
 OBJECTIVES = ("cover", "expected", "em", "gumbel")

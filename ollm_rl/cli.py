@@ -14,12 +14,12 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from ollm_rl.checks import check_values
+from ollm_rl.common.distributed import processes
+from ollm_rl.common.progress import console as err
+from ollm_rl.common.run_dir import Run, stored_json
 from ollm_rl.config import GROUPS, Settings, compose, members, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
 from ollm_rl.multirun import SWEPT, combinations, gather, run_all
-from ollm_rl.processes import processes
-from ollm_rl.progress import console as err
-from ollm_rl.runs import Run, stored_json
 
 out = Console(width=None if sys.stdout.isatty() else 132)
 log = logging.getLogger(__name__)

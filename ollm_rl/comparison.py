@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.evaluation import pool_breakdowns, sampled_figure, samples_of, wilson
-from ollm_rl.runs import whole_lines
 
 RESAMPLES = 10_000
 WINDOW = 256  # episodes of which learning curves show the mean

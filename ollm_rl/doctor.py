@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ollm_rl.backbone import describe, load_backbone, prefer_bf16
-from ollm_rl.cache import cache_dir
+from ollm_rl.common.cache import cache_dir
 from ollm_rl.config import MATH_VERIFY, Settings, locate, plain
 from ollm_rl.errors import OLLMError
 from ollm_rl.prompts import Prompter

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
+from ollm_rl.common.heartbeat import beat
+from ollm_rl.common.profiler import Profiler
 from ollm_rl.cuda_graphs import GraphedSteps
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.heartbeat import beat
 from ollm_rl.hidden_cache import prefill_prefix
 from ollm_rl.plugin import OptionLM, Options
-from ollm_rl.profiler import Profiler
 from ollm_rl.prompts import Prompter
 
 PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are not part of the cache's budget

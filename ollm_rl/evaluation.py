@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.progress import track
 from ollm_rl.reward import MAX_ANSWER
 from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem, make_task

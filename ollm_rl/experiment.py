@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 
+from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.comparison import cell_folder, conclude, pool_curves, replays_of
 from ollm_rl.config import GROUPS, Settings, compose, locate, members, plain
 from ollm_rl.errors import CheckpointError, ConfigurationError, did_you_mean
@@ -19,7 +20,6 @@ from ollm_rl.multirun import on_cluster
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import changes, replay
-from ollm_rl.runs import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.session import make_agent, make_oracle, open_workers, recipe_of
 from ollm_rl.workspace import Workspace
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ollm_rl.attention import KVCache
 from ollm_rl.backbone import Backbone
-from ollm_rl.cache import cache_dir, key_of, made_by_one
+from ollm_rl.common.cache import cache_dir, key_of, made_by_one
+from ollm_rl.common.distributed import processes
+from ollm_rl.common.progress import Bar, track
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.processes import processes
-from ollm_rl.progress import Bar, track
 from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import Problem
 

@@ -19,8 +19,8 @@ from numbers import Real
 from typing import Any
 
 from ollm_rl.answers import extract_answer
+from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
-from ollm_rl.heartbeat import beat
 from ollm_rl.reward import Verifier
 from ollm_rl.trajectory import Episode
 

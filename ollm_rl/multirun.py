@@ -9,10 +9,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ollm_rl.common.run_dir import stored_json
 from ollm_rl.config import Settings, compose, preflight
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.overrides import FREE_TEXT, PATHS
-from ollm_rl.runs import stored_json
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths

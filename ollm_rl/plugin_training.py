@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ollm_rl.backbone import Backbone
+from ollm_rl.common.finite import check_weights, descend
+from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.finite import check_weights, descend
 from ollm_rl.hidden_cache import Blocks, num_batches, shuffled
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions
 from ollm_rl.option_quality import (
@@ -27,7 +28,6 @@ from ollm_rl.option_quality import (
 )
 from ollm_rl.outsiders import Outsiders
 from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
-from ollm_rl.progress import track
 
 log = logging.getLogger(__name__)
 FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from

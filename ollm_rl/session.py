@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.backbone import Backbone
+from ollm_rl.common.run_dir import Run
 from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import plugin_for
 from ollm_rl.engine import check_room, slots_within
@@ -18,7 +19,6 @@ from ollm_rl.oracle.critic import Critic
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.prompts import Prompter
-from ollm_rl.runs import Run
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.workspace import Workspace, shared_backbone
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ollm_rl.cache import cache_dir, made_by_one
+from ollm_rl.common.cache import cache_dir, made_by_one
 from ollm_rl.errors import BackboneError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ollm_rl.backbone import load_backbone
-from ollm_rl.cache import cache_dir
+from ollm_rl.common.cache import cache_dir
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.workspace import Workspace, open_workspace
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ollm_rl.common.progress import track
+from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
-from ollm_rl.progress import track
 from ollm_rl.rollout import Request, choose
-from ollm_rl.runs import whole_lines
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 

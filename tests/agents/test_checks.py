@@ -12,10 +12,10 @@ from agents.lora import LoRASFT
 from agents.lora_grpo import LoRAGRPO
 from agents.ppo import PPO
 from agents.reference import Reference
+from ollm_rl.common.finite import check_weights, descend
+from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, DataError, TrainingError
-from ollm_rl.finite import check_weights, descend
 from ollm_rl.judges import Judge
-from ollm_rl.runs import Run
 
 QUICK = dict(total_episodes=32, num_generations=4, problems_per_iteration=4, num_problems=20)
 NAN = math.nan

@@ -8,12 +8,12 @@ import torch
 from agents.base import Sampling
 from agents.distill import Distill
 from agents.prior import Prior
+from ollm_rl.common.run_dir import Run, whole_lines
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.oracle import Search
 from ollm_rl.oracle.search import Frontier
 from ollm_rl.oracle.teacher import _Following
 from ollm_rl.rollout import Request, _Row
-from ollm_rl.runs import Run, whole_lines
 from ollm_rl.trajectory import Decisions
 
 

@@ -11,9 +11,9 @@ import torch
 from agents.grpo import GRPO
 from agents.objective import decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from agents.prior import Prior
+from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.judges import Judge
-from ollm_rl.runs import Run
 
 QUICK = dict(total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-3)
 

@@ -10,10 +10,10 @@ from agents.backbone import PlainBackbone
 from agents.lora import LoRASFT, matched_rank
 from agents.lora_grpo import LoRAGRPO
 from agents.trainers import score_few
+from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation import evaluate
 from ollm_rl.rollout import Request
-from ollm_rl.runs import Run
 from ollm_rl.workspace import Acting
 from tests.architectures import random_backbone
 

@@ -31,7 +31,7 @@ def nothing_starts(monkeypatch):
     def started(*_, **__):
         raise AssertionError("the run has begun")
 
-    monkeypatch.setattr("ollm_rl.runs.Run.__init__", started)
+    monkeypatch.setattr("ollm_rl.common.run_dir.Run.__init__", started)
     monkeypatch.setattr("ollm_rl.session.open_session", started)
 
 

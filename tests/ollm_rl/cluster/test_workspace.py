@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from agents.grpo import GRPO
 from agents.prior import Prior
 from ollm_rl.cluster.workspace import ClusterWorkspace
+from ollm_rl.common.run_dir import Run
 from ollm_rl.config import compose
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation import evaluate
 from ollm_rl.experiment import search_policy
 from ollm_rl.oracle import Oracle
 from ollm_rl.replay import replay
-from ollm_rl.runs import Run
 from ollm_rl.session import open_session, task_of
 from tests.conftest import QUICK_KEYS
 from tests.ollm_rl.cluster.faulty import Once

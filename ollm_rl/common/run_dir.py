@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ollm_rl.checkpoints import newest_whole, seal
+from ollm_rl.common.checkpoints import newest_whole, seal
+from ollm_rl.common.run_config import LIMITS, changes, read
+from ollm_rl.common.run_lock import LOCK, OWNER, hold, release
 from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
-from ollm_rl.run_config import LIMITS, changes, read
-from ollm_rl.run_lock import LOCK, OWNER, hold, release
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a mistyped key should not wait for it
     from ollm_rl.trajectory import Episode

@@ -14,10 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from ollm_rl.cli import main
+from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, whole_lines
 from ollm_rl.config import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.experiment import Lab, run_cell
-from ollm_rl.runs import CONFIG, RESULTS, Run, whole_lines
 from tests.conftest import QUICK_KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ def test_what_is_refused_leaves_the_configuration_alone(tmp_path):
 
 HOLD = """
 import sys, time
-from ollm_rl.runs import Run
+from ollm_rl.common.run_dir import Run
 run = Run(sys.argv[1], "run", "a: 1")
 print("open", flush=True)
 time.sleep(60)
@@ -380,7 +380,7 @@ def test_what_is_left_of_a_run_without_its_configuration_is_not_continued(tmp_pa
 
 @pytest.mark.parametrize("text", ["", '{"rows": [{"agent"', "\x00"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path, text):
-    from ollm_rl.runs import stored_json
+    from ollm_rl.common.run_dir import stored_json
 
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(CheckpointError, match="results.json cannot be read .*delete it and repeat"):

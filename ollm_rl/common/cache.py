@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ollm_rl.common.distributed import processes
+from ollm_rl.common.folders import obstacle
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.folders import obstacle
-from ollm_rl.processes import processes
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ollm_rl.heartbeat import beat
+from ollm_rl.common.heartbeat import beat
 
 console = Console(stderr=True)
 

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ollm_rl.cache import cache_dir, check_cache, key_of, made_by_one
+from ollm_rl.common.cache import cache_dir, check_cache, key_of, made_by_one
 from ollm_rl.errors import ConfigurationError
 
 MAKE = """
 import sys, time
 from pathlib import Path
-from ollm_rl.cache import made_by_one
+from ollm_rl.common.cache import made_by_one
 path = Path(sys.argv[1])
 with made_by_one(path):
     if not path.exists():
@@ -50,7 +50,7 @@ def test_a_cache_that_may_only_be_read_is_read(tmp_path, monkeypatch):
     def refuse(self, **_):
         raise PermissionError(errno.EACCES, "read-only")  # as root, no mode of a directory would
 
-    monkeypatch.setattr("ollm_rl.cache.FileLock.acquire", refuse)
+    monkeypatch.setattr("ollm_rl.common.cache.FileLock.acquire", refuse)
     with made_by_one(tmp_path / "thing"):
         pass
     assert not (tmp_path / "thing.lock").exists()
@@ -75,7 +75,7 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch):
 
     for name in ("OLLM_RL_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("ollm_rl.cache.Path.home", homeless)
+    monkeypatch.setattr("ollm_rl.common.cache.Path.home", homeless)
     with pytest.raises(ConfigurationError, match="Set OLLM_RL_CACHE"):
         cache_dir()
 
