@@ -13,8 +13,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.reward import Verifier
+from ollm_rl.reward.normal_form import normal_form, plain_number
+from ollm_rl.reward.verifier import Verifier
 from ollm_rl.tasks import OmniMath
 from ollm_rl.tasks.base import stating
 

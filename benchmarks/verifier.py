@@ -16,7 +16,7 @@ from pathlib import Path
 
 from math_verify import parse, verify
 
-from ollm_rl.reward import Verifier
+from ollm_rl.reward.verifier import Verifier
 
 SAMPLES = 8
 SOLUTION = "First we note that the terms pair up, so the total is twice the half. " * 4 + "The answer is $\\boxed{%s}$."

@@ -20,7 +20,7 @@ from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, d
 from ollm_rl.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
 from ollm_rl.tasks import make_task
 
-MATH_VERIFY = "ollm_rl.judges.MathVerify"
+MATH_VERIFY = "ollm_rl.reward.functions.MathVerify"
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
 OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 

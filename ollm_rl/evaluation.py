@@ -12,8 +12,8 @@ import numpy as np
 
 from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.reward import MAX_ANSWER
+from ollm_rl.reward.normal_form import normal_form, plain_number
+from ollm_rl.reward.verifier import MAX_ANSWER
 from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem, make_task
 from ollm_rl.tasks.base import values_of

@@ -13,7 +13,7 @@ from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import plugin_for
 from ollm_rl.engine import check_room, slots_within
 from ollm_rl.errors import ConfigurationError, did_you_mean
-from ollm_rl.judges import Judge, make_judge
+from ollm_rl.judge import Judge, make_judge
 from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.plugin import PlugIn, PlugInConfig

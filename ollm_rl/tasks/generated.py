@@ -6,8 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.reward.answers import extract_answer
 from ollm_rl.tasks.base import Problem, Task, bucket, check_split, stating
 
 CHUNK = 2_000  # problems that are generated at a time

@@ -11,8 +11,8 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from ollm_rl.answers import extract_answer, mended
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
+from ollm_rl.reward.answers import extract_answer, mended
 from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, stating, values_of
 from ollm_rl.tasks.reading import MARKS, VALIDATION, known_mark, read_hub, read_lines
 from ollm_rl.tasks.twins import Row, canonical, separate, with_own_ids

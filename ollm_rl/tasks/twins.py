@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ollm_rl.normal import normal_form, plain_number
+from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.tasks.base import SPLITS, Problem
 
 # Compatibility forms that mean something else in mathematics: 5² is not 52, ½ is not 1/2 after a digit, ① may be an operator.

@@ -3,7 +3,7 @@
 import torch
 
 from agents.base import Sampling
-from ollm_rl.judges import Judge
+from ollm_rl.judge import Judge
 from ollm_rl.rollout import Request
 
 

@@ -137,13 +137,13 @@ def test_closing_ends_the_verifier_of_an_environment_that_opened_it(own_cache, m
     env = gymnasium.make(NAME, backbone="tiny")
     space = env.unwrapped.batch.workspace
     assert space.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
-    server = space.judge.reward.verifier._pool._nursery.process
+    server = space.judge.reward.verifier._pool._server.process
     env.close()
     assert server.poll() is not None
     shared = gymnasium.make(NAME, workspace=tiny)
     assert tiny.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
     shared.close()
-    assert tiny.judge.reward.verifier._pool._nursery.alive  # others may judge with it
+    assert tiny.judge.reward.verifier._pool._server.alive  # others may judge with it
 
 
 def test_episodes_that_end_together_are_judged_together(settings, tiny, monkeypatch):

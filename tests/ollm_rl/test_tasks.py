@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError, DataError
+from ollm_rl.reward.answers import extract_answer
 from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, make_task
 from ollm_rl.tasks.twins import canonical
 

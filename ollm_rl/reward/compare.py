@@ -10,15 +10,15 @@ from functools import lru_cache
 
 import sympy
 
-from ollm_rl.exact import proportional, same
-from ollm_rl.formulas import parse
-from ollm_rl.literals import Literal
-from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.quantities import equal_formulas, equal_quantities, same_formula
-from ollm_rl.structure import Items, Leaf, Node, NotUnderstood, Option, Relation, Words, is_name, read
-from ollm_rl.units import agree
-from ollm_rl.values import NotEvaluable, TooLarge
-from ollm_rl.words import option_letter, words_key
+from ollm_rl.reward.answer_shape import Items, Leaf, Node, NotUnderstood, Option, Relation, Words, is_name, read
+from ollm_rl.reward.equality import proportional, same
+from ollm_rl.reward.latex import parse
+from ollm_rl.reward.literals import Literal
+from ollm_rl.reward.normal_form import normal_form, plain_number
+from ollm_rl.reward.numeric import NotEvaluable, TooLarge
+from ollm_rl.reward.quantities import equal_formulas, equal_quantities, same_formula
+from ollm_rl.reward.units import agree
+from ollm_rl.reward.words import option_letter, words_key
 
 _GROUPS = re.compile(r"[0-9]{1,3}(?:,[1-9][0-9]{2})+")  # with a group such as 000 it is no list
 _INDIAN_GROUPS = re.compile(r"[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ollm_rl.reward import Verdict, Verifier
+from ollm_rl.reward.verifier import Verdict, Verifier
 
 LIMIT = 1.0
 SLACK = 0.5
@@ -127,7 +127,7 @@ def _memory_of_the_group(pid: int) -> int:
 def test_hostile_answers_from_eight_threads_leave_ordinary_ones_alone(verifier):
     """Times and memory are bounded for the hostile, and 100 ordinary verdicts beside them are right."""
     peak, done = 0, threading.Event()
-    group = verifier._pool._nursery.process.pid
+    group = verifier._pool._server.process.pid
 
     def watch():
         nonlocal peak
@@ -148,12 +148,12 @@ def test_hostile_answers_from_eight_threads_leave_ordinary_ones_alone(verifier):
 
 
 def _workers_of(verifier) -> list[int]:
-    nursery = verifier._pool._nursery.process.pid
+    server = verifier._pool._server.process.pid
     pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
     found = []
     for pid in pids:
         try:
-            if os.getpgid(pid) == nursery and pid != nursery:
+            if os.getpgid(pid) == server and pid != server:
                 found.append(pid)
         except ProcessLookupError:
             continue
@@ -178,7 +178,7 @@ def test_killed_workers_are_replaced_and_no_verdict_suffers():
         stop.set()
         killer.join()
         assert {x.reason for x in verdicts} == {"equal"}
-        os.kill(v._pool._nursery.process.pid, signal.SIGKILL)  # the one that forks them, too
+        os.kill(v._pool._server.process.pid, signal.SIGKILL)  # the one that forks them, too
         time.sleep(0.1)
         for pid in _workers_of(v):
             os.kill(pid, signal.SIGKILL)
@@ -222,9 +222,9 @@ def test_closing_ends_all_workers():
 SCRIPT = r"""
 import time
 print("top", flush=True)
-from ollm_rl.reward import Verifier
+from ollm_rl.reward.verifier import Verifier
 verifier = Verifier(timeout_s=5.0)
-print(verifier.check("x+1", r"\boxed{1+x}").reason, verifier._pool._nursery.process.pid, flush=True)
+print(verifier.check("x+1", r"\boxed{1+x}").reason, verifier._pool._server.process.pid, flush=True)
 time.sleep(60)
 """
 

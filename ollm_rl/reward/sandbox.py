@@ -1,6 +1,6 @@
 """Worker processes with a time and a memory limit, which hold in any thread and in Ray actors alike.
 
-One *nursery* per pool, a process of its own that has imported the symbolic comparison once, forks a worker for every
+One *fork server* per pool, a process of its own that has imported the symbolic comparison once, forks a worker for every
 request: a worker that a hostile answer has killed is replaced in milliseconds. (It is not `multiprocessing`'s fork
 server, which imports the caller's main module again.) A worker times itself: the kernel's alarm ends it wherever it
 is stuck, and its socket, closing, says so.
@@ -20,7 +20,7 @@ import time
 import weakref
 
 MEMORY_LIMIT = 768 << 20  # bytes of address space of a worker
-START_LIMIT_S = 60.0  # for the nursery's imports, which are not the answer's fault
+START_LIMIT_S = 60.0  # for the fork server's imports, which are not the answer's fault
 GRACE_S = 0.3  # beyond the limit, before a worker that does not even die is given up
 SLOW_S = 0.25  # after which a comparison gives way to others
 ATTEMPTS = 5
@@ -36,19 +36,19 @@ class WorkerPool:
 
     def __init__(self, memory_limit: int = MEMORY_LIMIT):
         self.memory_limit = memory_limit
-        self._nursery: _Nursery | None = None
+        self._server: _ForkServer | None = None
         self._idle: list[_Worker] = []
         self._generation = 0  # how often it was closed
         self._lock = threading.Lock()
         _POOLS.add(self)
 
     def start(self) -> None:
-        """Begin to start the nursery, without waiting for it."""
+        """Begin to start the fork server, without waiting for it."""
         with self._lock:
-            if self._nursery is None or not self._nursery.alive:
-                if self._nursery is not None:
-                    self._nursery.close()
-                self._nursery = _Nursery(self.memory_limit)
+            if self._server is None or not self._server.alive:
+                if self._server is not None:
+                    self._server.close()
+                self._server = _ForkServer(self.memory_limit)
 
     def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
         """The reason of a verdict, or without an answer whether the gold is `understood`; `timeout` after `limit_s`.
@@ -90,12 +90,12 @@ class WorkerPool:
                 worker.close()
         self.start()
         with self._lock:
-            assert self._nursery is not None
-            return _Worker(self._nursery)
+            assert self._server is not None
+            return _Worker(self._server)
 
     def _give_back(self, worker: "_Worker") -> None:
         with self._lock:
-            if worker.nursery is self._nursery and len(self._idle) < SPARE:
+            if worker.server is self._server and len(self._idle) < SPARE:
                 self._idle.append(worker)
                 return
         worker.close()
@@ -107,9 +107,9 @@ class WorkerPool:
             for worker in self._idle:
                 worker.close()
             self._idle = []
-            if self._nursery is not None:
-                self._nursery.close()
-                self._nursery = None
+            if self._server is not None:
+                self._server.close()
+                self._server = None
 
     def _forget(self) -> None:
         """In a process that was forked off: the workers are the parent's, and the lock may be held by nobody who is
@@ -117,9 +117,9 @@ class WorkerPool:
         self._lock = threading.Lock()
         for worker in self._idle:
             worker.close()
-        if self._nursery is not None:
-            self._nursery.control.close()
-        self._idle, self._nursery = [], None
+        if self._server is not None:
+            self._server.control.close()
+        self._idle, self._server = [], None
 
 
 _POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
@@ -133,13 +133,13 @@ def _forget_workers() -> None:
 os.register_at_fork(after_in_child=_forget_workers)
 
 
-class _Nursery:
+class _ForkServer:
     """The process that forks workers; it and they end when this end of its socket closes, or on `close`."""
 
     def __init__(self, memory_limit: int):
         self.control, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        code = f"import sys; sys.path[:] = {[str(p) for p in sys.path]!r}; from ollm_rl.workers import nurse; nurse({memory_limit})"
+        code = f"import sys; sys.path[:] = {[str(p) for p in sys.path]!r}; from ollm_rl.reward.sandbox import fork_server; fork_server({memory_limit})"
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -156,7 +156,7 @@ class _Nursery:
     def fork(self) -> socket.socket:
         """A socket to a new worker."""
         ours, theirs = socket.socketpair()
-        with theirs, contextlib.suppress(OSError):  # a nursery that is gone shows when the worker is not there
+        with theirs, contextlib.suppress(OSError):  # a fork server that is gone shows when the worker is not there
             socket.send_fds(self.control, [b"f"], [theirs.fileno()])
         return ours
 
@@ -180,9 +180,9 @@ class _Nursery:
 class _Worker:
     """A process that compares answers, one at a time."""
 
-    def __init__(self, nursery: _Nursery):
-        self.nursery = nursery
-        self.socket = nursery.fork()
+    def __init__(self, server: _ForkServer):
+        self.server = server
+        self.socket = server.fork()
         self.ready = self.slowed = False
         self.pid = 0
 
@@ -200,8 +200,8 @@ class _Worker:
             line = self._line(START_LIMIT_S)
         except EOFError:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.nursery.process.wait(1.0)
-            if failure := self.nursery.failure():
+                self.server.process.wait(1.0)
+            if failure := self.server.failure():
                 raise RuntimeError(f"the verifier's workers do not start: {failure}") from None
             raise
         if line is None:
@@ -244,7 +244,7 @@ class _Worker:
         self.socket.close()
 
 
-# In the nursery and in the workers -------------------------------------------------------------------------------
+# In the fork server and in the workers -------------------------------------------------------------------------------
 
 _WARM_UP = (
     r"\frac{3\sqrt{3}}{2}-1", r"(x+1)^{2}(2k)!", r"n(n-2)2^{-n+1}", r"\binom{n}{2}+x_{1}y", r"\frac{\pi}{4}+e^{2}",
@@ -256,24 +256,24 @@ _WARM_UP = (
 )  # fmt: skip
 
 
-def nurse(memory_limit: int) -> None:
-    """Body of the nursery: forks a worker for every socket that comes in, until the parent is gone."""
+def fork_server(memory_limit: int) -> None:
+    """Body of the fork server: forks a worker for every socket that comes in, until the parent is gone."""
     import gc
     import logging
 
-    from ollm_rl.formulas import parse
-    from ollm_rl.symbolic import compare  # noqa: F401 - what the workers need is imported once, here
+    from ollm_rl.reward.compare import compare  # noqa: F401 - what the workers need is imported once, here
+    from ollm_rl.reward.latex import parse
 
     logging.disable(logging.CRITICAL)
-    lessons = list(_WARM_UP)
+    warm_up = list(_WARM_UP)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: the kernel reaps what has ended
     control = socket.socket(fileno=os.dup(0))
     asked = select.poll()
     asked.register(control, select.POLLIN)
     while True:
-        while lessons and not asked.poll(0):  # the parser learns as it goes; workers inherit what it knows
-            parse(lessons.pop(0))
+        while warm_up and not asked.poll(0):  # the parser learns as it goes; workers inherit what it knows
+            parse(warm_up.pop(0))
         try:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         except OSError:
@@ -293,7 +293,7 @@ def _serve(connection: socket.socket, memory_limit: int) -> None:
     """Body of a worker: a JSON line `[gold, answer, limit_s]` in, a line with the reason out, until the input ends."""
     import resource
 
-    from ollm_rl.symbolic import compare, understood
+    from ollm_rl.reward.compare import compare, understood
 
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # whatever a library prints goes nowhere

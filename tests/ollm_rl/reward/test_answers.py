@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from ollm_rl.answers import extract_answer
-from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.reward import MAX_ANSWER
-from ollm_rl.structure import NotUnderstood, read
+from ollm_rl.reward.answer_shape import NotUnderstood, read
+from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.normal_form import normal_form, plain_number
+from ollm_rl.reward.verifier import MAX_ANSWER
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ r"""The outer shape of an answer: lists, sets, tuples, intervals, unions, equati
 
 What is inside, the formulas, is left to math-verify's parser. The shape is read here because that parser guesses it:
 `(1,2)` is an interval to it, `a \le x < b` and a list of solutions are nested trees, and units are symbols.
-All texts are in normal form (`ollm_rl.normal.normal_form`).
+All texts are in normal form (`ollm_rl.reward.normal_form.normal_form`).
 """
 
 import re
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from ollm_rl import units
-from ollm_rl.literals import Literal, literal
-from ollm_rl.normal import unbraced
-from ollm_rl.words import number_in_words, option, unwrapped, words_key
+from ollm_rl.reward import units
+from ollm_rl.reward.literals import Literal, literal
+from ollm_rl.reward.normal_form import unbraced
+from ollm_rl.reward.words import number_in_words, option, unwrapped, words_key
 
 MAX_PARTS = 200
 MAX_DEPTH = 40

@@ -1,8 +1,4 @@
-"""Rewards of finished episodes, with the signature of TRL: `f(prompts, completions, **columns) -> list[float]`.
-
-A reward written for TRL runs here unchanged, and `MathVerify` runs in TRL's trainers. The columns are those of the
-problem (`answer`, `solution`, `problem`, `id` and whatever its data set has), `completion_ids`, and TRL's `log_extra`.
-"""
+"""The judge: rewards, answers and verdicts of finished episodes, from a reward function with TRL's signature."""
 
 import asyncio
 import inspect
@@ -18,68 +14,12 @@ from itertools import islice
 from numbers import Real
 from typing import Any
 
-from ollm_rl.answers import extract_answer
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
-from ollm_rl.reward import Verifier
+from ollm_rl.reward.answers import extract_answer
 from ollm_rl.trajectory import Episode
 
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
-
-
-class MathVerify:
-    """1.0 if the final answer equals the gold one, which stands in the column `answer`; else 0.0.
-
-    Args:
-        timeout_s: limit of one symbolic comparison, in seconds.
-        column: where the gold answer is.
-    """
-
-    __name__ = "math_verify"  # TRL's trainers name rewards by it
-
-    def __init__(self, timeout_s: float = 2.0, column: str = "answer"):
-        self.verifier, self.column = Verifier(timeout_s), column
-
-    def __call__(
-        self,
-        prompts: Sequence | None = None,
-        completions: Sequence = (),
-        *,
-        log_extra: Callable | None = None,
-        **columns,
-    ) -> list[float]:
-        if self.column not in columns:
-            found = ", ".join(sorted(columns)) or "none"
-            raise ConfigurationError(f"math_verify needs the column '{self.column}' with gold answers; found {found}")
-        golds = [str(gold) for gold in columns[self.column]]
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        verdicts = self.verifier.check_many(list(zip(golds, texts, strict=True)))
-        if log_extra is not None:
-            log_extra("verdict", [v.reason for v in verdicts])
-        return [float(v.correct) for v in verdicts]
-
-    def close(self) -> None:
-        self.verifier.close()
-
-
-class ReasoningGym:
-    """The score that the problem's own reasoning_gym data set gives, from 0 to 1; answers that are no mathematics too."""
-
-    __name__ = "reasoning_gym"
-
-    def __call__(self, prompts: Sequence | None = None, completions: Sequence = (), **columns) -> list[float]:
-        import reasoning_gym
-
-        if "metadata" not in columns:
-            raise ConfigurationError("reward=reasoning_gym judges problems of task=reasoning_gym and chain_sum only")
-        scores = []
-        rows = zip(completions, columns["metadata"], columns["problem"], columns["answer"], strict=True)
-        for completion, metadata, question, gold in rows:
-            text = completion if isinstance(completion, str) else completion[-1]["content"]
-            score = reasoning_gym.get_score_answer_fn(metadata["source_dataset"])
-            entry = {"question": question, "answer": gold, "metadata": metadata}
-            scores.append(float(score(answer=extract_answer(text), entry=entry)))  # type: ignore[call-arg]
-        return scores
 
 
 class Judge:
@@ -125,7 +65,7 @@ class Judge:
         except OLLMError:
             raise
         except Exception as error:
-            if type(self.reward).__module__ == __name__:  # ours: no mistake of the user's
+            if type(self.reward).__module__.startswith("ollm_rl."):  # ours: no mistake of the user's
                 raise
             raise RewardError(
                 f"reward '{self.name}' raised {type(error).__name__}: {error}{_place(error)}. It was called with "

@@ -2,11 +2,11 @@
 
 import sympy
 
-from ollm_rl.exact import same
-from ollm_rl.formulas import parse
-from ollm_rl.normal import plain_number
-from ollm_rl.structure import Leaf
-from ollm_rl.units import CENTS, FACTORS, agree, letter_unit
+from ollm_rl.reward.answer_shape import Leaf
+from ollm_rl.reward.equality import same
+from ollm_rl.reward.latex import parse
+from ollm_rl.reward.normal_form import plain_number
+from ollm_rl.reward.units import CENTS, FACTORS, agree, letter_unit
 
 
 def equal_quantities(gold: Leaf, answer: Leaf) -> bool:

@@ -3,7 +3,7 @@ version numbers, codes, ordinals, compound quantities.
 
 `10:30` is no quotient and `2024-01-10` no difference, although a parser of formulas reads them so. Where the gold could be
 either, it is the literal: what is refused by mistake costs less than a wrong answer that is paid.
-All texts are in normal form (`ollm_rl.normal.normal_form`).
+All texts are in normal form (`ollm_rl.reward.normal_form.normal_form`).
 """
 
 import datetime
@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ollm_rl.normal import plain_number
-from ollm_rl.units import canonical, is_known
-from ollm_rl.words import ordinal, unwrapped
+from ollm_rl.reward.normal_form import plain_number
+from ollm_rl.reward.units import canonical, is_known
+from ollm_rl.reward.words import ordinal, unwrapped
 
 Key = tuple
 
@@ -27,7 +27,7 @@ class Literal:
         text: as a formula, where it may be one.
         keys: canonical forms. loose: further ones that count in an answer only, not in a gold.
         formula: in a gold, the text may also be computed. answer_formula: in an answer.
-        unit: as of `ollm_rl.units`.
+        unit: as of `ollm_rl.reward.units`.
     """
 
     text: str

@@ -2,7 +2,7 @@ r"""Units and currencies: what stands around a number, under one name each.
 
 A unit is written as the sorted powers of its factors, `h^-1 km` for `km/h`, `kilometres per hour` and `km h^{-1}`;
 nothing is converted but cents to dollars, percentages to fractions and degrees to radians.
-All texts are in normal form (`ollm_rl.normal.normal_form`).
+All texts are in normal form (`ollm_rl.reward.normal_form.normal_form`).
 """
 
 import re

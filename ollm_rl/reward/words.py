@@ -1,6 +1,6 @@
 r"""Language in answers: words that are compared as such, numbers in words, and the letters of multiple choice.
 
-All texts are in normal form (`ollm_rl.normal.normal_form`).
+All texts are in normal form (`ollm_rl.reward.normal_form.normal_form`).
 """
 
 import re

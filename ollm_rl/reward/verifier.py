@@ -1,7 +1,7 @@
 """The verifier: is the final answer of a text equal to the gold one?
 
 Plain numbers and answers that are written alike are judged here, exactly. Everything else goes to worker processes
-with a time and a memory limit (`ollm_rl.workers`). math-verify's own time-out is a SIGALRM, which does nothing outside
+with a time and a memory limit (`ollm_rl.reward.sandbox`). math-verify's own time-out is a SIGALRM, which does nothing outside
 the main thread; a process can always be stopped.
 """
 
@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ollm_rl.answers import extract_answer
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.workers import WorkerPool
+from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.normal_form import normal_form, plain_number
+from ollm_rl.reward.sandbox import WorkerPool
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is not one
 CACHED_VERDICTS = 100_000

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ollm_rl.answers import extract_answer
-from ollm_rl.normal import normal_form, plain_number
-from ollm_rl.symbolic import compare, understood
+from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.compare import compare, understood
+from ollm_rl.reward.normal_form import normal_form, plain_number
 
 TEXTS = json.loads((Path(__file__).parent / "answer_texts.json").read_text())  # kind: [gold, text, whether it is right]
 PAIRS = json.loads((Path(__file__).parent / "answer_pairs.json").read_text())

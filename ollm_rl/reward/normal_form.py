@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
 
-from ollm_rl.answers import mended
+from ollm_rl.reward.answers import mended
 
 MAX_DEPTH = 40  # of arguments in arguments
 MAX_DIGITS = 2_000  # of a number that is compared here; longer ones go to a worker with its limits

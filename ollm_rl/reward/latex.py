@@ -9,8 +9,8 @@ from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from sympy.core.function import AppliedUndef
 
-from ollm_rl.normal import plain_number
-from ollm_rl.structure import NotUnderstood
+from ollm_rl.reward.answer_shape import NotUnderstood
+from ollm_rl.reward.normal_form import plain_number
 
 PARSER = ConversionConfig(lowercase_symbols=False)
 # What the parser drops or misreads: n!! is (n!)! to it, x' is x, A^T is A, "5 6" is 11.

@@ -17,7 +17,7 @@ from fractions import Fraction
 import sympy
 from sympy.core.function import AppliedUndef
 
-from ollm_rl.values import Evaluator, TooLarge, Undefined, Value
+from ollm_rl.reward.numeric import Evaluator, TooLarge, Undefined, Value
 
 MAX_PRECISION = 1 << 18  # bits
 EXTRA = 200  # bits of precision beyond the size of the formula

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ollm_rl.exact import proportional, same
-from ollm_rl.formulas import parse
-from ollm_rl.values import TooLarge
+from ollm_rl.reward.equality import proportional, same
+from ollm_rl.reward.latex import parse
+from ollm_rl.reward.numeric import TooLarge
 
 
 @pytest.mark.parametrize(

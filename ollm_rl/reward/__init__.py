@@ -1,0 +1,6 @@
+"""Rewards: is the final answer of a text right? The verifier, its sandbox, and rewards with TRL's signature. Imports no torch."""
+
+from ollm_rl.reward.functions import MathVerify, ReasoningGym
+from ollm_rl.reward.verifier import Verdict, Verifier
+
+__all__ = ["MathVerify", "ReasoningGym", "Verdict", "Verifier"]
