@@ -30,8 +30,8 @@ from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.option_quality import COLLAPSED, measure
 from ollm_rl.plugin import PlugIn
 from ollm_rl.plugin_training import ConversionConfig, Progress, convert
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import SPLITS, Problem, Task
+from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
 

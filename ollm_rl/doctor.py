@@ -13,10 +13,10 @@ from ollm_rl.backbone import describe, load_backbone, prefer_bf16
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.config import MATH_VERIFY, Settings, locate, plain
 from ollm_rl.errors import OLLMError
-from ollm_rl.prompts import Prompter
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.session import task_of
 from ollm_rl.tasks.base import SPLITS, stating
+from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
 
 NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")

@@ -20,7 +20,7 @@ from ollm_rl.cuda_graphs import GraphedSteps
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.hidden_cache import prefill_prefix
 from ollm_rl.plugin import OptionLM, Options
-from ollm_rl.prompts import Prompter
+from ollm_rl.tasks.prompts import Prompter
 
 PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are not part of the cache's budget
 

@@ -25,8 +25,8 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import Bar, track
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import Problem
+from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
 SHORTLIST = 64  # candidates that are kept at least: other plug-ins, with other shortlists, share them

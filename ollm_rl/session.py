@@ -18,8 +18,8 @@ from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.plugin_training import ConversionConfig
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import Task, make_task
+from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.workspace import Workspace, shared_backbone
 
 log = logging.getLogger(__name__)

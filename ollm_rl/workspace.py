@@ -19,10 +19,10 @@ from ollm_rl.errors import DataError
 from ollm_rl.judge import Judge
 from ollm_rl.plugin import OptionLM, PlugIn
 from ollm_rl.plugin_training import ConversionConfig
-from ollm_rl.prompts import Prompter
 from ollm_rl.reward.functions import MathVerify
 from ollm_rl.rollout import Act, Request, rollout
 from ollm_rl.tasks import SPLITS, Problem, Task, make_task
+from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.trajectory import Episode
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from ollm_rl.backbone import Backbone, load_backbone, tiny_tokenizer
 from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import BackboneError
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
-from ollm_rl.prompts import Prompter
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum
+from ollm_rl.tasks.prompts import Prompter
 from tests.architectures import ARCHITECTURES, REFUSED, random_backbone, random_model
 
 

@@ -12,8 +12,8 @@ from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions, em, expected, gumbel, kl_to_uniform
 from ollm_rl.plugin import PlugInConfig
 from ollm_rl.plugin_training import ConversionConfig, Progress, convert
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
+from ollm_rl.tasks.prompts import Prompter
 
 
 def random_positions(n: int = 6, k: int = 4, d: int = 5, s: int = 7) -> Positions:

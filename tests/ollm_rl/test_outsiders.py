@@ -7,8 +7,8 @@ from ollm_rl.hidden_cache import compute_hidden_states
 from ollm_rl.option_quality import bias_size, option_logits, shortlist_agreement, shortlist_logits, whole_logits
 from ollm_rl.outsiders import LEARNED, Outsiders
 from ollm_rl.plugin import PlugIn, PlugInConfig
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
+from ollm_rl.tasks.prompts import Prompter
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from ollm_rl.conversion import plugin_for
 from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.plugin import OptionLM, PlugIn, canonical
 from ollm_rl.plugin_training import ConversionConfig
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import ChainSum
+from ollm_rl.tasks.prompts import Prompter
 
 
 def test_canonical_is_the_lowest_of_equals():

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ollm_rl.backbone import CHAT_TEMPLATE
-from ollm_rl.prompts import Prompter
 from ollm_rl.tasks import Problem
+from ollm_rl.tasks.prompts import Prompter
 
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # As the tokenizers of GPT-2, Llama 3 and Qwen: several line breaks, several spaces, a word with the space before it.

@@ -1,13 +1,23 @@
 """From problems to token ids: few-shot chat prompts, and the part that all of them share."""
 
 import os.path
+from typing import Any, Protocol
 
-from ollm_rl.backbone import Backbone
 from ollm_rl.errors import DataError
-from ollm_rl.tasks import Problem, Task
+from ollm_rl.tasks.base import Problem, Task
 
 LOOKED_BACK = 16  # characters, for the end of the shared prefix
 KNOWN = 20_000  # prompts whose tokens are kept
+
+
+class HasTokenizer(Protocol):
+    """What a prompter needs of a backbone."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def eos_ids(self) -> list[int]: ...
 
 
 class Prompter:
@@ -17,7 +27,7 @@ class Prompter:
     All prompts of a task begin with the same tokens, `prefix`; `encode` returns what comes after.
     """
 
-    def __init__(self, backbone: Backbone, examples: list[Problem]):
+    def __init__(self, backbone: HasTokenizer, examples: list[Problem]):
         self.tokenizer = backbone.tokenizer
         self.eos_id = backbone.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
         self.examples = [e for e in examples if e.solution]
@@ -31,7 +41,7 @@ class Prompter:
         self._head = next((shared[:end] for end in ends if self._tokens(shared[:end]) == self.prefix), None)
 
     @classmethod
-    def for_task(cls, backbone: Backbone, task: Task) -> "Prompter":
+    def for_task(cls, backbone: HasTokenizer, task: Task) -> "Prompter":
         return cls(backbone, task.examples)
 
     def encode(self, problem: Problem) -> list[int]:
