@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from agents.base import model_of
 from agents.checks import above, at_least, within
 from agents.grpo import GRPO
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.plugin import Standardize
 from ollm_rl.rollout import Request, choose
 from ollm_rl.trajectory import Decisions, Episode, owners

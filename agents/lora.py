@@ -20,12 +20,12 @@ from agents.backbone import PlainBackbone
 from agents.base import digest, model_of
 from agents.checks import above, at_least
 from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
-from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.checkpoints import SEAL, newest_whole, seal
 from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import Bar
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.models.backbone import Backbone
 
 # They take seconds to import: that is done where they are needed, but known to be possible before anything is trained.
 if any(find_spec(name) is None for name in ("trl", "peft")):

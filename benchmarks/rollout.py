@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from agents.prior import Prior
-from ollm_rl.attention import KVCache
 from ollm_rl.common.progress import track
 from ollm_rl.engine import RolloutEngine
+from ollm_rl.models.attention import KVCache
 from ollm_rl.plugin import OptionLM
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.rollout import Request, rollout

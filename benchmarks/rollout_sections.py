@@ -21,12 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import envs  # noqa: F401 (registers the environments)
 from agents.random import Random
-from ollm_rl.attention import IMPLEMENTATION, KVCache
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.progress import track
 from ollm_rl.config import compose
 from ollm_rl.engine import RolloutEngine
-from ollm_rl.hidden_cache import prefill_prefix
+from ollm_rl.models.attention import IMPLEMENTATION, KVCache
+from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.workspace import Acting, Workspace

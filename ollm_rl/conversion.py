@@ -21,12 +21,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
 from ollm_rl.hidden_cache import cached_hidden_states
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.option_quality import COLLAPSED, measure
 from ollm_rl.plugin import PlugIn
 from ollm_rl.plugin_training import ConversionConfig, Progress, convert

@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ollm_rl.backbone import describe, load_backbone, prefer_bf16
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.config import MATH_VERIFY, Settings, locate, plain
 from ollm_rl.errors import OLLMError
+from ollm_rl.models.backbone import describe, load_backbone
+from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.session import task_of
 from ollm_rl.tasks.base import SPLITS, stating

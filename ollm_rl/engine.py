@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ollm_rl.attention import KVCache
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.common.profiler import Profiler
-from ollm_rl.cuda_graphs import GraphedSteps
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.hidden_cache import prefill_prefix
+from ollm_rl.models.attention import KVCache
+from ollm_rl.models.backbone import Backbone, prefill_prefix
+from ollm_rl.models.cuda_graphs import GraphedSteps
 from ollm_rl.plugin import OptionLM, Options
 from ollm_rl.tasks.prompts import Prompter
 

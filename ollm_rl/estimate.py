@@ -7,12 +7,13 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ollm_rl.backbone import _tiny, prefer_bf16
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.config import Settings, plain
 from ollm_rl.errors import BackboneError
+from ollm_rl.models.precision import prefer_bf16
+from ollm_rl.models.smollm2 import SHAPE
+from ollm_rl.models.tiny import tiny_model
 from ollm_rl.plugin import PlugIn, PlugInConfig
-from ollm_rl.smollm2 import SHAPE
 
 PASS_TOKENS = 1024  # that conversion runs through the body at a time
 QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}  # bytes a weight of the body; 4-bit ones carry a scale for every 64
@@ -107,7 +108,7 @@ def _shape(backbone: DictConfig) -> Any:
 
     name, given = str(backbone.name), backbone.shape
     if name == "tiny":
-        return _tiny(torch.float32)
+        return tiny_model(torch.float32)
     if given is not None:
         config = AutoConfig.for_model(**plain(given))
     elif name == "smollm2":

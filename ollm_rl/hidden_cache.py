@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ollm_rl.attention import KVCache
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import Bar, track
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.models.attention import KVCache
+from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 
@@ -302,16 +302,6 @@ def _computed(
     states = distinct.select(torch.cat([rows[i] for i in which.tolist()]))
     states.owner = torch.arange(len(problems)).repeat_interleave(counts[which])
     return states
-
-
-def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:
-    """Keys and values of the tokens that all prompts share."""
-    if not tokens:
-        return None
-    cache = KVCache(1, len(tokens))
-    ids = torch.tensor([tokens], device=backbone.device)
-    backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache)
-    return cache
 
 
 def _entropy(logits: Tensor) -> Tensor:

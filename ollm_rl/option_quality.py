@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ollm_rl.backbone import Backbone
 from ollm_rl.hidden_cache import Blocks, HiddenStates, blocks
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.plugin import PlugIn, canonical
 
 UNCERTAIN_NATS = 0.5

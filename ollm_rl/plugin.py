@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.models.backbone import Backbone, load_backbone
 
 FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
 

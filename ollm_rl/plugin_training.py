@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.hidden_cache import Blocks, num_batches, shuffled
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.objectives import OBJECTIVES, KLController, Positions
 from ollm_rl.option_quality import (
     COLLAPSED,

@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ollm_rl.backbone import Backbone
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config import Settings, locate, plain
 from ollm_rl.conversion import plugin_for
 from ollm_rl.engine import check_room, slots_within
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.judge import Judge, make_judge
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.critic import Critic
 from ollm_rl.plugin import PlugIn, PlugInConfig

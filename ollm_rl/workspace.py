@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ollm_rl.backbone import Backbone, load_backbone
 from ollm_rl.common import heartbeat
 from ollm_rl.common.progress import Bar
 from ollm_rl.conversion import plugin_for
 from ollm_rl.engine import RolloutEngine, check_room
 from ollm_rl.errors import DataError
 from ollm_rl.judge import Judge
+from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.plugin import OptionLM, PlugIn
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.reward.functions import MathVerify

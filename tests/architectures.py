@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from ollm_rl.backbone import Backbone, tiny_tokenizer
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.models.tiny import tiny_tokenizer
 
 SIZES = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ollm_rl.backbone import load_backbone
 from ollm_rl.common.cache import cache_dir
+from ollm_rl.models.backbone import load_backbone
 from ollm_rl.plugin_training import ConversionConfig
 from ollm_rl.workspace import Workspace, open_workspace
 

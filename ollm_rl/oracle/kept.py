@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ollm_rl.attention import KVCache
 from ollm_rl.engine import RolloutEngine
+from ollm_rl.models.attention import KVCache
 from ollm_rl.oracle.search import Branch, Search
 
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss
-from ollm_rl.backbone import tiny_tokenizer
+from ollm_rl.models.tiny import tiny_tokenizer
 
 GROUP, PROBLEMS, MINIBATCHES, MOST = 4, 6, 3, 9
 EPISODES = GROUP * PROBLEMS

@@ -104,7 +104,7 @@ def test_losses_of_trainers(random_option_lm):
 def test_the_engine_notices_that_attention_was_taken_from_it(random_option_lm):
     model = random_option_lm
     backbone = model._backbone[0]
-    from ollm_rl.attention import KVCache
+    from ollm_rl.models.attention import KVCache
 
     step = lambda: backbone.hidden(torch.tensor([[5, 6]]), torch.arange(2)[None], KVCache(1, 4))  # noqa: E731
     before = step()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ollm_rl import config
-from ollm_rl.backbone import load_backbone
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.models.backbone import load_backbone
 from ollm_rl.oracle import FRONTIERS, Oracle, summarise
 from ollm_rl.oracle.oracle import SEARCHES
 from ollm_rl.plugin import PlugIn, PlugInConfig

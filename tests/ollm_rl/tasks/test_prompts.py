@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ollm_rl.backbone import CHAT_TEMPLATE
+from ollm_rl.models.tiny import CHAT_TEMPLATE
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ollm_rl.attention import KVCache
-from ollm_rl.backbone import Backbone
+from ollm_rl.models.attention import KVCache
+from ollm_rl.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 SPAN = 64  # spans of the cache are rounded up to multiples of this

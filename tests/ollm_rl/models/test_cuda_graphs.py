@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ollm_rl.cuda_graphs import GraphedSteps
 from ollm_rl.engine import RolloutEngine
+from ollm_rl.models.cuda_graphs import GraphedSteps
 
 
 def prepared(tiny) -> RolloutEngine:

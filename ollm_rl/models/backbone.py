@@ -1,15 +1,11 @@
 """The frozen causal LM: loading, precision, and the two halves that everything else uses (body and head)."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import platform
 import threading
-import time
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,19 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ollm_rl import driving
-from ollm_rl.attention import KVCache
-from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import BackboneError, ConfigurationError
-from ollm_rl.smollm2 import smollm2_dir
+from ollm_rl.models import driving
+from ollm_rl.models.attention import KVCache
+from ollm_rl.models.precision import prefer_bf16
+from ollm_rl.models.smollm2 import smollm2_dir
+from ollm_rl.models.tiny import tiny_model, tiny_tokenizer
 
 log = logging.getLogger(__name__)
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclass
@@ -46,7 +38,7 @@ class Backbone:
         context_limit: most positions of a text, None for any number, and the setting of the model that says so.
 
     Raises:
-        BackboneError: the engine would not compute what the model does; see `ollm_rl.driving`.
+        BackboneError: the engine would not compute what the model does; see `ollm_rl.models.driving`.
     """
 
     name: str
@@ -156,58 +148,6 @@ def _fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
-def prefer_bf16(device: torch.device) -> tuple[bool, str]:
-    """Whether bf16 is the better precision on `device`, and the reason in words.
-
-    It is where its arithmetic is native and no slower than float32's. On a CPU that is measured once a machine and kept
-    in the cache directory, for cached hidden states and plug-ins belong to a precision: with AMX bf16 is several times
-    faster, but on some processors AVX-512's bf16 products take twice as long as float32's.
-    """
-    if device.type == "cuda":
-        ok = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ok, f"{torch.cuda.get_device_name(device)} {'has' if ok else 'lacks'} native bf16"
-    if device.type != "cpu":
-        return False, f"bf16 is not checked on {device.type}"
-    caps = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    kind = "AMX" if caps.get("amx_bf16") else "AVX-512" if torch.cpu._is_avx512_bf16_supported() else ""
-    if not kind:
-        return False, "the processor has no native bf16"
-    ratio = _bf16_speed()
-    return ratio >= 1, f"the processor has native bf16 ({kind}), {ratio:.1f} times as fast as float32"
-
-
-def _bf16_speed() -> float:
-    """How many times as fast as float32 bf16 products are on this processor; measured when first asked."""
-    path = cache_dir() / "bf16_speed.json"
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there yet, or half written by another process
-        known = {}
-    if key not in known:  # two processes at once measure each other's load as well, in both precisions
-        shortest = _shortest_products((torch.float32, torch.bfloat16))
-        known[key] = shortest[0] / shortest[1]
-        with contextlib.suppress(OSError):  # a cache that may only be read: measured again the next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(known, indent=2) + "\n")
-    return known[key]
-
-
-def _shortest_products(dtypes: tuple[torch.dtype, ...], repeats: int = 200) -> list[float]:
-    """Shortest times of a matrix product of the size that decoding has, in each precision: in turns, about 0.5 s."""
-    factors = [(torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)) for dtype in dtypes]
-    times: list[list[float]] = [[] for _ in dtypes]
-    for _ in range(repeats):
-        for (x, weight), found in zip(factors, times, strict=True):
-            start = time.perf_counter()
-            torch.nn.functional.linear(x, weight)
-            found.append(time.perf_counter() - start)
-    return [min(found) for found in times]
-
-
 def load_backbone(
     name: str = "smollm2",
     dtype: str = "auto",
@@ -246,7 +186,7 @@ def load_backbone(
     else:
         raise ConfigurationError(f"backbone.dtype={dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
     if name == "tiny":
-        model, tokenizer = _tiny(kind).to(place), tiny_tokenizer()
+        model, tokenizer = tiny_model(kind).to(place), tiny_tokenizer()
     else:
         source = smollm2_dir() if name == "smollm2" else name
         model, tokenizer = _pretrained(source, kind, "balanced" if spread else place, revision, quantization)
@@ -296,52 +236,6 @@ def _pretrained(
     return model, tokenizer
 
 
-def _tiny(dtype: torch.dtype) -> Any:
-    """A random two-layer Llama of a few thousand parameters; the same weights every time."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.3,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(config)
-    return model.to(dtype)
-
-
-def tiny_tokenizer():
-    """A byte-level tokenizer (256 bytes and three markers) with the chat template of SmolLM2."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    markers = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {token: i for i, token in enumerate(markers + alphabet)}
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(markers)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 def describe(backbone: Backbone) -> str:
     """One line of facts for logs and `doctor`."""
     facts = {
@@ -352,3 +246,13 @@ def describe(backbone: Backbone) -> str:
         "positions": backbone.context_limit[0],
     }
     return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits"
+
+
+def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:
+    """Keys and values of the tokens that all prompts share."""
+    if not tokens:
+        return None
+    cache = KVCache(1, len(tokens))
+    ids = torch.tensor([tokens], device=backbone.device)
+    backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache)
+    return cache

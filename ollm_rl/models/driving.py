@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ollm_rl.attention import IMPLEMENTATION, AttentionNotReached, KVCache, attend, current
 from ollm_rl.errors import BackboneError
+from ollm_rl.models.attention import IMPLEMENTATION, AttentionNotReached, KVCache, attend, current
 
 PREFIX, PROMPTS, STEPS = 7, (5, 3, 2), 3  # tokens
 MARGIN = 4.0  # times the model's own rounding differences

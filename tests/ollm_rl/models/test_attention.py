@@ -11,9 +11,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from ollm_rl.attention import IMPLEMENTATION, KVCache
-from ollm_rl.backbone import Backbone, tiny_tokenizer
-from ollm_rl.hidden_cache import prefill_prefix
+from ollm_rl.models.attention import IMPLEMENTATION, KVCache
+from ollm_rl.models.backbone import Backbone, prefill_prefix
+from ollm_rl.models.tiny import tiny_tokenizer
 
 SIZES = dict(
     vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ollm_rl.backbone import Backbone, load_backbone, tiny_tokenizer
 from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import BackboneError
+from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.tiny import tiny_tokenizer
 from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum
@@ -108,7 +109,7 @@ def test_a_change_that_the_engine_does_not_know_is_refused(dtype):
 def test_how_long_a_text_may_be(settings, limit):
     from transformers import LlamaConfig
 
-    from ollm_rl.driving import context_limit
+    from ollm_rl.models.driving import context_limit
 
     assert context_limit(LlamaConfig(**settings)) == limit
 

@@ -1,0 +1,1 @@
+"""Frozen backbones: loading, precision, and the attention through which the engine drives them."""
