@@ -207,7 +207,7 @@ def test_the_error_of_a_reward_names_it_and_is_the_cause():
         with pytest.raises(RewardError, match=f"reward '{reward.__name__}' raised {cause.__name__}") as caught:
             Judge(partial(reward))(episodes("a"))
         assert isinstance(caught.value.__cause__, cause)
-    with pytest.raises(RewardError, match=r"test_judges.py, line \d+"):
+    with pytest.raises(RewardError, match=r"test_judge.py, line \d+"):
         Judge(raising)(episodes("a"))
 
 
