@@ -5,20 +5,18 @@ and `load`. It need not inherit from anything here; `docs/agents.md` shows one i
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ollm_rl.common.finite import check_finite, check_weights
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.plugin import OptionLM, PlugIn, Standardize, mlp
-from ollm_rl.rollout import choose
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.option_lm import OptionLM
+from ollm_rl.options.policies import LatentPolicy, choose
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace
 
@@ -75,80 +73,6 @@ def model_of(workspace: Workspace, agent: str) -> OptionLM:
     if not isinstance(lm, OptionLM):
         raise ConfigurationError(f"agent={agent} needs the model in its own process; use rollout=local")
     return lm
-
-
-class LatentPolicy(nn.Module):
-    """pi(z | h): a small net on standardised hidden states that starts as the prior."""
-
-    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2):
-        super().__init__()
-        self.hidden_size, self.width, self.num_options, self.depth = hidden_size, width, num_options, depth
-        self.standardize = Standardize(hidden_size)
-        self.net = mlp(hidden_size, width, num_options, depth)
-
-    @classmethod
-    def from_prior(cls, plugin: PlugIn) -> "LatentPolicy":
-        """A copy of the plug-in's prior."""
-        policy = cls(plugin.hidden_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
-        policy.standardize.load_state_dict(plugin.standardize.state_dict())
-        policy.net.load_state_dict(plugin.prior.state_dict())
-        return policy.to(plugin.standardize.mean.device)
-
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
-        if hidden.device != self.standardize.mean.device:  # it was sent to where the engine is, or RLlib holds it
-            with torch.inference_mode(False):
-                self.to(hidden.device)
-        logits = self.net(self.standardize(hidden)).float()
-        return (logits if mask is None else logits.masked_fill(~mask, -1e9)).log_softmax(-1)
-
-    def save_pretrained(self, path: str | Path, **facts) -> None:
-        """Write `policy.safetensors` and `policy.json`; `facts` are kept in the latter."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "policy.safetensors")
-        names = ("hidden_size", "width", "num_options", "depth")
-        sizes = {name: getattr(self, name) for name in names}
-        (path / "policy.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, fingerprint: str = "") -> "LatentPolicy":
-        """Load a policy.
-
-        Raises:
-            CheckpointError: nothing there, or it belongs to another backbone (if `fingerprint` is given).
-        """
-        path = Path(path)
-        if not (path / "policy.json").is_file() or not (path / "policy.safetensors").is_file():
-            raise CheckpointError(
-                f"no latent policy in {path}: expected policy.json and policy.safetensors. "
-                "Train one with `ollm-rl train agent=grpo`, or check agent.path."
-            )
-        facts = json.loads((path / "policy.json").read_text())
-        if fingerprint and facts.get("fingerprint") != fingerprint:
-            raise CheckpointError(
-                f"the policy in {path} was trained on backbone '{facts.get('backbone')}' ({facts.get('fingerprint')}), "
-                f"not on this one ({fingerprint}). Use that backbone, or train again."
-            )
-        policy = cls(facts["hidden_size"], facts["width"], facts["num_options"], facts.get("depth", 2))
-        policy.load_state_dict(load_file(path / "policy.safetensors"))
-        return policy
-
-
-class Sampling:
-    """A latent policy as the rollout engine asks for it: latents (m,) and their log-probabilities (m,).
-
-    Nothing but the policy, for it may be sent to other machines.
-    """
-
-    def __init__(self, policy: LatentPolicy):
-        self.policy = policy
-
-    @torch.inference_mode()
-    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = self.policy(hidden, mask)
-        z = choose(log_probs, False, uniforms)
-        return z, log_probs.gather(1, z[:, None])[:, 0]
 
 
 class PolicyAgent(Agent):

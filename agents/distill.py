@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from agents.base import LatentPolicy, PolicyAgent
+from agents.base import PolicyAgent
 from agents.checks import above, at_least, within
 from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
+from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.teacher import played
 from ollm_rl.rollout import Request

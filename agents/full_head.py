@@ -23,10 +23,11 @@ from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, DataError
-from ollm_rl.hidden_cache import HiddenStates, cached_hidden_states
 from ollm_rl.models.backbone import Backbone
-from ollm_rl.plugin import Standardize
-from ollm_rl.rollout import Request, choose
+from ollm_rl.options.hidden_states import HiddenStates, cached_hidden_states
+from ollm_rl.options.modules import Standardize
+from ollm_rl.options.policies import choose
+from ollm_rl.rollout import Request
 from ollm_rl.trajectory import Decisions, Episode, owners
 from ollm_rl.workspace import Workspace
 

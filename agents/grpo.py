@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from agents.ahead import GroupsAhead
-from agents.base import LatentPolicy, PolicyAgent, Sampling
+from agents.base import PolicyAgent
 from agents.checks import above, at_least, check_episodes
 from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.common.finite import check_finite, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout import Request
 from ollm_rl.trajectory import Decisions, Episode
 from ollm_rl.workspace import Workspace

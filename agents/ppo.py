@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.base import LatentPolicy, PolicyAgent
+from agents.base import PolicyAgent
 from agents.checks import above, at_least, within
 from ollm_rl.common.finite import check_finite, check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, WorkerError
-from ollm_rl.oracle.critic import Critic
+from ollm_rl.options.policies import Critic, LatentPolicy
 from ollm_rl.session import open_again
 from ollm_rl.workspace import Workspace
 

@@ -1,6 +1,7 @@
 """The imitation policy of the plug-in, unchanged: where every learner starts."""
 
-from agents.base import LatentPolicy, PolicyAgent
+from agents.base import PolicyAgent
+from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.workspace import Workspace
 
 

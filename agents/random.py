@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
-from ollm_rl.rollout import choose
+from ollm_rl.options.policies import choose
 
 
 class Random(Agent):

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.base import LatentPolicy, PolicyAgent
+from agents.base import PolicyAgent
 from agents.checks import above, at_least, within
 from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
-from ollm_rl.hidden_cache import cached_hidden_states
-from ollm_rl.option_quality import canonical_labels
-from ollm_rl.plugin_training import ConversionConfig
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.hidden_states import cached_hidden_states
+from ollm_rl.options.policies import LatentPolicy
+from ollm_rl.options.quality import canonical_labels
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 

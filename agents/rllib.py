@@ -26,10 +26,9 @@ from ray.rllib.models.torch.torch_distributions import TorchCategorical
 from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
 from torch import Tensor
 
-from agents.base import LatentPolicy, Sampling
 from agents.checks import check_episodes
 from ollm_rl.errors import TrainingError
-from ollm_rl.oracle.critic import Critic
+from ollm_rl.options.policies import Critic, LatentPolicy, Sampling
 from ollm_rl.rollout import Request
 from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace

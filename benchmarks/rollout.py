@@ -40,8 +40,8 @@ from agents.prior import Prior
 from ollm_rl.common.progress import track
 from ollm_rl.engine import RolloutEngine
 from ollm_rl.models.attention import KVCache
-from ollm_rl.plugin import OptionLM
-from ollm_rl.plugin_training import ConversionConfig
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.workspace import Acting, Workspace, open_workspace
 

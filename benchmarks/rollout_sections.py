@@ -26,7 +26,9 @@ from ollm_rl.config import compose
 from ollm_rl.engine import RolloutEngine
 from ollm_rl.models.attention import IMPLEMENTATION, KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
-from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.workspace import Acting, Workspace
 

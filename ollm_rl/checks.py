@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from ollm_rl.common.cache import check_cache
 from ollm_rl.common.folders import LONGEST_NAME, obstacle
 from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.options.config import OBJECTIVES
 from ollm_rl.tasks import SPLITS
 
-OBJECTIVES = ("cover", "expected", "em", "gumbel")
 CHOICES: dict[str, Sequence[str]] = {
     "convert.objective": OBJECTIVES,
     "convert.prior_target": ("canonical", "encoder"),

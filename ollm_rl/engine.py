@@ -18,7 +18,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.models.cuda_graphs import GraphedSteps
-from ollm_rl.plugin import OptionLM, Options
+from ollm_rl.options.option_lm import OptionLM, Options
 from ollm_rl.tasks.prompts import Prompter
 
 PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are not part of the cache's budget

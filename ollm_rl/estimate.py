@@ -13,7 +13,8 @@ from ollm_rl.errors import BackboneError
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import SHAPE
 from ollm_rl.models.tiny import tiny_model
-from ollm_rl.plugin import PlugIn, PlugInConfig
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
 
 PASS_TOKENS = 1024  # that conversion runs through the body at a time
 QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}  # bytes a weight of the body; 4-bit ones carry a scale for every 64

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ollm_rl.plugin import Options
+from ollm_rl.options.option_lm import Options
 from ollm_rl.replay import replay
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import Problem

@@ -43,17 +43,6 @@ class Request:
     max_new_tokens: int | None = None
 
 
-def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
-    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
-    if deterministic:
-        return log_probs.argmax(-1)
-    if uniforms is None:
-        uniforms = torch.rand(len(log_probs), device=log_probs.device)
-    cumulative = log_probs.exp().cumsum(-1)
-    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return z.clamp_max(log_probs.shape[1] - 1)
-
-
 def act_key(act: Act) -> Any:
     """Equal for acts that are one policy: equal ones, such as a method taken from its object twice."""
     try:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ollm_rl.common import heartbeat
 from ollm_rl.common.progress import Bar
-from ollm_rl.conversion import plugin_for
 from ollm_rl.engine import RolloutEngine, check_room
 from ollm_rl.errors import DataError
 from ollm_rl.judge import Judge
 from ollm_rl.models.backbone import Backbone, load_backbone
-from ollm_rl.plugin import OptionLM, PlugIn
-from ollm_rl.plugin_training import ConversionConfig
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.conversion import plugin_for
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.reward.functions import MathVerify
 from ollm_rl.rollout import Act, Request, rollout
 from ollm_rl.tasks import SPLITS, Problem, Task, make_task

@@ -16,7 +16,7 @@ from ollm_rl.cluster.pool import Pool, start_ray
 from ollm_rl.common.progress import Bar
 from ollm_rl.config import Settings
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.plugin import PlugIn
+from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout import Act, Request, act_key
 from ollm_rl.session import open_again, recipe_of
 from ollm_rl.tasks import Task

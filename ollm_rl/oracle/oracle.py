@@ -20,10 +20,10 @@ from torch import Tensor
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.oracle.critic import Critic
+from ollm_rl.options.policies import Critic, choose
 from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
-from ollm_rl.rollout import Request, choose
+from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 

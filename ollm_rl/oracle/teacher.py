@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ollm_rl.errors import DataError
 from ollm_rl.evaluation import breakdown, misbehaviour, wilson
-from ollm_rl.hidden_cache import compute_hidden_states
-from ollm_rl.option_quality import moved
+from ollm_rl.options.hidden_states import compute_hidden_states
+from ollm_rl.options.quality import moved
 from ollm_rl.rollout import Request
 from ollm_rl.tasks import Problem
 from ollm_rl.trajectory import Episode, pack

@@ -2,8 +2,8 @@
 
 import torch
 
-from agents.base import Sampling
 from ollm_rl.judge import Judge
+from ollm_rl.options.policies import Sampling
 from ollm_rl.rollout import Request
 
 

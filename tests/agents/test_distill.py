@@ -5,11 +5,11 @@ import pickle
 import pytest
 import torch
 
-from agents.base import Sampling
 from agents.distill import Distill
 from agents.prior import Prior
 from ollm_rl.common.run_dir import Run, whole_lines
 from ollm_rl.errors import ConfigurationError, DataError
+from ollm_rl.options.policies import Sampling
 from ollm_rl.oracle import Search
 from ollm_rl.oracle.search import Frontier
 from ollm_rl.oracle.teacher import _Following

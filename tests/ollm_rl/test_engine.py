@@ -8,7 +8,9 @@ import torch
 
 from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum, Problem
 from ollm_rl.tasks.prompts import Prompter

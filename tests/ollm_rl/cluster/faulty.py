@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from agents.base import Sampling
+from ollm_rl.options.policies import Sampling
 
 
 def first(name: str) -> bool:

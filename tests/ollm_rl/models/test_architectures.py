@@ -7,7 +7,9 @@ from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import BackboneError
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.models.tiny import tiny_tokenizer
-from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout import Request, rollout
 from ollm_rl.tasks import ChainSum
 from ollm_rl.tasks.prompts import Prompter
@@ -141,10 +143,11 @@ def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path)
     """Save, load and `AutoModelForCausalLM` give the same logits; `generate` works; the mixture is the sum over z."""
     from transformers import AutoModelForCausalLM
 
-    from ollm_rl.hidden_cache import compute_hidden_states
-    from ollm_rl.option_quality import measure
-    from ollm_rl.plugin_training import ConversionConfig, convert
-    from ollm_rl.pretrained import OptionLMForCausalLM
+    from ollm_rl.options.config import ConversionConfig
+    from ollm_rl.options.hf import OptionLMForCausalLM
+    from ollm_rl.options.hidden_states import compute_hidden_states
+    from ollm_rl.options.quality import measure
+    from ollm_rl.options.training import convert
 
     task = ChainSum(num_examples=1)
     prompter = Prompter.for_task(backbone, task)

@@ -11,9 +11,10 @@ import torch
 from ollm_rl import config
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.backbone import load_backbone
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
 from ollm_rl.oracle import FRONTIERS, Oracle, summarise
 from ollm_rl.oracle.oracle import SEARCHES
-from ollm_rl.plugin import PlugIn, PlugInConfig
 from ollm_rl.replay import replay
 from ollm_rl.tasks import ChainSum
 from ollm_rl.workspace import Workspace

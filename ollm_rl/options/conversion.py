@@ -1,10 +1,10 @@
 r"""Conversion: training a plug-in on the hidden states of (problem, solution) pairs.
 
-`plugin_for` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.plugin_training`), both on cached hidden states
+`plugin_for` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.options.training`), both on cached hidden states
 and on a shortlist, so the backbone's body does not run.
 
-1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.objectives`, while options are kept to their
-   shortlists (`ollm_rl.outsiders`). Options that collapse, so that a choice between them means nothing, are noticed
+1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.options.objectives`, while options are kept to their
+   shortlists (`ollm_rl.options.shortlist_loss`). Options that collapse, so that a choice between them means nothing, are noticed
    after each epoch and said.
 
 2. The prior is fitted anew, the decoder being fixed. With `prior_target=canonical` (default) it and a new encoder learn
@@ -25,11 +25,12 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
-from ollm_rl.hidden_cache import cached_hidden_states
 from ollm_rl.models.backbone import Backbone
-from ollm_rl.option_quality import COLLAPSED, measure
-from ollm_rl.plugin import PlugIn
-from ollm_rl.plugin_training import ConversionConfig, Progress, convert
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.hidden_states import cached_hidden_states
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.quality import COLLAPSED, measure
+from ollm_rl.options.training import Progress, convert
 from ollm_rl.tasks import SPLITS, Problem, Task
 from ollm_rl.tasks.prompts import Prompter
 

@@ -17,16 +17,13 @@ The first three hold KL(q || uniform) at a target (the paper's is 0.2 nats) by a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ollm_rl.plugin import canonical
-
-if TYPE_CHECKING:
-    from ollm_rl.plugin_training import ConversionConfig
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.modules import canonical
 
 
 @dataclass
@@ -81,7 +78,7 @@ def kl_to_uniform(log_q: Tensor) -> Tensor:
     return (log_q.exp() * log_q).sum(-1) + math.log(log_q.shape[-1])
 
 
-def expected(at: Positions, config: "ConversionConfig", weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def expected(at: Positions, config: ConversionConfig, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """See the module's text. Returns the loss, q's mean KL to the uniform distribution, and the options' logits."""
     logits = at.logits_of(at.biases)
     kl = kl_to_uniform(at.log_q).mean()
@@ -89,7 +86,7 @@ def expected(at: Positions, config: "ConversionConfig", weight: float) -> tuple[
     return loss + _imitation(at.log_q.detach().exp(), at.log_prior), kl, logits
 
 
-def em(at: Positions, config: "ConversionConfig", weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def em(at: Positions, config: ConversionConfig, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """See the module's text; with a KL weight w the best q is the posterior to the power 1 / (1 + w)."""
     logits = at.logits_of(at.biases)
     ce = at.cross_entropy(logits)
@@ -98,7 +95,7 @@ def em(at: Positions, config: "ConversionConfig", weight: float) -> tuple[Tensor
     return loss + _imitation(log_q.exp(), at.log_prior, at.log_q), kl_to_uniform(log_q).mean(), logits
 
 
-def gumbel(at: Positions, config: "ConversionConfig", weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def gumbel(at: Positions, config: ConversionConfig, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """See the module's text."""
     draw = F.gumbel_softmax(at.log_q, config.temperature, hard=True)
     drawn = at.logits_of((draw[..., None] * at.biases).sum(1, keepdim=True))
@@ -109,7 +106,7 @@ def gumbel(at: Positions, config: "ConversionConfig", weight: float) -> tuple[Te
     return loss + _imitation(at.log_q.detach().exp(), at.log_prior), kl, logits
 
 
-def cover(at: Positions, config: "ConversionConfig", weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def cover(at: Positions, config: ConversionConfig, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """See the module's text."""
     logits = at.logits_of(at.biases)
     ce = at.cross_entropy(logits)
@@ -131,5 +128,5 @@ def _imitation(q: Tensor, *students: Tensor) -> Tensor:
     return sum((-(q * student).sum(-1).mean() for student in students), torch.zeros((), device=q.device))
 
 
-Objective = Callable[[Positions, "ConversionConfig", float], tuple[Tensor, Tensor, Tensor]]
+Objective = Callable[[Positions, ConversionConfig, float], tuple[Tensor, Tensor, Tensor]]
 OBJECTIVES: dict[str, Objective] = {"cover": cover, "expected": expected, "em": em, "gumbel": gumbel}

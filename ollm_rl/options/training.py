@@ -1,10 +1,10 @@
-"""The training of a plug-in on stored hidden states: options first, then the prior; see `ollm_rl.conversion`."""
+"""The training of a plug-in on stored hidden states: options first, then the prior; see `ollm_rl.options.conversion`."""
 
 import logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
-from ollm_rl.errors import ConfigurationError
-from ollm_rl.hidden_cache import Blocks, num_batches, shuffled
 from ollm_rl.models.backbone import Backbone
-from ollm_rl.objectives import OBJECTIVES, KLController, Positions
-from ollm_rl.option_quality import (
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.hidden_states import Blocks, num_batches, shuffled
+from ollm_rl.options.modules import PlugIn, canonical
+from ollm_rl.options.objectives import OBJECTIVES, KLController, Positions
+from ollm_rl.options.quality import (
     COLLAPSED,
     UNCERTAIN_NATS,
     bias_size,
@@ -26,64 +27,12 @@ from ollm_rl.option_quality import (
     moved,
     shortlist_logits,
 )
-from ollm_rl.outsiders import Outsiders
-from ollm_rl.plugin import PlugIn, PlugInConfig, canonical
+from ollm_rl.options.shortlist_loss import Outsiders
 
 log = logging.getLogger(__name__)
 FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from
 LOG_EVERY = 10  # steps
 REMEDY = "Lower convert.learning_rate; the backbone's hidden states may be out of its precision's range (backbone.dtype=float32)."
-
-
-@dataclass(frozen=True)
-class ConversionConfig:
-    """Settings of a conversion.
-
-    Attributes:
-        objective: `cover`, `expected`, `em` or `gumbel`, see `ollm_rl.objectives`.
-        prior_target: `canonical` or `encoder`, see the module's text.
-        num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
-        epochs, prior_epochs: passes of phase 1 and 2.
-        easy_share: share of the positions of which the backbone is sure that an epoch looks at.
-        hardness: share of the canonical option in q (objective `cover`).
-        anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
-        straying: weight of keeping options to their shortlists (`ollm_rl.outsiders`).
-        bias_penalty: weight of the biases' squared norm, as a share of the hidden states'.
-        kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
-        kl_rate: how fast the weight moves that holds it.
-        temperature: of the draw (objective `gumbel`).
-    """
-
-    objective: str = "cover"
-    prior_target: str = "canonical"
-    num_solutions: int = 4000
-    num_heldout: int = 300
-    epochs: int = 6
-    prior_epochs: int = 6
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    prior_dropout: float = 0.1
-    easy_share: float = 0.25
-    hardness: float = 0.7
-    anchor: float = 1.0
-    straying: float = 0.1
-    bias_penalty: float = 0.1
-    kl_target: float | None = None
-    kl_rate: float = 0.02
-    temperature: float = 1.0
-    seed: int = 0
-    plugin: PlugInConfig = field(default_factory=PlugInConfig)
-
-    def __post_init__(self):
-        if self.objective not in OBJECTIVES:
-            raise ConfigurationError(f"convert.objective={self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
-        if self.kl_target is not None and (isinstance(self.kl_target, str) or not self.kl_target > 0):
-            raise ConfigurationError(
-                f"convert.kl_target={self.kl_target!r}; expected null or a positive number of nats"
-            )
-        if self.prior_target not in ("canonical", "encoder"):
-            raise ConfigurationError(f"convert.prior_target={self.prior_target!r}; expected 'canonical' or 'encoder'")
 
 
 @dataclass

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from ollm_rl.errors import BackboneError, CheckpointError
-from ollm_rl.plugin import OptionLM, PlugIn, PlugInConfig
-from ollm_rl.pretrained import OptionLMForCausalLM
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.hf import OptionLMForCausalLM
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from tests.architectures import random_backbone
 
 

@@ -7,58 +7,22 @@
 Deviations from the paper: (1) the decoder's input is h modulated by the latent (FiLM) rather than the two
 concatenated, so that all K biases of a state cost little more than one; (2) the decoder does not start
 from zero, which collapses the options; (3) the prior imitates the encoder on *canonical* latents, see
-`ollm_rl.conversion`.
+`ollm_rl.options.conversion`.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.errors import CheckpointError
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.options.config import PlugInConfig
 
 FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
-
-
-@dataclass(frozen=True)
-class PlugInConfig:
-    """Sizes of a plug-in.
-
-    Attributes:
-        num_options: K.
-        encoder_width, decoder_width, prior_width: hidden units of a layer.
-        encoder_depth, decoder_depth, prior_depth: hidden layers.
-        shortlist: number of candidate tokens of a step.
-        init_scale: standard deviation of the options' initial differences, in hidden units.
-
-    Raises:
-        ConfigurationError: a size that is not a positive integer, or K below 2.
-    """
-
-    num_options: int = 10
-    encoder_width: int = 384
-    encoder_depth: int = 2
-    decoder_width: int = 384
-    decoder_depth: int = 1
-    prior_width: int = 384
-    prior_depth: int = 2
-    shortlist: int = 48
-    init_scale: float = 1.0
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            least = 2 if name in ("num_options", "shortlist") else 1
-            if name != "init_scale" and (type(value) is not int or value < least):
-                raise ConfigurationError(f"plugin.{name}={value}; expected an integer of at least {least}")
-        if not self.init_scale > 0:
-            raise ConfigurationError(
-                f"plugin.init_scale={self.init_scale}; expected a positive number: options that start equal stay equal"
-            )
 
 
 def mlp(inputs: int, width: int, outputs: int, depth: int = 2) -> nn.Sequential:
@@ -225,83 +189,6 @@ def checkpoint_dir(path: str | Path) -> Path:
         raise CheckpointError(
             f"no option LM in {name}: there is no such directory, and the hub does not give it ({type(error).__name__})."
         ) from error
-
-
-@dataclass
-class Options:
-    """What the K options of n states decode to.
-
-    Attributes:
-        tokens: (n, K) int64, each option's most likely token.
-        mask: (n, K) bool, False where a lower-numbered option already decodes to the same token.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-
-    @property
-    def decision(self) -> Tensor:
-        """(n,) bool: the options decode to more than one token."""
-        return self.mask[:, 1:].any(-1)
-
-
-class OptionLM:
-    """A frozen backbone with a plug-in: hidden states in, options out."""
-
-    def __init__(self, backbone: Backbone, plugin: PlugIn):
-        self.backbone, self.plugin = backbone, plugin.to(backbone.device)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "auto", device: str = "auto") -> "OptionLM":
-        """The plug-in in `path` (a directory or a hub id) with the backbone, and its revision, that it was made for.
-
-        Raises:
-            CheckpointError: no plug-in there, or the backbone of that name is another one now.
-            BackboneError: the backbone cannot be loaded.
-        """
-        path = checkpoint_dir(path)
-        made_for = PlugIn.from_pretrained(path)
-        backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision)
-        return cls(backbone, PlugIn.from_pretrained(path, backbone))
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write plug-in, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained` reads it too."""
-        self._ordinary().save_pretrained(path)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload what `save_pretrained` writes; arguments as in transformers (`private`, `token`, `revision`, ...)."""
-        return self._ordinary().push_to_hub(repo_id, **kwargs)
-
-    def _ordinary(self) -> Any:
-        from ollm_rl.pretrained import OptionLMForCausalLM  # it builds on this module
-
-        return OptionLMForCausalLM.of(self.backbone, self.plugin)
-
-    @property
-    def num_options(self) -> int:
-        return self.plugin.num_options
-
-    @torch.inference_mode()
-    def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:
-        """Enumerate the options of hidden states (n, d), on the shortlist.
-
-        An option's logit is what the head gives for the hidden state plus the head row times the bias, then capped as
-        the architecture has it; so a zero decoder gives exactly the backbone's choice. `logits` (n, vocab) are the
-        backbone's, if they are known.
-        """
-        if logits is None:
-            logits = self.backbone.logits(hidden)
-        top, ids = logits.topk(min(self.plugin.config.shortlist, logits.shape[-1]), dim=-1)
-        if self.backbone.changes_logits:  # the bias comes before the cap
-            top = torch.bmm(self.backbone.head_rows(ids), hidden[:, :, None])[..., 0]
-        tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
-        return Options(tokens, canonical(tokens))
-
-    def option_logits(self, hidden: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
-        """Logits (n, K, S) float32 of the K options on the tokens `ids` (n, S), for which the head gives `logits`."""
-        rows = self.backbone.head_rows(ids)
-        bias = self.plugin.biases(hidden).to(rows.dtype)
-        return self.backbone.after_head(torch.bmm(bias, rows.transpose(1, 2)).float() + logits[:, None].float())
 
 
 def canonical(tokens: Tensor) -> Tensor:

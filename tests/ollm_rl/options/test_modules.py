@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from ollm_rl.conversion import plugin_for
-from ollm_rl.hidden_cache import cached_hidden_states
-from ollm_rl.plugin import OptionLM, PlugIn, canonical
-from ollm_rl.plugin_training import ConversionConfig
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.conversion import plugin_for
+from ollm_rl.options.hidden_states import cached_hidden_states
+from ollm_rl.options.modules import PlugIn, canonical
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.tasks import ChainSum
 from ollm_rl.tasks.prompts import Prompter
 

@@ -9,9 +9,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from ollm_rl import hidden_cache
 from ollm_rl.errors import ConfigurationError, DataError
-from ollm_rl.hidden_cache import HiddenStates, blocks, cached_hidden_states, compute_hidden_states, shuffled
+from ollm_rl.options import hidden_states as hidden_cache
+from ollm_rl.options.hidden_states import HiddenStates, blocks, cached_hidden_states, compute_hidden_states, shuffled
 from ollm_rl.tasks import ChainSum
 
 
@@ -113,7 +113,7 @@ def test_hidden_states_are_progress(tiny, problems):
 
 
 def test_solutions_that_the_backbone_cannot_read_are_left_out(tiny, problems, monkeypatch, caplog):
-    from ollm_rl.conversion import _fitting
+    from ollm_rl.options.conversion import _fitting
 
     lengths = [len(tiny.prompter.encode(p)) + len(tiny.prompter.encode_solution(p.solution)) for p in problems]
     limit = len(tiny.prompter.prefix) + sorted(lengths)[45]

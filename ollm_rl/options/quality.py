@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ollm_rl.hidden_cache import Blocks, HiddenStates, blocks
 from ollm_rl.models.backbone import Backbone
-from ollm_rl.plugin import PlugIn, canonical
+from ollm_rl.options.hidden_states import Blocks, HiddenStates, blocks
+from ollm_rl.options.modules import PlugIn, canonical
 
 UNCERTAIN_NATS = 0.5
 COLLAPSED = 1.2  # distinct tokens at uncertain positions; below, the options are one

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ollm_rl.hidden_cache import HiddenStates
 from ollm_rl.models.backbone import Backbone
-from ollm_rl.option_quality import whole_logits
+from ollm_rl.options.hidden_states import HiddenStates
+from ollm_rl.options.quality import whole_logits
 
 LOOKED_UP = 16  # positions of a batch, in the whole vocabulary
 LEARNED = 4  # one in so many positions of a batch

@@ -5,8 +5,8 @@ import torch
 
 from ollm_rl.config import compose, preflight
 from ollm_rl.errors import CheckpointError
+from ollm_rl.options.policies import Critic
 from ollm_rl.oracle import Oracle
-from ollm_rl.oracle.critic import Critic
 from ollm_rl.oracle.search import Branch, Choice, Puct
 
 

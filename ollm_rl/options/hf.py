@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ollm_rl.errors import CheckpointError
 from ollm_rl.models import driving
 from ollm_rl.models.backbone import Backbone, load_backbone
-from ollm_rl.plugin import PlugIn, checkpoint_dir
+from ollm_rl.options.modules import PlugIn, checkpoint_dir
 
 CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 

@@ -1,0 +1,144 @@
+"""Latent policies pi(z | h), and what is learned beside them from rewards: V(h)."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ollm_rl.errors import CheckpointError
+from ollm_rl.options.modules import PlugIn, Standardize, mlp
+
+
+class LatentPolicy(nn.Module):
+    """pi(z | h): a small net on standardised hidden states that starts as the prior."""
+
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2):
+        super().__init__()
+        self.hidden_size, self.width, self.num_options, self.depth = hidden_size, width, num_options, depth
+        self.standardize = Standardize(hidden_size)
+        self.net = mlp(hidden_size, width, num_options, depth)
+
+    @classmethod
+    def from_prior(cls, plugin: PlugIn) -> "LatentPolicy":
+        """A copy of the plug-in's prior."""
+        policy = cls(plugin.hidden_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
+        policy.standardize.load_state_dict(plugin.standardize.state_dict())
+        policy.net.load_state_dict(plugin.prior.state_dict())
+        return policy.to(plugin.standardize.mean.device)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
+        if hidden.device != self.standardize.mean.device:  # it was sent to where the engine is, or RLlib holds it
+            with torch.inference_mode(False):
+                self.to(hidden.device)
+        logits = self.net(self.standardize(hidden)).float()
+        return (logits if mask is None else logits.masked_fill(~mask, -1e9)).log_softmax(-1)
+
+    def save_pretrained(self, path: str | Path, **facts) -> None:
+        """Write `policy.safetensors` and `policy.json`; `facts` are kept in the latter."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "policy.safetensors")
+        names = ("hidden_size", "width", "num_options", "depth")
+        sizes = {name: getattr(self, name) for name in names}
+        (path / "policy.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, fingerprint: str = "") -> "LatentPolicy":
+        """Load a policy.
+
+        Raises:
+            CheckpointError: nothing there, or it belongs to another backbone (if `fingerprint` is given).
+        """
+        path = Path(path)
+        if not (path / "policy.json").is_file() or not (path / "policy.safetensors").is_file():
+            raise CheckpointError(
+                f"no latent policy in {path}: expected policy.json and policy.safetensors. "
+                "Train one with `ollm-rl train agent=grpo`, or check agent.path."
+            )
+        facts = json.loads((path / "policy.json").read_text())
+        if fingerprint and facts.get("fingerprint") != fingerprint:
+            raise CheckpointError(
+                f"the policy in {path} was trained on backbone '{facts.get('backbone')}' ({facts.get('fingerprint')}), "
+                f"not on this one ({fingerprint}). Use that backbone, or train again."
+            )
+        policy = cls(facts["hidden_size"], facts["width"], facts["num_options"], facts.get("depth", 2))
+        policy.load_state_dict(load_file(path / "policy.safetensors"))
+        return policy
+
+
+class Sampling:
+    """A latent policy as the rollout engine asks for it: latents (m,) and their log-probabilities (m,).
+
+    Nothing but the policy, for it may be sent to other machines.
+    """
+
+    def __init__(self, policy: LatentPolicy):
+        self.policy = policy
+
+    @torch.inference_mode()
+    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = self.policy(hidden, mask)
+        z = choose(log_probs, False, uniforms)
+        return z, log_probs.gather(1, z[:, None])[:, 0]
+
+
+class Critic(nn.Module):
+    """A small net on standardised hidden states: (n, d) -> (n,)."""
+
+    def __init__(self, hidden_size: int, width: int):
+        super().__init__()
+        self.hidden_size, self.width = hidden_size, width
+        self.standardize = Standardize(hidden_size)
+        self.net = mlp(hidden_size, width, 1)
+
+    @classmethod
+    def beside(cls, plugin: PlugIn, width: int) -> "Critic":
+        """A new one that standardises as the plug-in does."""
+        critic = cls(plugin.hidden_size, width)
+        critic.standardize.load_state_dict(plugin.standardize.state_dict())
+        return critic.to(plugin.standardize.mean.device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.net(self.standardize(hidden))[:, 0]
+
+    def save_pretrained(self, path: str | Path, fingerprint: str) -> None:
+        """Write `critic.safetensors` and `critic.json`."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "critic.safetensors")
+        facts = {"hidden_size": self.hidden_size, "width": self.width, "fingerprint": fingerprint}
+        (path / "critic.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, fingerprint: str) -> "Critic":
+        """Load a critic.
+
+        Raises:
+            CheckpointError: nothing there, or it belongs to another backbone.
+        """
+        path = Path(path)
+        if not (path / "critic.json").is_file() or not (path / "critic.safetensors").is_file():
+            raise CheckpointError(
+                f"no critic in {path}: expected critic.json and critic.safetensors, as `ollm-rl train agent=ppo` leaves "
+                "them in its run's policy/. Check oracle.critic."
+            )
+        facts = json.loads((path / "critic.json").read_text())
+        if facts["fingerprint"] != fingerprint:
+            raise CheckpointError(f"the critic in {path} was trained on another backbone; use that one, or train again")
+        critic = cls(facts["hidden_size"], facts["width"])
+        critic.load_state_dict(load_file(path / "critic.safetensors"))
+        return critic.eval().requires_grad_(False)
+
+
+def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> Tensor:
+    """Latents (n,) from log-probabilities (n, K): the likeliest, or by inverse transform of `uniforms`."""
+    if deterministic:
+        return log_probs.argmax(-1)
+    if uniforms is None:
+        uniforms = torch.rand(len(log_probs), device=log_probs.device)
+    cumulative = log_probs.exp().cumsum(-1)
+    z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return z.clamp_max(log_probs.shape[1] - 1)
