@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.rollout import Act, Request
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import Act, Request
 from ollm_rl.tasks import Problem
-from ollm_rl.trajectory import Episode
 
 
 class GroupsAhead:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ollm_rl.errors import ConfigurationError, TrainingError
-from ollm_rl.judge import LARGEST
-from ollm_rl.trajectory import Episode
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.judge import LARGEST
 
 HUGE = 1e30  # settings from here on overflow float32 in an optimiser
 

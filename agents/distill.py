@@ -22,8 +22,8 @@ from ollm_rl.errors import DataError
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.teacher import played
-from ollm_rl.rollout import Request
-from ollm_rl.trajectory import Decisions, Episode, unpack
+from ollm_rl.rollout.episode import Decisions, Episode, unpack
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.workspace import Workspace
 
 

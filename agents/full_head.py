@@ -27,8 +27,8 @@ from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.hidden_states import HiddenStates, cached_hidden_states
 from ollm_rl.options.modules import Standardize
 from ollm_rl.options.policies import choose
-from ollm_rl.rollout import Request
-from ollm_rl.trajectory import Decisions, Episode, owners
+from ollm_rl.rollout.episode import Decisions, Episode, owners
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.workspace import Workspace
 
 

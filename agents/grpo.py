@@ -29,8 +29,8 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import LatentPolicy, Sampling
-from ollm_rl.rollout import Request
-from ollm_rl.trajectory import Decisions, Episode
+from ollm_rl.rollout.episode import Decisions, Episode
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.workspace import Workspace
 
 

@@ -19,8 +19,8 @@ from agents.trainers import COUNTERS, common_settings, last_checkpoint, reportin
 from ollm_rl.common.progress import Bar, track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.rollout import Request
-from ollm_rl.trajectory import Episode
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.workspace import Workspace
 
 

@@ -29,8 +29,8 @@ from torch import Tensor
 from agents.checks import check_episodes
 from ollm_rl.errors import TrainingError
 from ollm_rl.options.policies import Critic, LatentPolicy, Sampling
-from ollm_rl.rollout import Request
-from ollm_rl.trajectory import Episode
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.workspace import Workspace
 
 BARREN = 10  # samples in a row without a decision to learn from

@@ -23,14 +23,15 @@ import envs  # noqa: F401 (registers the environments)
 from agents.random import Random
 from ollm_rl.common.progress import track
 from ollm_rl.config import compose
-from ollm_rl.engine import RolloutEngine
 from ollm_rl.models.attention import IMPLEMENTATION, KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
-from ollm_rl.rollout import Request, rollout
-from ollm_rl.workspace import Acting, Workspace
+from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.rollout.sampler import Request, rollout
+from ollm_rl.workspace import Workspace
 
 CONTEXTS = (64, 512, 4096)
 

@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
-from ollm_rl.trajectory import Episode
 from ollm_rl.workspace import Workspace, open_workspace
 
 

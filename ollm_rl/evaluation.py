@@ -14,11 +14,12 @@ from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import MAX_ANSWER
-from ollm_rl.rollout import Request
+from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.tasks import Problem, make_task
 from ollm_rl.tasks.base import values_of
-from ollm_rl.trajectory import Episode
-from ollm_rl.workspace import Acting, Workspace
+from ollm_rl.workspace import Workspace
 
 BREAKDOWN = ("domain", "difficulty", "source")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ollm_rl.options.option_lm import Options
 from ollm_rl.replay import replay
-from ollm_rl.rollout import Request, rollout
+from ollm_rl.rollout.sampler import Request, rollout
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 

@@ -4,8 +4,8 @@ from collections import Counter
 
 import torch
 
-from ollm_rl.engine import RolloutEngine
-from ollm_rl.trajectory import Episode
+from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.rollout.episode import Episode
 from ollm_rl.workspace import Workspace
 
 AT_ONCE = 64  # episodes
@@ -51,7 +51,7 @@ def _replay(workspace: Workspace, engine: RolloutEngine, episodes: list[Episode]
         active = [active[row] for row in order.tolist()]
         if active:
             engine.advance(torch.tensor([episodes[i].tokens[position - 1] for i in active], device=engine.device))
-    return [{**e.record(), "steps": s} for e, s in zip(episodes, steps, strict=True)]
+    return [{**e.to_dict(), "steps": s} for e, s in zip(episodes, steps, strict=True)]
 
 
 def changes(workspace: Workspace, episodes: list[Episode], most: int = 8) -> dict:

@@ -9,15 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config import Settings, locate, plain
-from ollm_rl.engine import check_room, slots_within
 from ollm_rl.errors import ConfigurationError, did_you_mean
-from ollm_rl.judge import Judge, make_judge
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import plugin_for
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle import Oracle
+from ollm_rl.rollout.engine import check_room, slots_within
+from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.workspace import Workspace, shared_backbone

@@ -1,30 +1,26 @@
 """Everything an agent works with, put together once: backbone, plug-in, task, engine and judge."""
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from ollm_rl.common import heartbeat
 from ollm_rl.common.progress import Bar
-from ollm_rl.engine import RolloutEngine, check_room
 from ollm_rl.errors import DataError
-from ollm_rl.judge import Judge
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import plugin_for
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.reward.functions import MathVerify
-from ollm_rl.rollout import Act, Request, rollout
+from ollm_rl.rollout.engine import RolloutEngine, check_room
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.judge import Judge
+from ollm_rl.rollout.sampler import Act, Request, rollout
 from ollm_rl.tasks import SPLITS, Problem, Task, make_task
 from ollm_rl.tasks.prompts import Prompter
-from ollm_rl.trajectory import Episode
 
 log = logging.getLogger(__name__)
 
@@ -166,29 +162,6 @@ def _current() -> Workspace:
             "Workspace.current to the one that all others stand for."
         )
     return Workspace.current
-
-
-class Acting:
-    """An agent's `predict` as the engine's policy.
-
-    `mask`, `uniforms` and, for agents over the vocabulary, `logits` are handed over only if the agent takes them:
-    `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities are not known here and given as zero.
-    """
-
-    def __init__(self, agent, deterministic: bool):
-        accepted = inspect.signature(agent.predict).parameters
-        anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        self.agent, self.deterministic = agent, deterministic
-        self.seen = "logits" if getattr(agent, "acts_on_logits", False) else "mask"
-        self.takes = [k for k in (self.seen, "uniforms") if anything or k in accepted]
-
-    def __call__(self, hidden: Tensor, seen: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        extra = {self.seen: seen, "uniforms": uniforms}
-        wanted = {k: extra[k] for k in self.takes}
-        z = torch.as_tensor(
-            self.agent.predict(hidden, deterministic=self.deterministic, **wanted), device=hidden.device
-        )
-        return z.long(), torch.zeros(len(z), device=hidden.device)
 
 
 @cache

@@ -17,10 +17,10 @@ from ollm_rl.common.progress import Bar
 from ollm_rl.config import Settings
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.rollout import Act, Request, act_key
+from ollm_rl.rollout.episode import Episode, pack, unpack
+from ollm_rl.rollout.sampler import Act, Request, act_key
 from ollm_rl.session import open_again, recipe_of
 from ollm_rl.tasks import Task
-from ollm_rl.trajectory import Episode, pack, unpack
 from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -9,19 +9,22 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ollm_rl.common.checkpoints import newest_whole, seal
 from ollm_rl.common.run_config import LIMITS, changes, read
 from ollm_rl.common.run_lock import LOCK, OWNER, hold, release
 from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a mistyped key should not wait for it
-    from ollm_rl.trajectory import Episode
-
 log = logging.getLogger(__name__)
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 RESULTS = "results.json"  # of a run that is done
+
+
+class Recorded(Protocol):
+    """An episode, as far as it is written down."""
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 class Run:
@@ -131,12 +134,12 @@ class Run:
             if int(path.stem.removeprefix("train_")) > step:
                 path.unlink()
 
-    def save_rollouts(self, name: str, episodes: "Iterable[Episode]") -> None:
+    def save_rollouts(self, name: str, episodes: Iterable[Recorded]) -> None:
         """Write episodes as `rollouts/<name>.jsonl`."""
         self._adopt()
         folder = self.path / "rollouts"
         folder.mkdir(exist_ok=True)
-        _write_whole(folder / f"{name}.jsonl", "".join(_json(e.record()) + "\n" for e in episodes))
+        _write_whole(folder / f"{name}.jsonl", "".join(_json(e.to_dict()) + "\n" for e in episodes))
 
     def checkpoint_dir(self, step: int) -> Path:
         """An empty scratch directory for a checkpoint; `commit_checkpoint` makes it the latest."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ollm_rl.engine import RolloutEngine
 from ollm_rl.models.attention import KVCache
 from ollm_rl.oracle.search import Branch, Search
+from ollm_rl.rollout.engine import RolloutEngine
 
 
 class KeptTexts:

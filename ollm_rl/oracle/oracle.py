@@ -23,7 +23,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import Critic, choose
 from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
-from ollm_rl.rollout import Request
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.tasks import Problem
 from ollm_rl.workspace import Workspace
 

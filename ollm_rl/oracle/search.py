@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
-from ollm_rl.trajectory import Episode
 
 
 class Choice(NamedTuple):

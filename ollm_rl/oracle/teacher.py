@@ -10,9 +10,9 @@ from ollm_rl.errors import DataError
 from ollm_rl.evaluation import breakdown, misbehaviour, wilson
 from ollm_rl.options.hidden_states import compute_hidden_states
 from ollm_rl.options.quality import moved
-from ollm_rl.rollout import Request
+from ollm_rl.rollout.episode import Episode, pack
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.tasks import Problem
-from ollm_rl.trajectory import Episode, pack
 from ollm_rl.workspace import Workspace
 
 PICKERS = ("encoder", "cover")

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ollm_rl.engine import stay_in_place
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.kept import KeptTexts
 from ollm_rl.oracle.search import Branch, Choice, Search
-from ollm_rl.rollout import REFILL
-from ollm_rl.trajectory import Episode
+from ollm_rl.rollout.engine import stay_in_place
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import REFILL
 from ollm_rl.workspace import Workspace
 
 PATIENCE = 4  # texts that are followed one by one; after them, a wave has as many as were tried since

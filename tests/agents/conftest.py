@@ -2,7 +2,7 @@
 
 import pytest
 
-from ollm_rl.judge import Judge
+from ollm_rl.rollout.judge import Judge
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import torch
 
-from ollm_rl.judge import Judge
 from ollm_rl.options.policies import Sampling
-from ollm_rl.rollout import Request
+from ollm_rl.rollout.judge import Judge
+from ollm_rl.rollout.sampler import Request
 
 
 class RightLatent(Judge):

@@ -15,7 +15,7 @@ from agents.reference import Reference
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, DataError, TrainingError
-from ollm_rl.judge import Judge
+from ollm_rl.rollout.judge import Judge
 
 QUICK = dict(total_episodes=32, num_generations=4, problems_per_iteration=4, num_problems=20)
 NAN = math.nan

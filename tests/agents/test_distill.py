@@ -13,8 +13,8 @@ from ollm_rl.options.policies import Sampling
 from ollm_rl.oracle import Search
 from ollm_rl.oracle.search import Frontier
 from ollm_rl.oracle.teacher import _Following
-from ollm_rl.rollout import Request, _Row
-from ollm_rl.trajectory import Decisions
+from ollm_rl.rollout.episode import Decisions
+from ollm_rl.rollout.sampler import Request, _Row
 
 
 def small(tiny, **settings) -> Distill:
@@ -122,7 +122,7 @@ def test_texts_that_are_played_again_by_a_worker_are_the_same(tiny, monkeypatch)
 
     monkeypatch.setattr(tiny, "spread", lost_once)
     again = agent._play(found)
-    assert [e.record() for e in again] == [e.record() for e in whole]
+    assert [e.to_dict() for e in again] == [e.to_dict() for e in whole]
     assert all(
         torch.equal(a.z, b.z) and torch.equal(a.hidden, b.hidden)
         for a, b in zip(again, whole, strict=True)

@@ -6,7 +6,7 @@ import torch
 from agents.full_head import FullHead, ShortlistHead
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError
-from ollm_rl.rollout import Request
+from ollm_rl.rollout.sampler import Request
 
 QUICK = dict(
     total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-2,

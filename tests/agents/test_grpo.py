@@ -13,7 +13,7 @@ from agents.objective import decision_weights, group_advantages, grpo_loss, pass
 from agents.prior import Prior
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.judge import Judge
+from ollm_rl.rollout.judge import Judge
 
 QUICK = dict(total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-3)
 

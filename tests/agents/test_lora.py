@@ -13,8 +13,8 @@ from agents.trainers import score_few
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation import evaluate
-from ollm_rl.rollout import Request
-from ollm_rl.workspace import Acting
+from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.sampler import Request
 from tests.architectures import random_backbone
 
 SFT = dict(rank=2, num_solutions=40, sft_epochs=1, sft_batch_size=8)

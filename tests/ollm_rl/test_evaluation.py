@@ -19,8 +19,8 @@ from ollm_rl.evaluation import (
     samples_of,
     wilson,
 )
+from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
-from ollm_rl.trajectory import Episode
 
 
 def test_wilson():

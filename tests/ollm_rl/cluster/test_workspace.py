@@ -81,14 +81,14 @@ def test_evaluation_oracle_and_replay_are_the_same(alone, spread):
     here = evaluate(alone, Prior(alone), "prior", problems, 8)
     there = evaluate(spread, Prior(spread), "prior", problems, 8)
     assert there.row == here.row
-    assert [e.record() for e in there.greedy] == [e.record() for e in here.greedy]
+    assert [e.to_dict() for e in there.greedy] == [e.to_dict() for e in here.greedy]
     assert spread.call(replay, there.greedy[:2]) == replay(alone, here.greedy[:2])
     settings = compose(KEYS)
     searches = [Oracle(s, search_policy(s, settings), budget=60).solve(problems) for s in (alone, spread)]
     for one, other in zip(
         *searches, strict=True
     ):  # searched beside others than here: log-probabilities to their last digit
-        a, b = one.record(), other.record()
+        a, b = one.to_dict(), other.to_dict()
         assert [c.log_prob for c in a.pop("choices")] == pytest.approx([c.log_prob for c in b.pop("choices")], abs=1e-5)
         assert a == b
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import BackboneError
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.models.tiny import tiny_tokenizer
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
-from ollm_rl.rollout import Request, rollout
+from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.rollout.sampler import Request, rollout
 from ollm_rl.tasks import ChainSum
 from ollm_rl.tasks.prompts import Prompter
 from tests.architectures import ARCHITECTURES, REFUSED, random_backbone, random_model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ollm_rl.engine import RolloutEngine
 from ollm_rl.models.cuda_graphs import GraphedSteps
+from ollm_rl.rollout.engine import RolloutEngine
 
 
 def prepared(tiny) -> RolloutEngine:

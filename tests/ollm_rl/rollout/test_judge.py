@@ -10,11 +10,11 @@ import torch
 
 from ollm_rl.cli import main
 from ollm_rl.errors import ConfigurationError, RewardError
-from ollm_rl.judge import Judge, make_judge
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.tasks import ChainSum, Problem
 from ollm_rl.tasks import ReasoningGym as GymTask
-from ollm_rl.trajectory import Episode
 from tests.conftest import QUICK_KEYS
 
 

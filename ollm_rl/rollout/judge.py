@@ -17,7 +17,7 @@ from typing import Any
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
-from ollm_rl.trajectory import Episode
+from ollm_rl.rollout.episode import Episode
 
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
 

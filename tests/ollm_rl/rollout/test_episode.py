@@ -3,9 +3,9 @@
 import torch
 
 from agents.prior import Prior
-from ollm_rl.rollout import Request
-from ollm_rl.trajectory import pack, unpack
-from ollm_rl.workspace import Acting
+from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.episode import pack, unpack
+from ollm_rl.rollout.sampler import Request
 
 
 def test_packed_episodes_come_back_whole(tiny):
@@ -16,7 +16,7 @@ def test_packed_episodes_come_back_whole(tiny):
             if episode.hidden is not None:
                 episode.hidden = episode.hidden.to(dtype)
         for old, new in zip(episodes, unpack(pack(episodes), problems), strict=True):
-            assert new.record() == old.record()
+            assert new.to_dict() == old.to_dict()
             for name in ("hidden", "z", "log_probs", "mask"):
                 a, b = getattr(old, name), getattr(new, name)
                 assert (a is None and b is None) or (torch.equal(a, b) and a.dtype == b.dtype)
@@ -26,5 +26,5 @@ def test_episodes_without_decisions_or_states(tiny):
     problems = tiny.problems("train", 2, 1)
     requests = [Request(p, i, max_new_tokens=1) for i, p in enumerate(problems)]
     episodes = tiny.rollout(requests, Acting(Prior(tiny), False), keep_hidden=False)
-    assert [e.record() for e in unpack(pack(episodes), problems)] == [e.record() for e in episodes]
+    assert [e.to_dict() for e in unpack(pack(episodes), problems)] == [e.to_dict() for e in episodes]
     assert unpack(pack([]), []) == []

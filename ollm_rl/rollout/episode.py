@@ -51,7 +51,7 @@ class Episode:
     def num_decisions(self) -> int:
         return 0 if self.z is None else len(self.z)
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         """The episode as one JSON line of `rollouts/*.jsonl`."""
         return {
             "problem_id": self.problem.id,

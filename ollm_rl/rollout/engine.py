@@ -2,7 +2,7 @@
 
 `RolloutEngine` keeps a compact batch of active rows. `admit` prefills prompts (each distinct one once) into
 free rows, `advance` feeds one token per row and recomputes hidden states and options, `release` frees rows,
-`select` and `fork` copy them. `ollm_rl.rollout` drives these for whole episodes with a policy; the environments and
+`select` and `fork` copy them. `ollm_rl.rollout.sampler` drives these for whole episodes with a policy; the environments and
 the oracle drive them themselves.
 """
 

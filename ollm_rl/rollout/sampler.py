@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ollm_rl.engine import RolloutEngine, stay_in_place
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.rollout.engine import RolloutEngine, stay_in_place
+from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
-from ollm_rl.trajectory import Episode
 
 # (hidden (m, d), mask (m, K), uniforms (m,)) -> (latents (m,), log-probabilities (m,)). Policies over the vocabulary get the
 # backbone's logits (m, vocab) in place of the mask, and give tokens.

@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 
-from ollm_rl.engine import RolloutEngine
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
-from ollm_rl.rollout import Request, rollout
+from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.rollout.sampler import Request, rollout
 from ollm_rl.tasks import ChainSum, Problem
 from ollm_rl.tasks.prompts import Prompter
 
@@ -199,7 +199,7 @@ def test_long_prompts_are_prefilled_in_parts(tiny, monkeypatch):
     requests = [Request(p, 100 + i) for i, p in enumerate(varied_problems(24))]
     engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=16, max_new_tokens=15)
     at_once = episodes(engine, requests)
-    monkeypatch.setattr("ollm_rl.engine.PREFILL_TOKENS", 70)
+    monkeypatch.setattr("ollm_rl.rollout.engine.PREFILL_TOKENS", 70)
     assert [e.tokens for e in episodes(engine, requests)] == [e.tokens for e in at_once]
 
 

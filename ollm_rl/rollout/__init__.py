@@ -1,0 +1,1 @@
+"""The rollout engine, the only decode path: prompts in, whole episodes with their rewards out."""
