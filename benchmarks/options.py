@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.experiment import compare
 
 

@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.experiment import search_policy
 from ollm_rl.oracle import Oracle, Search, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced

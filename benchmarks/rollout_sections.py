@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import envs  # noqa: F401 (registers the environments)
 from agents.random import Random
 from ollm_rl.common.progress import track
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.models.attention import IMPLEMENTATION, KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.options.config import PlugInConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.experiment import Lab, run_cell
 
 RATES = {

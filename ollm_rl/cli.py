@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from ollm_rl.checks import check_values
+from ollm_rl.common.config_files import GROUPS, members
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import console as err
 from ollm_rl.common.run_dir import Run, stored_json
-from ollm_rl.config import GROUPS, Settings, compose, members, preflight
+from ollm_rl.config.checks import check_values
+from ollm_rl.config.compose import Settings, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
 from ollm_rl.multirun import SWEPT, combinations, gather, run_all
 

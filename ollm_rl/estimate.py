@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ollm_rl.common.cache import cache_dir
-from ollm_rl.config import Settings, plain
+from ollm_rl.config.compose import Settings, plain
 from ollm_rl.errors import BackboneError
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import SHAPE

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 
+from ollm_rl.common.config_files import GROUPS, members
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.comparison import cell_folder, conclude, pool_curves, replays_of
-from ollm_rl.config import GROUPS, Settings, compose, locate, members, plain
+from ollm_rl.config.compose import Settings, compose, locate, on_cluster, plain
 from ollm_rl.errors import CheckpointError, ConfigurationError, did_you_mean
 from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
-from ollm_rl.multirun import on_cluster
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.replay import changes, replay

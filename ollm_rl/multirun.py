@@ -7,12 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from ollm_rl.common.run_dir import stored_json
-from ollm_rl.config import Settings, compose, preflight
+from ollm_rl.config.compose import Settings, compose, on_cluster, preflight
+from ollm_rl.config.overrides import FREE_TEXT, PATHS
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.overrides import FREE_TEXT, PATHS
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
@@ -112,11 +110,6 @@ def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list
     calls = {folder: partial(_job, verb, [*job, root]) for job, folder in zip(jobs, folders, strict=True)}
     side_by_side(calls, settings[0].config.rollout)
     return folders
-
-
-def on_cluster(rollout: DictConfig) -> bool:
-    """Whether there is a Ray cluster to run on: one that is named, or that of the Ray job which this process is."""
-    return bool(rollout.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _job(verb: str, overrides: list[str]) -> None:

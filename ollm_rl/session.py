@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config import Settings, locate, plain
+from ollm_rl.config.compose import Settings, locate, plain
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig

@@ -49,7 +49,7 @@ def test_the_ray_job_has_only_fields_that_exist():
 
 
 def test_the_ray_jobs_command_is_one_of_ours():
-    from ollm_rl.config import compose, preflight
+    from ollm_rl.config.compose import compose, preflight
 
     words = yaml.safe_load(FILES["kuberay_rayjob.yaml"].read_text())["spec"]["entrypoint"].split()
     assert words[:4] == ["python", "-m", "ollm_rl", "train"]

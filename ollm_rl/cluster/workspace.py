@@ -14,7 +14,7 @@ import torch
 
 from ollm_rl.cluster.pool import Pool, start_ray
 from ollm_rl.common.progress import Bar
-from ollm_rl.config import Settings
+from ollm_rl.config.compose import Settings
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.episode import Episode, pack, unpack

@@ -12,13 +12,12 @@ class from outside, or of `task.params`) is in no release: it has to be as it wa
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ollm_rl.config import GROUPS, OPEN_GROUPS, members
+from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, config_file, group_file, members
 from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
@@ -92,7 +91,7 @@ def _number(value: Any) -> bool:
 def _is_own(key: str, now: Mapping[str, Any]) -> bool:
     """Whether a setting belongs to the user: no release has it or takes it away."""
     group, *parts = key.split(".")
-    targets = [_group_file(group, name).get("_target_") for name in members(group)] if group in OPEN_GROUPS else []
+    targets = [group_file(group, name).get("_target_") for name in members(group)] if group in OPEN_GROUPS else []
     if targets and now.get(f"{group}._target_") not in targets:
         return True
     above = [".".join([group, *parts[:i]]) for i in range(1, len(parts))]
@@ -102,9 +101,12 @@ def _is_own(key: str, now: Mapping[str, Any]) -> bool:
 def _shipped(key: str, now: Mapping[str, Any]) -> list[Any]:
     """The values that today's files give `key` where nobody sets it; those of a class's settings, if it is this class."""
     group, _, rest = key.partition(".")
-    files = [(key, _file("config.yaml")), *((key, _file(f"experiment/{name}.yaml")) for name in members("experiment"))]
+    files = [
+        (key, config_file("config.yaml")),
+        *((key, config_file(f"experiment/{name}.yaml")) for name in members("experiment")),
+    ]
     if group in GROUPS:
-        files += [(rest, _group_file(group, name)) for name in members(group)]
+        files += [(rest, group_file(group, name)) for name in members(group)]
     if group in OPEN_GROUPS:
         files = [(rest, found) for rest, found in files if found.get("_target_") == now.get(f"{group}._target_")]
     given = []
@@ -114,14 +116,3 @@ def _shipped(key: str, now: Mapping[str, Any]) -> list[Any]:
             refers = isinstance(values[name], str) and "${" in values[name]
             given.append(now.get(key) if refers else values[name])
     return given
-
-
-def _group_file(group: str, name: str) -> Any:
-    """A member of a group with what it takes over from others."""
-    own = _file(f"{group}/{name}.yaml")
-    others = [o for o in own.pop("defaults", []) if isinstance(o, str) and o != "_self_"]
-    return OmegaConf.merge(*(_group_file(group, other) for other in others), own)
-
-
-def _file(name: str) -> Any:
-    return OmegaConf.create((resources.files("configs") / name).read_text())

@@ -13,7 +13,7 @@ from agents.grpo import GRPO
 from agents.ppo import PPO
 from agents.prior import Prior
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.session import open_session
 from tests.agents.identity import accuracy, identity

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.estimate import estimate
 

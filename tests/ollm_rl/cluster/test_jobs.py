@@ -8,7 +8,7 @@ import pytest
 from ollm_rl.cli import main
 from ollm_rl.cluster.jobs import side_by_side
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.experiment import run_parts
 from tests.conftest import QUICK_KEYS
 

@@ -15,7 +15,7 @@ from agents.grpo import GRPO
 from agents.prior import Prior
 from ollm_rl.cluster.workspace import ClusterWorkspace
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation import evaluate
 from ollm_rl.experiment import search_policy

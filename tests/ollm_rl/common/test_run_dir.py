@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ollm_rl.cli import main
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, whole_lines
-from ollm_rl.config import compose
+from ollm_rl.config.compose import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.experiment import Lab, run_cell
 from tests.conftest import QUICK_KEYS

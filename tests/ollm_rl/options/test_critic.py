@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ollm_rl.config import compose, preflight
+from ollm_rl.config.compose import compose, preflight
 from ollm_rl.errors import CheckpointError
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle import Oracle

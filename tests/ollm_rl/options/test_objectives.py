@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ollm_rl import config
+from ollm_rl.config import compose as config
 from ollm_rl.errors import ConfigurationError, TrainingError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.hidden_states import compute_hidden_states

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ollm_rl import config
+from ollm_rl.config import compose as config
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.options.config import PlugInConfig

@@ -6,23 +6,20 @@ Everything wrong with a key or a value is found here, before a model is loaded.
 import os
 import sys
 from dataclasses import dataclass
-from importlib import import_module, resources
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ollm_rl.checks import OBJECTIVES as OBJECTIVES
-from ollm_rl.checks import SEARCHES as SEARCHES
-from ollm_rl.checks import check_folders, check_values
+from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, members
+from ollm_rl.config.checks import check_folders, check_values
+from ollm_rl.config.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
-from ollm_rl.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
 from ollm_rl.tasks import make_task
 
 MATH_VERIFY = "ollm_rl.reward.functions.MathVerify"
-GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
-OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
 
 
 @dataclass
@@ -43,13 +40,6 @@ class Settings:
 def agent_label(choice: str, agent: DictConfig) -> str:
     """What an agent is called in tables: its group's name, or its class's for one from outside."""
     return str(agent._target_).rsplit(".", 1)[-1] if choice == "custom" else choice
-
-
-def members(group: str) -> list[str]:
-    """The names that a group offers; files that begin with an underscore are parts of others."""
-    folder = resources.files("configs") / group
-    names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return sorted(name for name in names if not name.startswith("_"))
 
 
 def compose(overrides: list[str]) -> Settings:
@@ -219,3 +209,8 @@ def locate(target: str, key: str = "agent._target_") -> Any:
         what = f"no '{name}'" if found is None else f"'{name}' is no class or function"
         raise ConfigurationError(f"{key}={target}: {what} in '{module}'. {remedy}")
     return found
+
+
+def on_cluster(rollout: DictConfig) -> bool:
+    """Whether there is a Ray cluster to run on: one that is named, or that of the Ray job which this process is."""
+    return bool(rollout.address or os.environ.get("RAY_ADDRESS"))

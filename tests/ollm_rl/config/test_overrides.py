@@ -7,12 +7,13 @@ import random
 import pytest
 from omegaconf import OmegaConf
 
-from ollm_rl.checks import check_values
 from ollm_rl.cli import main
-from ollm_rl.config import GROUPS, compose, plain, preflight
+from ollm_rl.common.config_files import GROUPS
+from ollm_rl.config.checks import check_values
+from ollm_rl.config.compose import compose, plain, preflight
+from ollm_rl.config.overrides import keys
 from ollm_rl.errors import ConfigurationError, OLLMError
 from ollm_rl.multirun import combinations
-from ollm_rl.overrides import keys
 from tests.conftest import QUICK_KEYS
 
 ODD = [
@@ -241,7 +242,9 @@ def unreachable(*_, **__):
 
 def test_nothing_that_is_typed_ends_in_a_traceback(capsys, monkeypatch):
     """Random keys and values, in a dry run and in the checks before a run, end well or in one of our errors."""
-    monkeypatch.setattr("ollm_rl.config.make_task", lambda **settings: None)  # generates problems: too slow for so many
+    monkeypatch.setattr(
+        "ollm_rl.config.compose.make_task", lambda **settings: None
+    )  # generates problems: too slow for so many
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
     draw = random.Random(0)
     known = [*KEYS, *GROUPS, *keys(plain(compose(["agent=ppo", "task=jsonl"]).config))]

@@ -1,0 +1,1 @@
+"""From the command line to checked settings: Hydra groups, overrides, and errors that help. Imports no torch."""
