@@ -18,7 +18,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy, choose
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 class Agent(ABC):

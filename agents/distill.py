@@ -24,7 +24,7 @@ from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.teacher import played
 from ollm_rl.rollout.episode import Decisions, Episode, unpack
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 class Distill(PolicyAgent):

@@ -29,7 +29,7 @@ from ollm_rl.options.modules import Standardize
 from ollm_rl.options.policies import choose
 from ollm_rl.rollout.episode import Decisions, Episode, owners
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 class ShortlistHead(nn.Module):

@@ -31,7 +31,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.episode import Decisions, Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 class GRPO(PolicyAgent):

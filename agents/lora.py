@@ -27,8 +27,8 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.local import Workspace
 from ollm_rl.tasks import Problem
-from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
 SAMPLING = "random"  # of solutions, by `SFTTrainer`

@@ -21,7 +21,7 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 class LoRAGRPO(LoRASFT):

@@ -24,8 +24,8 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.options.policies import Critic, LatentPolicy
-from ollm_rl.session import open_again
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
+from ollm_rl.session.opening import open_again
 
 try:
     import ray
@@ -272,7 +272,7 @@ class PPO(PolicyAgent):
             return lambda: space
         if space.recipe is None:
             raise ConfigurationError(
-                "agent.num_env_runners needs a workspace opened from a configuration (ollm_rl.session.open_session)"
+                "agent.num_env_runners needs a workspace opened from a configuration (ollm_rl.session.opening.open_session)"
             )
         return partial(open_again, space.recipe, space.seed)
 

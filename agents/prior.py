@@ -2,7 +2,7 @@
 
 from agents.base import PolicyAgent
 from ollm_rl.options.policies import LatentPolicy
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 class Prior(PolicyAgent):

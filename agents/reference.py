@@ -20,8 +20,8 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.quality import canonical_labels
+from ollm_rl.session.local import Workspace
 from ollm_rl.tasks import Problem
-from ollm_rl.workspace import Workspace
 
 
 class Reference(PolicyAgent):

@@ -31,7 +31,7 @@ from ollm_rl.errors import TrainingError
 from ollm_rl.options.policies import Critic, LatentPolicy, Sampling
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 BARREN = 10  # samples in a row without a decision to learn from
 PRIOR = "prior_log_probs"  # column of the training batch

@@ -44,7 +44,7 @@ from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout.acting import Acting
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.sampler import Request, rollout
-from ollm_rl.workspace import Workspace, open_workspace
+from ollm_rl.session.local import Workspace, open_workspace
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only

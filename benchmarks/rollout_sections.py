@@ -31,7 +31,7 @@ from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout.acting import Acting
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.sampler import Request, rollout
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 CONTEXTS = (64, 512, 4096)
 

@@ -11,8 +11,8 @@ from gymnasium.vector.utils import batch_space
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.local import Workspace, open_workspace
 from ollm_rl.tasks import Problem
-from ollm_rl.workspace import Workspace, open_workspace
 
 
 class LatentReasoningVectorEnv(VectorEnv):
@@ -23,7 +23,7 @@ class LatentReasoningVectorEnv(VectorEnv):
     environment plays after `reset(seed=s + i)`.
 
     Args:
-        backbone, task, plugin, dtype: see `ollm_rl.workspace.open_workspace`.
+        backbone, task, plugin, dtype: see `ollm_rl.session.local.open_workspace`.
         split, num_problems, problem_seed: where problems come from.
         max_new_tokens: the token budget, by default the task's; an episode that spends it is truncated.
         skip_forced: run on through positions where all options decode to one token.

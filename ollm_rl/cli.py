@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def convert(settings: Settings, overrides: list[str]) -> None:
     """convert a backbone: train a plug-in on solutions"""
-    from ollm_rl.session import open_session
+    from ollm_rl.session.opening import open_session
 
     if not processes().is_main:
         open_session(settings).close()
@@ -114,9 +114,9 @@ def demo(settings: Settings, overrides: list[str]) -> None:
 def inspect(settings: Settings, overrides: list[str]) -> None:
     """show what the options say on gold solutions, or in the answer to inspect.prompt=<text>"""
     from ollm_rl.errors import DataError
-    from ollm_rl.inspection import inspect_problems, inspect_prompt, latent_meanings
+    from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
     from ollm_rl.inspection_page import prompt_table, write_page
-    from ollm_rl.session import open_session
+    from ollm_rl.session.opening import open_session
 
     config = settings.config
     space = open_session(settings)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ollm_rl.comparison import WINDOW
+from ollm_rl.evaluation.comparison import WINDOW
 
 
 @dataclass

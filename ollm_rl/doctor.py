@@ -15,7 +15,7 @@ from ollm_rl.errors import OLLMError
 from ollm_rl.models.backbone import describe, load_backbone
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
-from ollm_rl.session import task_of
+from ollm_rl.session.opening import task_of
 from ollm_rl.tasks.base import SPLITS, stating
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl

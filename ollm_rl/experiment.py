@@ -13,15 +13,15 @@ from omegaconf import OmegaConf
 
 from ollm_rl.common.config_files import GROUPS, members
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
-from ollm_rl.comparison import cell_folder, conclude, pool_curves, replays_of
 from ollm_rl.config.compose import Settings, compose, locate, on_cluster, plain
 from ollm_rl.errors import CheckpointError, ConfigurationError, did_you_mean
-from ollm_rl.evaluation import evaluate, evaluate_variants, kl_from_start
+from ollm_rl.evaluation.comparison import cell_folder, conclude, pool_curves, replays_of
+from ollm_rl.evaluation.evaluator import evaluate, evaluate_variants, kl_from_start
+from ollm_rl.evaluation.replay import changes, replay
 from ollm_rl.oracle import Oracle, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
-from ollm_rl.replay import changes, replay
-from ollm_rl.session import make_agent, make_oracle, open_workers, recipe_of
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
+from ollm_rl.session.opening import make_agent, make_oracle, open_workers, recipe_of
 
 log = logging.getLogger(__name__)
 SHOWN = 4  # solved and failed episodes that the report shows per agent

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
-from ollm_rl.comparison import learning_curve, trailing
-from ollm_rl.evaluation import sampled_figure, samples_of
+from ollm_rl.evaluation.comparison import learning_curve, trailing
+from ollm_rl.evaluation.metrics import sampled_figure, samples_of
 
 PALETTE = (
     "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ollm_rl.common.run_dir import stored_json
-from ollm_rl.comparison import cell_folder, replays_of
 from ollm_rl.comparison_tables import Text, comparison_tables
-from ollm_rl.evaluation import sampled_figure, samples_of
+from ollm_rl.evaluation.comparison import cell_folder, replays_of
+from ollm_rl.evaluation.metrics import sampled_figure, samples_of
 from ollm_rl.plots import draw
 
 COLUMNS = (  # after accuracy come those of sampled answers

@@ -9,7 +9,7 @@ import torch
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.workspace import Workspace, open_workspace
+from ollm_rl.session.local import Workspace, open_workspace
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ from agents.prior import Prior
 from ollm_rl.cli import main
 from ollm_rl.rollout.acting import Acting
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.workspace import Workspace, open_workspace, shared_backbone
+from ollm_rl.session.local import Workspace, open_workspace, shared_backbone
 from tests.conftest import QUICK, QUICK_KEYS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]

@@ -19,9 +19,9 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.sampler import Act, Request, act_key
-from ollm_rl.session import open_again, recipe_of
+from ollm_rl.session.local import Workspace
+from ollm_rl.session.opening import open_again, recipe_of
 from ollm_rl.tasks import Task
-from ollm_rl.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from ollm_rl.options.policies import Critic, choose
 from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.local import Workspace
 from ollm_rl.tasks import Problem
-from ollm_rl.workspace import Workspace
 
 SEARCHES = (*FRONTIERS, "best_of_n")
 WIDTHS = {"beam": 8, "best_of_n": 8}

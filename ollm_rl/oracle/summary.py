@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ollm_rl.evaluation import breakdown, misbehaviour, wilson
+from ollm_rl.evaluation.metrics import breakdown, misbehaviour, wilson
 from ollm_rl.oracle.search import Search
 
 CURVE = (25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)

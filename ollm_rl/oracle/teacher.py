@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import DataError
-from ollm_rl.evaluation import breakdown, misbehaviour, wilson
+from ollm_rl.evaluation.metrics import breakdown, misbehaviour, wilson
 from ollm_rl.options.hidden_states import compute_hidden_states
 from ollm_rl.options.quality import moved
 from ollm_rl.rollout.episode import Episode, pack
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.local import Workspace
 from ollm_rl.tasks import Problem
-from ollm_rl.workspace import Workspace
 
 PICKERS = ("encoder", "cover")
 

@@ -21,7 +21,7 @@ from ollm_rl.oracle.search import Branch, Choice, Search
 from ollm_rl.rollout.engine import stay_in_place
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import REFILL
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 PATIENCE = 4  # texts that are followed one by one; after them, a wave has as many as were tried since
 

@@ -12,7 +12,7 @@ from agents.lora_grpo import LoRAGRPO
 from agents.trainers import score_few
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.evaluation import evaluate
+from ollm_rl.evaluation.evaluator import evaluate
 from ollm_rl.rollout.acting import Acting
 from ollm_rl.rollout.sampler import Request
 from tests.architectures import random_backbone

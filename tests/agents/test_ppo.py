@@ -15,7 +15,7 @@ from agents.prior import Prior
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError, WorkerError
-from ollm_rl.session import open_session
+from ollm_rl.session.opening import open_session
 from tests.agents.identity import accuracy, identity
 from tests.conftest import QUICK_KEYS
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs  # noqa: F401  (registers the environments)
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 NAME = "ollm_rl/LatentReasoning-v0"
 

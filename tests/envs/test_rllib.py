@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 def test_the_stock_runner_steps_the_batched_environment(tiny, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from ollm_rl.cli import main
 from ollm_rl.common.config_files import members
 from ollm_rl.config.compose import compose
-from ollm_rl.evaluation import evaluate
+from ollm_rl.evaluation.evaluator import evaluate
 from ollm_rl.experiment import cell_settings, of_tasks
 from tests.conftest import QUICK_KEYS
 

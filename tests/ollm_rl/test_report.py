@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ollm_rl.comparison import conclude, learning_curve, pool
+from ollm_rl.evaluation.comparison import conclude, learning_curve, pool
 from ollm_rl.plots import _over_seeds, draw
 from ollm_rl.report import results_table, write_report
 

@@ -17,11 +17,11 @@ from ollm_rl.cluster.workspace import ClusterWorkspace
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.evaluation import evaluate
+from ollm_rl.evaluation.evaluator import evaluate
+from ollm_rl.evaluation.replay import replay
 from ollm_rl.experiment import search_policy
 from ollm_rl.oracle import Oracle
-from ollm_rl.replay import replay
-from ollm_rl.session import open_session, task_of
+from ollm_rl.session.opening import open_session, task_of
 from tests.conftest import QUICK_KEYS
 from tests.ollm_rl.cluster.faulty import Once
 

@@ -33,7 +33,7 @@ def nothing_starts(monkeypatch):
         raise AssertionError("the run has begun")
 
     monkeypatch.setattr("ollm_rl.common.run_dir.Run.__init__", started)
-    monkeypatch.setattr("ollm_rl.session.open_session", started)
+    monkeypatch.setattr("ollm_rl.session.opening.open_session", started)
 
 
 @pytest.mark.parametrize("value", ODD)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 
 def resized(space: Workspace, **settings) -> Iterator[Workspace]:

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from ollm_rl.config import compose as config
+from ollm_rl.common.config_files import members
+from ollm_rl.config import checks
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation.replay import replay
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.oracle import FRONTIERS, Oracle, summarise
 from ollm_rl.oracle.oracle import SEARCHES
-from ollm_rl.replay import replay
+from ollm_rl.session.local import Workspace
 from ollm_rl.tasks import ChainSum
-from ollm_rl.workspace import Workspace
 
 
 @pytest.fixture
@@ -244,8 +245,8 @@ def test_departures_are_those_of_the_solution(tiny, prior, monkeypatch):
 
 def test_the_configuration_knows_the_searches():
     """It names them apart, for checking a key should not import torch."""
-    assert set(config.SEARCHES) == {*SEARCHES, "teacher_forced"}
-    assert set(config.members("oracle")) == set(config.SEARCHES)
+    assert set(checks.SEARCHES) == {*SEARCHES, "teacher_forced"}
+    assert set(members("oracle")) == set(checks.SEARCHES)
 
 
 def test_an_unknown_search_is_refused(tiny, prior):

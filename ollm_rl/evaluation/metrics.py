@@ -1,36 +1,21 @@
-"""Evaluation of an agent on held-out problems: accuracy with its interval, sampled accuracy, misbehaviour."""
+"""Statistics of judged episodes: intervals, pass@k, majorities, breakdowns, degenerate texts, paired tests. No model runs here."""
 
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ollm_rl.common.progress import track
-from ollm_rl.errors import ConfigurationError
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import MAX_ANSWER
-from ollm_rl.rollout.acting import Acting
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.rollout.sampler import Request
-from ollm_rl.tasks import Problem, make_task
+from ollm_rl.tasks import Problem
 from ollm_rl.tasks.base import values_of
-from ollm_rl.workspace import Workspace
 
 BREAKDOWN = ("domain", "difficulty", "source")
-
-
-@dataclass
-class Evaluation:
-    """A row of `results.json`, the greedy episodes (one per problem) and the sampled ones (k per problem)."""
-
-    row: dict
-    greedy: list[Episode]
-    sampled: list[Episode]
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -116,7 +101,7 @@ def breakdown(judged: Sequence[tuple[Problem, bool]]) -> dict[str, dict[str, dic
             for name in dict.fromkeys(_group(v, steps) for v in vs):
                 groups.setdefault(name, []).append(solved)
         if len(groups) > 1:
-            found[field] = {name: _share(sum(s), len(s)) for name, s in sorted(groups.items(), key=_order)}
+            found[field] = {name: share(sum(s), len(s)) for name, s in sorted(groups.items(), key=_order)}
     return found
 
 
@@ -132,7 +117,7 @@ def _order(group: tuple[str, Any]) -> tuple:
     return (0, float(number), "") if number.replace(".", "", 1).isdigit() else (1, 0.0, group[0])
 
 
-def _share(solved: float, n: int) -> dict:
+def share(solved: float, n: int) -> dict:
     return {"n": n, "accuracy": solved / max(n, 1), "accuracy_ci95": list(wilson(solved, n))}
 
 
@@ -144,7 +129,7 @@ def pool_breakdowns(parts: Sequence[dict[str, dict[str, dict]]]) -> dict[str, di
         rows = {name: [part[field][name] for part in parts if name in part.get(field, {})] for name in names}
         if rows:
             found[field] = {
-                name: _share(sum(r["accuracy"] * r["n"] for r in some), sum(r["n"] for r in some))
+                name: share(sum(r["accuracy"] * r["n"] for r in some), sum(r["n"] for r in some))
                 for name, some in sorted(rows.items(), key=_order)
             }
     return found
@@ -175,69 +160,6 @@ def foreign_script(text: str) -> bool:
     )
 
 
-def evaluate(
-    workspace: Workspace, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
-) -> Evaluation:
-    """One greedy answer and k sampled ones for every problem.
-
-    An agent with a model of its own (`acting_workspace`) acts with that. The seeds of the episodes depend on `seed` and the
-    problem's place only, so agents are compared on equal terms.
-
-    Raises:
-        ConfigurationError: k is negative.
-    """
-    if k < 0:
-        raise ConfigurationError(f"evaluate.samples={k}; expected 0 or more sampled answers per problem")
-    workspace = getattr(agent, "acting_workspace", workspace)
-    draw = np.random.default_rng((seed, len(problems)))
-    seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
-    greedy, sampling = Acting(agent, True), Acting(agent, False)
-    # All episodes of a problem go together, so that the engine runs what they share once.
-    requests = [
-        Request(p, x, sampling if i else greedy) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)
-    ]
-    from_logits = bool(getattr(agent, "acts_on_logits", False))
-    with track(f"evaluate {name}", len(requests), "episodes") as bar:
-        episodes = workspace.rollout(requests, sampling, keep_hidden=False, from_logits=from_logits, bar=bar)
-    first = episodes[:: k + 1]
-    rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
-    return Evaluation(results_row(name, first, rest, k), first, rest)
-
-
-def evaluate_variants(workspace: Workspace, agent, settings: dict, n: int, seed: int = 0) -> dict[str, dict]:
-    """Greedy accuracy out of distribution: on `n` test problems of each of the task's variants, with the task's own examples.
-
-    Args:
-        settings: of the task, which a variant changes.
-    """
-    space, found = getattr(agent, "acting_workspace", workspace), {}
-    from_logits = bool(getattr(agent, "acts_on_logits", False))
-    for name, changed in space.task.variants.items():
-        task = make_task(**{**settings, **changed})
-        engine = {**space.engine_settings, "max_new_tokens": task.max_new_tokens}
-        other = Workspace(space.backbone, space.plugin, task, engine, seed, space.judge)
-        other.prompter, other.chunk = space.prompter, space.chunk
-        requests = [Request(p, i) for i, p in enumerate(other.problems("test", n, seed))]
-        with track(f"evaluate on {name}", len(requests), "episodes") as bar:
-            episodes = other.rollout(requests, Acting(agent, True), keep_hidden=False, from_logits=from_logits, bar=bar)
-        solved = [e.solved for e in episodes]
-        found[name] = {**_share(sum(solved), len(solved)), "solved": solved, **misbehaviour(episodes)}
-    return found
-
-
-def kl_from_start(workspace: Workspace, agent, problems: Sequence[Problem], seed: int = 0) -> float | None:
-    """Nats an episode between the agent and what it began as, mean over one sampled episode of each problem.
-
-    None for an agent that cannot tell (`divergence(episodes)`).
-    """
-    if not callable(getattr(agent, "divergence", None)):
-        return None
-    space, from_logits = getattr(agent, "acting_workspace", workspace), bool(getattr(agent, "acts_on_logits", False))
-    seeds = np.random.default_rng((seed, 1)).integers(2**31, size=len(problems)).tolist()
-    requests = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
-    return float(np.mean(agent.divergence(space.rollout(requests, Acting(agent, False), from_logits=from_logits))))
-
-
 def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int) -> dict:
     """The evaluation's figures under the names of `results.json`."""
     n = len(greedy)
@@ -255,3 +177,31 @@ def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int
         "verdicts": dict(Counter(e.verdict for e in greedy if e.verdict).most_common()),
         "breakdown": breakdown([(e.problem, e.solved) for e in greedy]),
     }
+
+
+RESAMPLES = 10_000
+
+
+def bootstrap(differences: np.ndarray, problems: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
+    """The mean of paired differences, its 95% percentile interval and a two-sided p-value (Efron and Tibshirani 1993, ch. 16).
+
+    Args:
+        problems: (n,) what each difference is about: those of one problem, met with several seeds, are drawn together, for they
+            are hardly independent.
+
+    Returns:
+        "", "_ci95" and "_p", keys to be put behind a name.
+    """
+    draws = np.random.default_rng(seed)
+    _, cluster = (
+        np.unique(list(problems), return_inverse=True) if problems is not None else (0, np.arange(len(differences)))
+    )
+    sums, counts = np.bincount(cluster, differences), np.bincount(cluster)
+    n = len(sums)
+    # In parts: one index for every problem of every resample would take memory without need.
+    chosen = (draws.integers(n, size=(RESAMPLES // 10, n)) for _ in range(10))
+    means = np.concatenate([sums[some].sum(1) / counts[some].sum(1) for some in chosen])
+    low, high = np.percentile(means, [2.5, 97.5])
+    tail = min((means <= 0).mean(), (means >= 0).mean())
+    p = min(1.0, max(2 * tail, 2 / RESAMPLES))
+    return {"": float(differences.mean()), "_ci95": [float(low), float(high)], "_p": float(p)}

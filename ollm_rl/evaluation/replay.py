@@ -6,7 +6,7 @@ import torch
 
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.workspace import Workspace
+from ollm_rl.session.local import Workspace
 
 AT_ONCE = 64  # episodes
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ollm_rl.evaluation.replay import replay
 from ollm_rl.options.option_lm import Options
-from ollm_rl.replay import replay
 from ollm_rl.rollout.sampler import Request, rollout
+from ollm_rl.session.local import Workspace
 from ollm_rl.tasks import Problem
-from ollm_rl.workspace import Workspace
 
 AT_ONCE = 32  # solutions that are forced through the engine side by side
 CONTEXT = 24  # characters before a token that are kept as its context

@@ -5,19 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from ollm_rl.comparison import (
+from ollm_rl.comparison_tables import comparison_tables
+from ollm_rl.evaluation.comparison import (
     WINDOW,
     add_areas,
     add_thresholds,
-    bootstrap,
     conclude,
     paired_tests,
     pool,
     pool_curves,
     trailing,
 )
-from ollm_rl.comparison_tables import comparison_tables
-from ollm_rl.evaluation import wilson
+from ollm_rl.evaluation.metrics import bootstrap, wilson
 
 
 def learner(root, agent, seed, curve, **row):

@@ -18,9 +18,9 @@ from ollm_rl.options.policies import Critic
 from ollm_rl.oracle import Oracle
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
+from ollm_rl.session.local import Workspace, shared_backbone
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
-from ollm_rl.workspace import Workspace, shared_backbone
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import pytest
 
 from agents.prior import Prior
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.evaluation import (
+from ollm_rl.evaluation.evaluator import evaluate
+from ollm_rl.evaluation.metrics import (
     breakdown,
-    evaluate,
     foreign_script,
     majority,
     pass_at_k,

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from ollm_rl.common.run_dir import whole_lines
-from ollm_rl.evaluation import pool_breakdowns, sampled_figure, samples_of, wilson
+from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, sampled_figure, samples_of, wilson
 
-RESAMPLES = 10_000
 WINDOW = 256  # episodes of which learning curves show the mean
 UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
 
@@ -116,31 +115,6 @@ def mark_variants(pooled: dict, rows: list[dict]) -> None:
             found |= {"before": before.mean(), **{f"change{k}": v for k, v in bootstrap(after - before).items()}}
             found["worse"] = "yes" if found["change_ci95"][1] < 0 else "perhaps" if found["change"] < 0 else "no"
         pooled["ood"][name] = {k: float(v) if isinstance(v, np.floating) else v for k, v in found.items()}
-
-
-def bootstrap(differences: np.ndarray, problems: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
-    """The mean of paired differences, its 95% percentile interval and a two-sided p-value (Efron and Tibshirani 1993, ch. 16).
-
-    Args:
-        problems: (n,) what each difference is about: those of one problem, met with several seeds, are drawn together, for they
-            are hardly independent.
-
-    Returns:
-        "", "_ci95" and "_p", keys to be put behind a name.
-    """
-    draws = np.random.default_rng(seed)
-    _, cluster = (
-        np.unique(list(problems), return_inverse=True) if problems is not None else (0, np.arange(len(differences)))
-    )
-    sums, counts = np.bincount(cluster, differences), np.bincount(cluster)
-    n = len(sums)
-    # In parts: one index for every problem of every resample would take memory without need.
-    chosen = (draws.integers(n, size=(RESAMPLES // 10, n)) for _ in range(10))
-    means = np.concatenate([sums[some].sum(1) / counts[some].sum(1) for some in chosen])
-    low, high = np.percentile(means, [2.5, 97.5])
-    tail = min((means <= 0).mean(), (means >= 0).mean())
-    p = min(1.0, max(2 * tail, 2 / RESAMPLES))
-    return {"": float(differences.mean()), "_ci95": [float(low), float(high)], "_p": float(p)}
 
 
 def paired_tests(rows: list[dict], root: Path) -> list[dict]:
