@@ -22,7 +22,7 @@ from ollm_rl.config.compose import compose
 from ollm_rl.experiment import search_policy
 from ollm_rl.oracle import Oracle, Search, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
-from ollm_rl.plots import draw_curves
+from ollm_rl.report.plots import draw_curves
 from ollm_rl.session.opening import open_session
 
 BUDGETS = (100, 200, 500, 1000, 2000, 5000, 10_000)

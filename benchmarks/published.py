@@ -10,8 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ollm_rl.comparison_tables import Text, comparison_tables
-from ollm_rl.report import breakdown_tables, results_table
+from ollm_rl.report.tables import Text, breakdown_tables, comparison_tables, results_table
 
 PLOTS = ("headroom", "learning_costs")
 LEFT_OUT = {"changes", "verdicts", "solved", "breakdown"}  # of rows: long, and in the tables where they say something

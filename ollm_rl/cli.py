@@ -115,7 +115,7 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
     """show what the options say on gold solutions, or in the answer to inspect.prompt=<text>"""
     from ollm_rl.errors import DataError
     from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
-    from ollm_rl.inspection_page import prompt_table, write_page
+    from ollm_rl.report.inspection_page import prompt_table, write_page
     from ollm_rl.session.opening import open_session
 
     config = settings.config
@@ -169,7 +169,8 @@ def _conversion(run: Run) -> dict:
 
 
 def _present(settings: Settings, run: Run, results: dict) -> None:
-    from ollm_rl.report import terminal_tables, write_report
+    from ollm_rl.report.html import write_report
+    from ollm_rl.report.tables import terminal_tables
 
     run.write_json("results.json", results)
     page = write_report(run.path, results, settings.yaml())
@@ -231,7 +232,7 @@ def _dispatch(arguments: list[str]) -> None:
     if len(jobs) > 1 and "--dry-run" not in flags:
         results = gather(run_all(verb, jobs, lambda name, settings, given: VERBS[name](settings, given)))
         if results.get("rows"):
-            from ollm_rl.report import terminal_table
+            from ollm_rl.report.tables import terminal_table
 
             out.print(terminal_table(results))
         return

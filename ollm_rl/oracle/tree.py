@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.options.policies import Critic
-from ollm_rl.oracle.kept import KeptTexts
+from ollm_rl.oracle.kv_store import KeptTexts
 from ollm_rl.oracle.search import Branch, Choice, Search
 from ollm_rl.rollout.engine import stay_in_place
 from ollm_rl.rollout.episode import Episode

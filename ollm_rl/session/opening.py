@@ -85,7 +85,7 @@ def open_workers(settings: Settings, seed: int) -> Workspace:
     """The workspace of a driver whose workers have the model, if there are to be any; else as `open_session`."""
     if not settings.config.rollout.num_workers:
         return open_session(settings, seed)
-    from ollm_rl.cluster.workspace import ClusterWorkspace
+    from ollm_rl.cluster.session import ClusterWorkspace
 
     return ClusterWorkspace(settings, task_of(settings.config), seed)
 

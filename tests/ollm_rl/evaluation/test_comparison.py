@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from ollm_rl.comparison_tables import comparison_tables
 from ollm_rl.evaluation.comparison import (
     WINDOW,
     add_areas,
@@ -17,6 +16,7 @@ from ollm_rl.evaluation.comparison import (
     trailing,
 )
 from ollm_rl.evaluation.metrics import bootstrap, wilson
+from ollm_rl.report.tables import comparison_tables
 
 
 def learner(root, agent, seed, curve, **row):

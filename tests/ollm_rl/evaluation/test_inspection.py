@@ -6,8 +6,8 @@ import torch
 from ollm_rl.cli import main
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
-from ollm_rl.inspection_page import visible, write_page
 from ollm_rl.options.hidden_states import compute_hidden_states
+from ollm_rl.report.inspection_page import visible, write_page
 from tests.conftest import QUICK_KEYS
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from agents.grpo import GRPO
 from agents.prior import Prior
-from ollm_rl.cluster.workspace import ClusterWorkspace
+from ollm_rl.cluster.session import ClusterWorkspace
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError

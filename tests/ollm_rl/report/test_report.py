@@ -5,8 +5,9 @@ import json
 import pytest
 
 from ollm_rl.evaluation.comparison import conclude, learning_curve, pool
-from ollm_rl.plots import _over_seeds, draw
-from ollm_rl.report import results_table, write_report
+from ollm_rl.report.html import write_report
+from ollm_rl.report.plots import _over_seeds, draw
+from ollm_rl.report.tables import results_table
 
 
 def comparison(root, verdicts):

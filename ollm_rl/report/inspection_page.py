@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ollm_rl.evaluation.inspection import Meaning, Position
-from ollm_rl.report import STYLE
+from ollm_rl.report.style import STYLE
 from ollm_rl.tasks import Problem
 
 MORE_STYLE = """

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from ollm_rl.evaluation.comparison import learning_curve, trailing
 from ollm_rl.evaluation.metrics import sampled_figure, samples_of
-
-PALETTE = (
-    "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
-)  # fmt: skip
+from ollm_rl.report.style import PALETTE
 
 
 def draw(root: Path, results: dict) -> list[Path]:

@@ -5,136 +5,14 @@ import html
 from collections import Counter
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
 from ollm_rl.common.run_dir import stored_json
-from ollm_rl.comparison_tables import Text, comparison_tables
 from ollm_rl.evaluation.comparison import cell_folder, replays_of
-from ollm_rl.evaluation.metrics import sampled_figure, samples_of
-from ollm_rl.plots import draw
-
-COLUMNS = (  # after accuracy come those of sampled answers
-    ("agent", "agent"),
-    ("seed", "seed"),
-    ("n_problems", "n"),
-    ("accuracy", "accuracy"),
-    ("train_episodes", "episodes"),
-    ("train_seconds", "train s"),
-    ("no_answer_rate", "no ans."),
-    ("repetition_rate", "repet."),
-    ("foreign_script_rate", "foreign"),
-)
+from ollm_rl.evaluation.metrics import samples_of
+from ollm_rl.report.plots import draw
+from ollm_rl.report.style import STYLE
+from ollm_rl.report.tables import Text, breakdown_tables, comparison_tables, num_pooled, results_table
 
 FIRST = "headroom"  # the plot that says most in one look
-
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330;background:#fff}
-h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #d8dde6}
-table{border-collapse:collapse;font-size:.9rem;width:100%} td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef}
-td:first-child,th:first-child{text-align:left} .ci{color:#6a7485;font-size:.8rem;white-space:nowrap} .all td{font-weight:600} img{max-width:100%}
-.episode{border:1px solid #d8dde6;border-radius:6px;padding:.7rem .9rem;margin:.8rem 0}
-.solved{border-left:5px solid #3a7d44} .failed{border-left:5px solid #c8553d}
-.problem{color:#4a5364;margin-bottom:.5rem} .trace{font-family:ui-monospace,monospace;line-height:3.1}
-.t{display:inline-block;text-align:center;vertical-align:top;line-height:1.25;margin:0 1px;padding:1px 3px;border-radius:4px;cursor:default;position:relative;white-space:pre}
-.t small{display:block;font-size:.62rem;color:#6a7485} .d{background:#e3edf8} .d.rare{background:#f8dfd2}
-.t .o{display:none;position:absolute;z-index:2;left:0;top:2.5rem;background:#fff;border:1px solid #aeb7c6;border-radius:5px;padding:.4rem .6rem;font-size:.78rem;text-align:left;box-shadow:0 3px 10px #0002}
-.t:hover .o,.t:focus .o{display:block} .picked{font-weight:700} .note{color:#4a5364;font-size:.9rem}
-pre{background:#f4f6f9;padding:.7rem;overflow:auto;font-size:.8rem}
-"""
-
-
-def terminal_table(results: dict) -> Table:
-    """Rows per agent and seed, after the pooled ones if there are several seeds."""
-    text, pooled = results_table(results), _num_pooled(results)
-    table = _terminal(Text(text.title, "", text.head, []))
-    for row in text.body[:pooled]:
-        table.add_row(*map(escape, row), style="bold")
-    table.add_section()
-    for row in text.body[pooled:]:
-        table.add_row(*map(escape, row))
-    return table
-
-
-def _num_pooled(results: dict) -> int:
-    """How many rows of the table, the first ones, are of several seeds."""
-    pooled = results.get("pooled", [])
-    return len(pooled) if any(len(p["seeds"]) > 1 for p in pooled) else 0
-
-
-def results_table(results: dict) -> Text:
-    """Rows per agent and seed, after the pooled ones if there are several seeds, as text."""
-    pooled = results.get("pooled", [])[: _num_pooled(results)]
-    rows = [*({**p, "seed": f"all {len(p['seeds'])}"} for p in pooled), *results["rows"]]
-    title = f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval"
-    ks = samples_of(rows)
-    sampled = [f"{figure}@{k}" for k in ks for figure in ("avg", "pass", "maj")]
-    before = [title for _, title in COLUMNS].index("accuracy") + 1
-    titles = [title for _, title in COLUMNS]
-    # Figures of another number of samples are no more comparable than those of another column.
-    body = [
-        cells[:before] + _sampled_cells(row, ks) + cells[before:]
-        for row, cells in zip(rows, map(_cells, rows), strict=True)
-    ]
-    return Text(title, "", titles[:before] + sampled + titles[before:], body)
-
-
-def _sampled_cells(row: dict, ks: list[int]) -> list[str]:
-    values = [sampled_figure(row, figure, k) for k in ks for figure in ("avg", "pass", "maj")]
-    return ["-" if value is None else f"{value:.3f}" for value in values]
-
-
-def _cells(row: dict) -> list[str]:
-    cells = []
-    for key, _ in COLUMNS:
-        value = row.get(key)
-        if value is None:
-            cells.append("-")
-        elif key == "accuracy":
-            low, high = row["accuracy_ci95"]
-            cells.append(f"{value:.3f} [{low:.2f}, {high:.2f}]")
-        elif key in ("train_seconds", "train_episodes"):
-            cells.append(f"{value:.0f}")
-        else:
-            cells.append(f"{value:.3f}" if isinstance(value, float) else str(value))
-    return cells
-
-
-def breakdown_tables(results: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, head and rows of a table for every column that problems differ in: a row a value, a column an agent."""
-    rows = results.get("pooled") or results["rows"]
-    parts = {r["agent"]: r.get("breakdown") or {} for r in rows}
-    tables = []
-    for field in dict.fromkeys(f for part in parts.values() for f in part):
-        names = dict.fromkeys(name for part in parts.values() for name in part.get(field, {}))
-        body = []
-        for name in names:
-            cells = [part.get(field, {}).get(name) for part in parts.values()]
-            n = max(c["n"] for c in cells if c)
-            body.append([name, str(n), *[_share_cell(c) for c in cells]])
-        tables.append((field, [field, "n", *parts], body))
-    return tables
-
-
-def _share_cell(cell: dict | None) -> str:
-    return "-" if cell is None else "{:.3f} [{:.2f}, {:.2f}]".format(cell["accuracy"], *cell["accuracy_ci95"])
-
-
-def terminal_tables(results: dict) -> list[Table]:
-    """The results, and their breakdowns."""
-    tables = [terminal_table(results), *map(_terminal, comparison_tables(results))]
-    for field, head, body in breakdown_tables(results):
-        tables.append(_terminal(Text(f"accuracy by {field}", "", head, body)))
-    return tables
-
-
-def _terminal(text: Text) -> Table:
-    table = Table(title=text.title)
-    for i, title in enumerate(text.head):
-        table.add_column(title, justify="right" if i else "left")
-    for row in text.body:
-        table.add_row(*map(escape, row))
-    return table
 
 
 def write_report(root: Path, results: dict, config: str = "") -> Path:
@@ -147,7 +25,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
     ]
     parts.append(f"95% Wilson interval.{_sampling_note(results)}</p>")
     parts += [_image(plot) for plot in plots if plot.stem == FIRST]
-    parts += ["<h2>Results</h2>", _html_table(results_table(results), _num_pooled(results))]
+    parts += ["<h2>Results</h2>", _html_table(results_table(results), num_pooled(results))]
     parts += [_verdicts_note(results), _oracle_note(results)]
     parts += map(_text_html, comparison_tables(results))
     parts += [_text_html(Text(f"By {field}", "", head, body)) for field, head, body in breakdown_tables(results)]

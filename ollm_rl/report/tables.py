@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from rich.markup import escape
+from rich.table import Table
+
 from ollm_rl.evaluation.comparison import WINDOW
+from ollm_rl.evaluation.metrics import sampled_figure, samples_of
 
 
 @dataclass
@@ -169,3 +173,109 @@ def _share(found: dict) -> str:
 
 def _number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+COLUMNS = (  # after accuracy come those of sampled answers
+    ("agent", "agent"),
+    ("seed", "seed"),
+    ("n_problems", "n"),
+    ("accuracy", "accuracy"),
+    ("train_episodes", "episodes"),
+    ("train_seconds", "train s"),
+    ("no_answer_rate", "no ans."),
+    ("repetition_rate", "repet."),
+    ("foreign_script_rate", "foreign"),
+)
+
+
+def terminal_table(results: dict) -> Table:
+    """Rows per agent and seed, after the pooled ones if there are several seeds."""
+    text, pooled = results_table(results), num_pooled(results)
+    table = _terminal(Text(text.title, "", text.head, []))
+    for row in text.body[:pooled]:
+        table.add_row(*map(escape, row), style="bold")
+    table.add_section()
+    for row in text.body[pooled:]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def num_pooled(results: dict) -> int:
+    """How many rows of the table, the first ones, are of several seeds."""
+    pooled = results.get("pooled", [])
+    return len(pooled) if any(len(p["seeds"]) > 1 for p in pooled) else 0
+
+
+def results_table(results: dict) -> Text:
+    """Rows per agent and seed, after the pooled ones if there are several seeds, as text."""
+    pooled = results.get("pooled", [])[: num_pooled(results)]
+    rows = [*({**p, "seed": f"all {len(p['seeds'])}"} for p in pooled), *results["rows"]]
+    title = f"{results['task']} with {results['backbone']}, greedy accuracy with 95% interval"
+    ks = samples_of(rows)
+    sampled = [f"{figure}@{k}" for k in ks for figure in ("avg", "pass", "maj")]
+    before = [title for _, title in COLUMNS].index("accuracy") + 1
+    titles = [title for _, title in COLUMNS]
+    # Figures of another number of samples are no more comparable than those of another column.
+    body = [
+        cells[:before] + _sampled_cells(row, ks) + cells[before:]
+        for row, cells in zip(rows, map(_cells, rows), strict=True)
+    ]
+    return Text(title, "", titles[:before] + sampled + titles[before:], body)
+
+
+def _sampled_cells(row: dict, ks: list[int]) -> list[str]:
+    values = [sampled_figure(row, figure, k) for k in ks for figure in ("avg", "pass", "maj")]
+    return ["-" if value is None else f"{value:.3f}" for value in values]
+
+
+def _cells(row: dict) -> list[str]:
+    cells = []
+    for key, _ in COLUMNS:
+        value = row.get(key)
+        if value is None:
+            cells.append("-")
+        elif key == "accuracy":
+            low, high = row["accuracy_ci95"]
+            cells.append(f"{value:.3f} [{low:.2f}, {high:.2f}]")
+        elif key in ("train_seconds", "train_episodes"):
+            cells.append(f"{value:.0f}")
+        else:
+            cells.append(f"{value:.3f}" if isinstance(value, float) else str(value))
+    return cells
+
+
+def breakdown_tables(results: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and rows of a table for every column that problems differ in: a row a value, a column an agent."""
+    rows = results.get("pooled") or results["rows"]
+    parts = {r["agent"]: r.get("breakdown") or {} for r in rows}
+    tables = []
+    for field in dict.fromkeys(f for part in parts.values() for f in part):
+        names = dict.fromkeys(name for part in parts.values() for name in part.get(field, {}))
+        body = []
+        for name in names:
+            cells = [part.get(field, {}).get(name) for part in parts.values()]
+            n = max(c["n"] for c in cells if c)
+            body.append([name, str(n), *[_share_cell(c) for c in cells]])
+        tables.append((field, [field, "n", *parts], body))
+    return tables
+
+
+def _share_cell(cell: dict | None) -> str:
+    return "-" if cell is None else "{:.3f} [{:.2f}, {:.2f}]".format(cell["accuracy"], *cell["accuracy_ci95"])
+
+
+def terminal_tables(results: dict) -> list[Table]:
+    """The results, and their breakdowns."""
+    tables = [terminal_table(results), *map(_terminal, comparison_tables(results))]
+    for field, head, body in breakdown_tables(results):
+        tables.append(_terminal(Text(f"accuracy by {field}", "", head, body)))
+    return tables
+
+
+def _terminal(text: Text) -> Table:
+    table = Table(title=text.title)
+    for i, title in enumerate(text.head):
+        table.add_column(title, justify="right" if i else "left")
+    for row in text.body:
+        table.add_row(*map(escape, row))
+    return table
