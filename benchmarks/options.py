@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
-from ollm_rl.experiment import compare
+from ollm_rl.experiments.compare import compare
 
 
 def cell(objective: str, num_options: int, seed: int, problems: int, split: str, extra: list[str]) -> dict:

@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from ollm_rl.config.compose import compose
-from ollm_rl.experiment import search_policy
+from ollm_rl.experiments.oracle_run import search_policy
 from ollm_rl.oracle import Oracle, Search, summarise
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.report.plots import draw_curves

@@ -15,7 +15,7 @@ from typing import Any
 
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
-from ollm_rl.experiment import Lab, run_cell
+from ollm_rl.experiments.single import Lab, run_cell
 
 RATES = {
     "grpo": (5e-5, 1e-4, 3e-4),

@@ -1,5 +1,5 @@
 """`python -m ollm_rl`, the same as `ollm-rl`."""
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 
 main()

@@ -10,7 +10,7 @@ import torch
 
 import envs  # noqa: F401 (registers the environments)
 from agents.prior import Prior
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.rollout.acting import Acting
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.local import Workspace, open_workspace, shared_backbone

@@ -40,7 +40,7 @@ def test_ray_and_trl_stay_where_they_are_needed():
 
 def test_engine_oracle_and_grpo_run_without_ray():
     code = (
-        "import sys, envs, agents.grpo, agents.distill, agents.full_head, ollm_rl.cli, ollm_rl.experiment, ollm_rl.oracle;"
+        "import sys, envs, agents.grpo, agents.distill, agents.full_head, ollm_rl.cli.verbs, ollm_rl.experiments.single, ollm_rl.oracle;"
         "print([m for m in ('ray', 'trl', 'peft') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,6 +1,5 @@
 """A configuration made real: workspace, agents and searches, with the cheap checks before the expensive steps."""
 
-import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import Settings, locate, plain
-from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import plugin_for
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.options.policies import Critic
-from ollm_rl.oracle import Oracle
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.session.local import Workspace, shared_backbone
@@ -81,15 +77,6 @@ def open_again(recipe: tuple[Any, dict[str, str]], seed: int, plugin: PlugIn | N
     return space
 
 
-def open_workers(settings: Settings, seed: int) -> Workspace:
-    """The workspace of a driver whose workers have the model, if there are to be any; else as `open_session`."""
-    if not settings.config.rollout.num_workers:
-        return open_session(settings, seed)
-    from ollm_rl.cluster.session import ClusterWorkspace
-
-    return ClusterWorkspace(settings, task_of(settings.config), seed)
-
-
 def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:
     """Refuse solutions that the backbone cannot read, and a budget that holds no episode, before a conversion is begun; say it if
     it holds fewer than wanted."""
@@ -98,37 +85,3 @@ def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:
     slots = slots_within(backbone, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
     if slots < engine["num_slots"]:
         log.info("engine.kv_cache_gib=%s holds %d episodes at once", engine["kv_cache_gib"], slots)
-
-
-def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = None):
-    """Instantiate an agent: its class is called with the workspace and its settings.
-
-    Raises:
-        ConfigurationError: the class does not take one of the settings, or lacks a method.
-    """
-    kind = locate(agent._target_)
-    values = {k: v for k, v in plain(agent).items() if k != "_target_"}
-    try:
-        inspect.signature(kind).bind(workspace, **values)
-    except TypeError as error:
-        names = list(inspect.signature(kind).parameters)[1:]
-        hint = "".join(did_you_mean(k, names) for k in values if k not in names)
-        expected = f"It takes {', '.join(names) or 'no settings'}."
-        raise ConfigurationError(f"agent._target_={agent._target_}: {error}. {expected}{hint}") from error
-    made = kind(workspace, **values)
-    for method in ("learn", "predict", "save", "load"):
-        if not callable(getattr(made, method, None)):
-            raise ConfigurationError(f"agent._target_={agent._target_} has no method '{method}'; see docs/agents.md")
-    if policy is not None:
-        made.load(policy)
-    return made
-
-
-def make_oracle(workspace: Workspace, config: DictConfig, policy, search: str | None = None) -> Oracle:
-    """The configured search over `policy`, or `search` with its settings."""
-    values = {k: v for k, v in plain(config.oracle).items() if k not in ("num_problems", "also", "search")}
-    if values["critic"] is not None:
-        values["critic"] = Critic.from_pretrained(values["critic"], workspace.backbone.fingerprint).to(
-            workspace.backbone.device
-        )
-    return Oracle(workspace, policy, search=search or config.oracle.search, **values)

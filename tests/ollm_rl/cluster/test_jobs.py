@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.cluster.jobs import side_by_side
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
-from ollm_rl.experiment import run_parts
+from ollm_rl.experiments.compare import run_parts
 from tests.conftest import QUICK_KEYS
 
 pytestmark = pytest.mark.usefixtures("cluster")

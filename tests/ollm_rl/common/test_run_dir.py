@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, whole_lines
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.experiment import Lab, run_cell
+from ollm_rl.experiments.single import Lab, run_cell
 from tests.conftest import QUICK_KEYS
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,13 @@ import random
 import pytest
 from omegaconf import OmegaConf
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
+from ollm_rl.cli.sweep import combinations
 from ollm_rl.common.config_files import GROUPS
 from ollm_rl.config.checks import check_values
 from ollm_rl.config.compose import compose, plain, preflight
 from ollm_rl.config.overrides import keys
 from ollm_rl.errors import ConfigurationError, OLLMError
-from ollm_rl.multirun import combinations
 from tests.conftest import QUICK_KEYS
 
 ODD = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
 from ollm_rl.options.hidden_states import compute_hidden_states

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.errors import BackboneError
 from ollm_rl.models import smollm2
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.errors import ConfigurationError, RewardError
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.rollout.episode import Episode

@@ -113,7 +113,7 @@ def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list
 
 
 def _job(verb: str, overrides: list[str]) -> None:
-    from ollm_rl.cli import VERBS
+    from ollm_rl.cli.verbs import VERBS
 
     settings = compose(overrides)
     preflight(settings.config)

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from ollm_rl.cli.estimate import estimate
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.estimate import estimate
 
 
 @pytest.mark.parametrize(

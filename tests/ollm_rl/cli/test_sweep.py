@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
+from ollm_rl.cli.sweep import alternatives, combinations
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.multirun import alternatives, combinations
 from tests.conftest import QUICK_KEYS
 
 

@@ -5,11 +5,11 @@ import textwrap
 
 import pytest
 
-from ollm_rl.cli import main
+from ollm_rl.cli.app import main
 from ollm_rl.common.config_files import members
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.evaluator import evaluate
-from ollm_rl.experiment import cell_settings, of_tasks
+from ollm_rl.experiments.overrides import cell_settings, of_tasks
 from tests.conftest import QUICK_KEYS
 
 KEYS = [*QUICK_KEYS, "agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32"]
@@ -78,7 +78,7 @@ def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, 
         evaluated.append(name)
         return evaluate(space, agent, name, *rest)
 
-    monkeypatch.setattr("ollm_rl.experiment.evaluate", watched)
+    monkeypatch.setattr("ollm_rl.experiments.single.evaluate", watched)
     main(
         [
             "compare",
@@ -300,7 +300,7 @@ def test_a_policy_is_distilled_from_searches(tmp_path, capsys):
 
 
 def test_a_comparison_keeps_what_was_given_for_its_agents(tmp_path):
-    from ollm_rl.experiment import shared, with_overrides
+    from ollm_rl.experiments.overrides import shared, with_overrides
 
     given = ["agents=[prior,grpo]", "agent.total_episodes=128", "grpo.beta=0.1", "evaluate.samples=2"]
     kept = with_overrides(compose(shared(given)), given)

@@ -1,0 +1,92 @@
+"""TODO."""
+
+import logging
+import sys
+
+from rich.logging import RichHandler
+from rich.text import Text
+
+from ollm_rl.cli.sweep import SWEPT, combinations, gather, run_all
+from ollm_rl.cli.verbs import VERBS, out
+from ollm_rl.common.config_files import GROUPS, members
+from ollm_rl.common.progress import console as err
+from ollm_rl.config.checks import check_values
+from ollm_rl.config.compose import compose, preflight
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {name:<10}{f.__doc__}" for name, f in VERBS.items())
+    groups = "\n".join(f"  {g + '=':<12}{' | '.join(members(g))}" for g in GROUPS)
+    return (
+        f"usage: ollm-rl <verb> [group=choice] [key=value ...] [--dry-run]\n\nverbs\n{verbs}\n\ngroups\n{groups}\n\n"
+        "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
+        "  agents=[...] seeds=[...] for compare\n\n"
+        "  key=a,b runs the verb with each: agent=grpo,ppo seed=0,1,2\n\n"
+        "--dry-run prints the resolved configuration and what it would take."
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `ollm-rl` and `python -m ollm_rl`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_level=False)]
+    )
+    for noisy in ("httpx", "datasets", "transformers", "matplotlib", "latex2sympy2_extended"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        _dispatch(arguments)
+    except (OLLMError, RewardError, WorkerError) as error:
+        said = str(error).encode(errors="backslashreplace").decode()  # what was typed may be no text
+        err.print(Text.assemble(("error:", "bold red"), f" {said}"), soft_wrap=True)
+        sys.exit(2 if isinstance(error, OLLMError) else 1)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command continues from the last checkpoint", soft_wrap=True)
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    flags = [a for a in arguments if a.startswith("-")]
+    words = [a for a in arguments if not a.startswith("-")]
+    if not arguments or "-h" in flags or "--help" in flags:
+        out.print(usage(), markup=False, highlight=False)
+        return
+    for flag in flags:
+        if flag != "--dry-run":
+            raise ConfigurationError(f"unknown option {flag}; expected --dry-run or --help")
+    if not words or words[0] not in VERBS:
+        word = words[0] if words else ""
+        raise ConfigurationError(
+            f"unknown verb '{word}'; expected one of {', '.join(VERBS)}.{did_you_mean(word, VERBS)}"
+        )
+    verb, overrides = words[0], words[1:]
+    if verb == "demo" and not any(o.startswith("experiment=") for o in overrides):
+        overrides = ["experiment=demo", *overrides]
+    jobs = combinations(overrides) if verb in SWEPT else [overrides]
+    if len(jobs) > 1 and "--dry-run" not in flags:
+        results = gather(run_all(verb, jobs, lambda name, settings, given: VERBS[name](settings, given)))
+        if results.get("rows"):
+            from ollm_rl.report.tables import terminal_table
+
+            out.print(terminal_table(results))
+        return
+    overrides = jobs[0]
+    if verb in ("compare", "demo"):
+        from ollm_rl.experiments.single import shared
+
+        if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):
+            raise ConfigurationError(f"{verb} takes agents=[...], names or <module>.<Class>, instead of agent=")
+        settings = compose(shared(overrides))
+    else:
+        settings = compose(overrides)
+    if "--dry-run" in flags:
+        for each in [settings, *map(compose, jobs[1:])]:
+            check_values(each.config)
+        from ollm_rl.cli.estimate import print_estimate
+
+        print_estimate(settings, out)
+        return
+    if verb != "doctor":
+        preflight(settings.config)
+    VERBS[verb](settings, overrides)

@@ -1,0 +1,1 @@
+"""What the commands run: one agent, a search, a comparison."""

@@ -1,0 +1,116 @@
+"""Comparisons: agents x seeds (and the oracle) on the same problems, each part a resumable run of its own."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
+from ollm_rl.config.compose import Settings, locate, on_cluster
+from ollm_rl.evaluation.comparison import cell_folder, conclude, pool_curves
+from ollm_rl.experiments.oracle_run import run_oracle
+from ollm_rl.experiments.overrides import cell_settings
+from ollm_rl.experiments.single import Lab, is_done, run_cell
+from ollm_rl.session.opening import recipe_of
+
+log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """What a comparison is made of: an agent with a seed, or the oracle with a seed."""
+
+    name: str
+    do: Callable
+    settings: Settings
+    seed: int
+
+
+def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
+    """All agents with all seeds, and the oracle if `with_oracle`."""
+    config, parts = settings.config, list[Part]()
+    cells = [cell_settings(overrides, settings, name) for name in config.agents]
+    for seed in config.seeds:
+        parts += [Part(f"{cell.agent_name}-{seed}", run_cell, cell, seed) for cell in cells]
+        parts += [Part(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
+    return parts
+
+
+def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
+    """On a cluster, run all parts that are not done yet side by side, each a task that asks for a worker's resources.
+
+    Nothing runs without a cluster, or with workers (`rollout.num_workers`), which parts one after the other share.
+
+    Raises:
+        CheckpointError: a part was begun with another configuration, or is done and cannot go on; before anything runs.
+    """
+    done: set[Path] = set()
+    for overrides, settings, run in comparisons:
+        for part in parts_of(overrides, settings):
+            path = run.path / part.name
+            if (path / CONFIG).exists():
+                grown, _ = may_continue(path, part.settings.yaml())
+                done |= {path} if is_done(path, grown, part.settings, part.do is run_cell) else set()
+    rollout = comparisons[0][1].config.rollout
+    if not on_cluster(rollout) or rollout.num_workers:
+        return
+    stages: list[list[tuple[Path, Part]]] = [[], [], []]
+    for overrides, settings, run in comparisons:
+        begun = False
+        for part in parts_of(overrides, settings):
+            # Those with a long set-up share it: one begins at once, the others would only wait for it, and come last.
+            long = part.do is run_cell and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
+            stages[2 if long and begun else 0 if long else 1].append((run.path / part.name, part))
+            begun |= long
+    waiting = [(path.resolve(), p) for stage in stages for path, p in stage if path not in done]
+    if not waiting:
+        return
+    from ollm_rl.cluster.jobs import side_by_side
+
+    side_by_side({path: partial(_run_part, path, p.do, recipe_of(p.settings), p.seed) for path, p in waiting}, rollout)
+
+
+def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
+    """All parts, side by side on a cluster (`run_parts`), else one after the other; the content of `results.json`.
+
+    One after the other, agents that begin alike are evaluated once before they learn; in bfloat16, where roundings depend on
+    what else is in a batch, that may differ in a few texts from parts side by side.
+    """
+    config = settings.config
+    rows: list[dict] = []
+    searched: list[dict] = []  # of the oracle, a seed each
+    lab = Lab()
+    try:
+        with run.unless_refused():
+            run_parts([(overrides, settings, run)])
+            for name, do, each, seed in parts_of(overrides, settings):
+                log.info("%s", name)
+                part = Run(run.path, name, each.yaml())
+                try:
+                    do(each, part, lab, seed)
+                finally:
+                    part.close()
+                found = stored_json(part.path / RESULTS)
+                rows += found["rows"]
+                searched += [found] if found.get("curves") else []
+    finally:
+        lab.close()
+    results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
+    if searched:
+        results["curves"] = pool_curves(searched)
+    results["conversion"] = stored_json(cell_folder(rows[0], run.path) / "conversion.json")
+    run.write_json(RESULTS, results)
+    return results
+
+
+def _run_part(path: Path, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
+    """A part of a comparison in a process of its own; its results are in its directory."""
+    settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
+    run = Run(path.parent, path.name, settings.yaml())
+    try:
+        do(settings, run, lab, seed)
+    finally:
+        run.close()
+        lab.close()

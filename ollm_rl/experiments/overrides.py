@@ -1,0 +1,82 @@
+"""Overrides of comparisons: which are for all agents, for one, for a task, for a quick run."""
+
+import inspect
+from functools import cache
+
+from ollm_rl.common.config_files import GROUPS, members
+from ollm_rl.config.compose import Settings, compose, locate
+from ollm_rl.errors import ConfigurationError, did_you_mean
+
+
+def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settings, list[str]]]:
+    """What `tasks` and `quick` of a comparison stand for: settings and overrides of each task, under its name.
+
+    Without `tasks`, or with `task=`, it is one task, under no name. `task.*` overrides go to all of them.
+    """
+    one = any(o.startswith("task=") for o in overrides)
+    if one and any(o.startswith("tasks=") for o in overrides):
+        raise ConfigurationError("give task= or tasks=[...], not both")
+    if settings.config.quick:
+        overrides = [*settings.config.quick_overrides, *overrides]
+        settings = compose(shared(overrides))
+    if one or not settings.config.tasks:  # task= takes the place of an experiment's tasks
+        return {"": (settings, overrides)}
+    found = {}
+    for task in settings.config.tasks:
+        mine = [*overrides, f"task={task}", "tasks=[]"]
+        found[task] = compose(shared(mine)), mine
+    return found
+
+
+def shared(overrides: list[str]) -> list[str]:
+    """The overrides that are not for agents: `agent.<setting>=` is for all that have it, `<agent>.<setting>=` for one."""
+    agents = {"agent", *members("agent")} - ({*GROUPS} - {"agent"})  # `backbone` is a group first
+    return [o for o in overrides if o.partition("=")[0].partition(".")[0] not in agents]
+
+
+def with_overrides(settings: Settings, overrides: list[str]) -> Settings:
+    """A comparison's configuration as it is kept: with what was given for its agents, for `agent` in it is nobody's."""
+    config = settings.config.copy()
+    given = [o for o in overrides if o not in shared(overrides)]
+    config.agent_overrides = list(dict.fromkeys([*config.agent_overrides, *given]))
+    return Settings(config, settings.choices)
+
+
+def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settings:
+    """The configuration of one agent of a comparison: the experiment's `agent_overrides`, then those of the command line.
+
+    `agent.<setting>=` goes to the agents that have that setting, `<agent>.<setting>=` to one.
+
+    Raises:
+        ConfigurationError: an override that no agent of the comparison has.
+    """
+    names = list(settings.config.agents)
+    common = shared(overrides)
+    given = [o for o in overrides if o not in common and not o.startswith(("agent=", "agent._target_"))]
+    mine = []
+    for override in [*settings.config.agent_overrides, *given]:
+        owner, _, rest = str(override).partition(".")
+        key = rest.partition("=")[0]
+        if owner != "agent" and owner not in names:
+            if override in given:
+                raise ConfigurationError(f"{override}: the comparison has no agent '{owner}', only {', '.join(names)}")
+            continue  # of the experiment, for an agent that takes no part this time
+        known = {n: _settings_of(n) for n in (names if owner == "agent" else [owner])}
+        if key not in (k for keys in known.values() for k in keys):
+            raise ConfigurationError(
+                f"unknown key '{owner}.{key}': none of the agents {', '.join(known)} has it."
+                f"{did_you_mean(key, [k for keys in known.values() for k in keys])}"
+            )
+        if key in known.get(name, []):
+            mine.append(f"agent.{rest}")
+    return compose([*common, f"agent={name}", *mine])
+
+
+@cache
+def _settings_of(name: str) -> list[str]:
+    if name in members("agent"):
+        return [k for k in compose([f"agent={name}"]).config.agent if k != "_target_"]
+    if "." in name:
+        return list(inspect.signature(locate(name)).parameters)[1:]
+    names = [m for m in members("agent") if m != "custom"]
+    raise ConfigurationError(f"unknown agent '{name}'; expected one of {', '.join(names)}.{did_you_mean(name, names)}")
