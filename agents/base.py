@@ -1,6 +1,6 @@
 """What an agent is, and the small latent policy that the trained ones share.
 
-An agent is any class that can be called with a `Workspace` and its settings, and has `learn`, `predict`, `save`
+An agent is any class that can be called with a `Session` and its settings, and has `learn`, `predict`, `save`
 and `load`. It need not inherit from anything here; `docs/agents.md` shows one in a file of its own.
 """
 
@@ -18,7 +18,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy, choose
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
 class Agent(ABC):
@@ -26,8 +26,8 @@ class Agent(ABC):
 
     trains_on = False  # `learn` goes on from the run's last checkpoint to a larger limit, also once it had ended
 
-    def __init__(self, workspace: Workspace):
-        self.workspace = workspace
+    def __init__(self, session: Session):
+        self.session = session
 
     def learn(self, run: Run) -> dict:
         """Train, writing metrics, rollouts and checkpoints to `run`.
@@ -63,13 +63,13 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def model_of(workspace: Workspace, agent: str) -> OptionLM:
+def model_of(session: Session, agent: str) -> OptionLM:
     """The option LM, for agents that need it in this process.
 
     Raises:
         ConfigurationError: it is on Ray workers.
     """
-    lm = getattr(workspace, "lm", None)
+    lm = getattr(session, "lm", None)
     if not isinstance(lm, OptionLM):
         raise ConfigurationError(f"agent={agent} needs the model in its own process; use rollout=local")
     return lm
@@ -89,7 +89,7 @@ class PolicyAgent(Agent):
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:
         """KL in nats from the prior, summed over each episode's decision points."""
-        prior, found = LatentPolicy.from_prior(self.workspace.plugin), []
+        prior, found = LatentPolicy.from_prior(self.session.plugin), []
         for e in episodes:
             if e.hidden is None:
                 found.append(0.0)
@@ -110,9 +110,9 @@ class PolicyAgent(Agent):
         scale = self.policy.standardize
         with torch.no_grad():  # weights that are finite can be too large to calculate with
             check_finite("what the policy says", self.policy((scale.mean + scale.std)[None]))
-        backbone = self.workspace.backbone
+        backbone = self.session.backbone
         self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint)
 
     def load(self, path: str | Path) -> None:
-        fingerprint = self.workspace.backbone.fingerprint
-        self.policy = LatentPolicy.from_pretrained(path, fingerprint).to(self.workspace.backbone.device)
+        fingerprint = self.session.backbone.fingerprint
+        self.policy = LatentPolicy.from_pretrained(path, fingerprint).to(self.session.backbone.device)

@@ -24,7 +24,7 @@ from ollm_rl.oracle import Oracle
 from ollm_rl.oracle.teacher import played
 from ollm_rl.rollout.episode import Decisions, Episode, unpack
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
 class Distill(PolicyAgent):
@@ -42,7 +42,7 @@ class Distill(PolicyAgent):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         rounds: int = 2,
         problems_per_round: int = 400,
         search: str = "best_of_n",
@@ -54,7 +54,7 @@ class Distill(PolicyAgent):
         dropout: float = 0.1,
         batch_size: int = 512,
     ):
-        super().__init__(workspace)
+        super().__init__(session)
         at_least(
             1, rounds=rounds, problems_per_round=problems_per_round, budget=budget, width=1 if width is None else width,
             texts_per_problem=texts_per_problem, epochs=epochs, batch_size=batch_size,
@@ -64,29 +64,29 @@ class Distill(PolicyAgent):
         self.rounds, self.problems_per_round = rounds, problems_per_round
         self.search, self.budget, self.width, self.texts = search, budget, width, texts_per_problem
         self.epochs, self.learning_rate, self.dropout, self.batch_size = epochs, learning_rate, dropout, batch_size
-        self.policy = LatentPolicy.from_prior(workspace.plugin)
+        self.policy = LatentPolicy.from_prior(session.plugin)
         self.counters: dict[str, Any] = {"round": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def prepare(self, run: Run) -> None:
         """There are problems to train on: said before anything is evaluated."""
-        self.workspace.problems("train", self.problems_per_round, self.workspace.seed)
+        self.session.problems("train", self.problems_per_round, self.session.seed)
 
     def learn(self, run: Run) -> dict:
         """Search and imitate. After an interruption it goes on with the first round that is not done, whose searches that are
         done are not done again."""
-        space, counters = self.workspace, self.counters
+        session, counters = self.session, self.counters
         self._resume(run)
-        problems = space.problems("train", self.rounds * self.problems_per_round, space.seed)
+        problems = session.problems("train", self.rounds * self.problems_per_round, session.seed)
         while counters["round"] < self.rounds:
             start, number = time.monotonic(), counters["round"]
             part = problems[number * self.problems_per_round : (number + 1) * self.problems_per_round]
             if not part:
                 raise DataError(
                     f"agent.rounds={self.rounds} of agent.problems_per_round={self.problems_per_round} need more problems than "
-                    f"the {len(problems)} of task '{space.task.name}' in split 'train'; lower one of them"
+                    f"the {len(problems)} of task '{session.task.name}' in split 'train'; lower one of them"
                 )
-            oracle = Oracle(space, self.policy, self.search, self.budget, self.width, texts=self.texts)
-            searches = oracle.solve(part, space.seed, run.path / f"round_{number + 1}.jsonl")
+            oracle = Oracle(session, self.policy, self.search, self.budget, self.width, texts=self.texts)
+            searches = oracle.solve(part, session.seed, run.path / f"round_{number + 1}.jsonl")
             found = [text for s in searches for text in s.solutions]
             texts = self._play(found)
             run.save_rollouts(f"round_{number + 1}", texts)
@@ -123,24 +123,24 @@ class Distill(PolicyAgent):
 
         One in some thousand comes out differently in bf16, where batches of another size round otherwise: it is left out.
         """
-        space = self.workspace
+        session = self.session
         texts = [(Request(e.problem, i), [z for z in e.latents if z >= 0]) for i, e in enumerate(found)]
-        packed = space.spread(played, texts)
-        episodes = [unpack(p, [e.problem], space.backbone.device)[0] for p, e in zip(packed, found, strict=True)]
+        packed = session.map(played, texts)
+        episodes = [unpack(p, [e.problem], session.backbone.device)[0] for p, e in zip(packed, found, strict=True)]
         return [p for p, e in zip(episodes, found, strict=True) if p.tokens == e.tokens]
 
     def _imitate(self, episodes: list[Episode], number: int) -> float | None:
         """Fit a copy of the prior to the episodes' latents; the last epoch's loss, None if there is nothing to imitate."""
-        space = self.workspace
+        session = self.session
         deciding = [e for e in episodes if e.num_decisions]
-        self.policy = LatentPolicy.from_prior(space.plugin)
+        self.policy = LatentPolicy.from_prior(session.plugin)
         if not deciding:
             return None
         data = Decisions.of(deciding)
         optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        generator, last = torch.Generator().manual_seed(space.seed + number), 0.0
+        generator, last = torch.Generator().manual_seed(session.seed + number), 0.0
         with track(f"imitate {number + 1}", self.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(space.seed + number)
+            torch.manual_seed(session.seed + number)
             for _ in range(self.epochs):
                 losses = []
                 for rows in torch.randperm(len(data), generator=generator).split(self.batch_size):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.ahead import GroupsAhead
+from agents.async_sampler import AsyncGroupSampler
 from agents.base import PolicyAgent
 from agents.checks import above, at_least, check_episodes
 from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
@@ -31,7 +31,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.episode import Decisions, Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
 class GRPO(PolicyAgent):
@@ -59,7 +59,7 @@ class GRPO(PolicyAgent):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         total_episodes: int = 4096,
         num_generations: int = 8,
         problems_per_iteration: int = 32,
@@ -80,7 +80,7 @@ class GRPO(PolicyAgent):
         save_every: int = 1,
         path: str | None = None,
     ):
-        super().__init__(workspace)
+        super().__init__(session)
         at_least(
             1, total_episodes=total_episodes, problems_per_iteration=problems_per_iteration, minibatches=minibatches,
             num_iterations=num_iterations, max_decisions=max_decisions, num_problems=num_problems, save_every=save_every,
@@ -125,11 +125,11 @@ class GRPO(PolicyAgent):
 
     def start(self) -> Any:
         """The policy that learning starts from, and is kept near to: the plug-in's prior."""
-        return LatentPolicy.from_prior(self.workspace.plugin)
+        return LatentPolicy.from_prior(self.session.plugin)
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
         """Episodes of the policy as it is, with what `decisions` needs."""
-        return self.workspace.rollout(requests, Sampling(self.policy))
+        return self.session.rollout(requests, Sampling(self.policy))
 
     def decisions(self, episodes: list[Episode]) -> Decisions:
         """What is learned from."""
@@ -137,16 +137,16 @@ class GRPO(PolicyAgent):
 
     def prepare(self, run: Run) -> None:
         """There are problems to train on: said before anything is evaluated."""
-        self.workspace.problems("train", self.num_problems, self.workspace.seed)
+        self.session.problems("train", self.num_problems, self.session.seed)
 
     def learn(self, run: Run) -> dict:
         self._resume(run)
-        problems = self.workspace.problems("train", self.num_problems, self.workspace.seed)
+        problems = self.session.problems("train", self.num_problems, self.session.seed)
         per_iteration = self.problems_per_iteration * self.num_generations
         counters, groups = self.counters, min(self.problems_per_iteration, len(problems))
-        ahead: GroupsAhead | None = None
-        if self.workspace.max_staleness:
-            ahead = GroupsAhead(self.workspace, problems, groups, self.num_generations, counters.get("drawn", 0))
+        ahead: AsyncGroupSampler | None = None
+        if self.session.max_staleness:
+            ahead = AsyncGroupSampler(self.session, problems, groups, self.num_generations, counters.get("drawn", 0))
         with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
             while counters["train_episodes"] < self.total_episodes:
                 start = time.monotonic()
@@ -162,7 +162,7 @@ class GRPO(PolicyAgent):
                 counters["train_tokens"] += sum(len(e.tokens) for e in episodes)
                 counters["train_seconds"] += time.monotonic() - start
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
-                figures |= self.workspace.figures()
+                figures |= self.session.metrics()
                 step = counters["iteration"]
                 run.log_metrics(step, {**counters, **describe(episodes, self.num_generations), **figures})
                 run.save_rollouts(f"train_{step}", episodes)
@@ -171,10 +171,10 @@ class GRPO(PolicyAgent):
                     self._checkpoint(run, step)
                 bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
         if ahead is not None:
-            ahead.workspace.drop()
+            ahead.session.drop()
         return {k: v for k, v in counters.items() if k.startswith("train_")}
 
-    def _take(self, ahead: GroupsAhead) -> tuple[list[Episode], dict]:
+    def _take(self, ahead: AsyncGroupSampler) -> tuple[list[Episode], dict]:
         """Groups that were sampled while earlier ones were learned from."""
         start, left = time.monotonic(), self.total_episodes - self.counters["train_episodes"]
         updates = -(-left // (ahead.groups * self.num_generations))
@@ -186,7 +186,7 @@ class GRPO(PolicyAgent):
 
     def _sample(self, problems: list, iteration: int) -> list[Episode]:
         """Groups of episodes. All randomness follows from the seed and the iteration, so resuming needs no state."""
-        draw = np.random.default_rng((self.workspace.seed, iteration))
+        draw = np.random.default_rng((self.session.seed, iteration))
         size = min(self.problems_per_iteration, len(problems))
         chosen = draw.choice(len(problems), size, replace=False)
         seeds = draw.integers(2**31, size=(size, self.num_generations))
@@ -197,7 +197,7 @@ class GRPO(PolicyAgent):
         """A few small steps; figures for the log."""
         rewards = torch.tensor([e.reward for e in episodes]).view(-1, self.num_generations)
         credit = pass_at_k_rewards(rewards, self.pass_at_k)
-        advantages = group_advantages(credit, self.scale_rewards).flatten().to(self.workspace.backbone.device)
+        advantages = group_advantages(credit, self.scale_rewards).flatten().to(self.session.backbone.device)
         deciding = [e for e in episodes if e.num_decisions]
         if not deciding:
             return {"num_decisions": 0}
@@ -206,7 +206,7 @@ class GRPO(PolicyAgent):
         with torch.no_grad():
             prior = _in_parts(self.prior, data)
             counts = (-(prior.exp() * prior).sum(-1) > self.min_entropy).float()
-        shuffle = torch.Generator().manual_seed(self.workspace.seed * 1_000_003 + iteration)
+        shuffle = torch.Generator().manual_seed(self.session.seed * 1_000_003 + iteration)
         # Minibatches hold whole episodes, and only decisions that carry a gradient.
         per_minibatch = float(counts.sum()) / self.minibatches
         useful = (counts > 0) & (advantage != 0) if self.beta == 0 else counts > 0

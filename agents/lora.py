@@ -27,7 +27,7 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
 log = logging.getLogger(__name__)
@@ -42,19 +42,19 @@ class LoRA(PlainBackbone):
         num_examples: solved problems in the prompt. Fitted to solutions, the model needs none, and is faster without.
 
     Attributes:
-        acting_workspace: where it acts and is evaluated: its own model and prompts, the task and judge of `workspace`.
+        acting_session: where it acts and is evaluated: its own model and prompts, the task and judge of `session`.
     """
 
     needs_model = True
 
-    def __init__(self, workspace: Workspace, rank: int | None = None, num_examples: int = 0):
+    def __init__(self, session: Session, rank: int | None = None, num_examples: int = 0):
         from peft import LoraConfig, get_peft_model
 
-        super().__init__(workspace)
+        super().__init__(session)
         at_least(1, rank=1 if rank is None else rank)
         at_least(0, num_examples=num_examples)
-        model_of(workspace, "lora_sft or lora_grpo")
-        base = workspace.backbone
+        model_of(session, "lora_sft or lora_grpo")
+        base = session.backbone
         if (
             getattr(base.model.config, "quantization_config", None)
             or len(getattr(base.model, "hf_device_map", "1")) > 1
@@ -65,17 +65,17 @@ class LoRA(PlainBackbone):
             )
         dtype = str(base.dtype).removeprefix("torch.")
         self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision)
-        self.rank = rank or matched_rank(self.backbone, workspace.plugin.num_parameters)
+        self.rank = rank or matched_rank(self.backbone, session.plugin.num_parameters)
         adapter = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the adapter's initial weights
             self.model = get_peft_model(self.backbone.model, adapter)
-        task = copy.copy(workspace.task)
+        task = copy.copy(session.task)
         task.examples = task.examples[:num_examples]
-        self.acting_workspace = Workspace(
-            self.backbone, workspace.plugin, task, workspace.engine_settings, workspace.seed, workspace.judge
+        self.acting_session = Session(
+            self.backbone, session.plugin, task, session.engine_settings, session.seed, session.judge
         )
-        self.acting_workspace.chunk = workspace.chunk
+        self.acting_session.chunk = session.chunk
         self.begun_with, self.is_loaded = self.weights(), False
 
     @property
@@ -89,7 +89,7 @@ class LoRA(PlainBackbone):
         return {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(self.model).items()}
 
     def identity(self) -> str:
-        return f"LoRA {len(self.acting_workspace.task.examples)} {digest(self.weights())}"
+        return f"LoRA {len(self.acting_session.task.examples)} {digest(self.weights())}"
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         from peft import set_peft_model_state_dict
@@ -100,8 +100,8 @@ class LoRA(PlainBackbone):
     def changed(self) -> None:
         """The weights are others: nothing that the engine keeps is valid."""
         self.model.eval()
-        if "engine" in self.acting_workspace.__dict__:
-            self.acting_workspace.engine.refresh()
+        if "engine" in self.acting_session.__dict__:
+            self.acting_session.engine.refresh()
 
     def save(self, path: str | Path) -> None:
         path, weights = Path(path), self.weights()
@@ -148,7 +148,7 @@ class LoRA(PlainBackbone):
         return logits[0, :-1].float().log_softmax(-1)
 
     def prompt(self, problem: Problem) -> list[int]:
-        prompter = self.acting_workspace.prompter
+        prompter = self.acting_session.prompter
         return [*prompter.prefix, *prompter.encode(problem)]
 
 
@@ -170,7 +170,7 @@ class LoRASFT(LoRA):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         rank: int | None = None,
         num_examples: int = 0,
         num_solutions: int = 4000,
@@ -181,7 +181,7 @@ class LoRASFT(LoRA):
     ):
         at_least(1, num_solutions=num_solutions, sft_epochs=sft_epochs, sft_batch_size=sft_batch_size)
         above(0, sft_learning_rate=sft_learning_rate)
-        super().__init__(workspace, rank, num_examples)
+        super().__init__(session, rank, num_examples)
         self.num_solutions, self.sft_seed = num_solutions, sft_seed
         self.sft_epochs, self.sft_learning_rate, self.sft_batch_size = sft_epochs, sft_learning_rate, sft_batch_size
         self.sft = {"seconds": 0.0, "tokens": 0}
@@ -200,13 +200,13 @@ class LoRASFT(LoRA):
 
     def fit_solutions(self, run: Run | None = None) -> None:
         """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint."""
-        space = self.acting_workspace
-        problems = space.problems("sft", self.num_solutions, self.sft_seed)
+        session = self.acting_session
+        problems = session.problems("sft", self.num_solutions, self.sft_seed)
         if any(p.solution is None for p in problems):
-            raise DataError(f"agent=lora_sft needs solutions, but task '{space.task.name}' has problems without one")
+            raise DataError(f"agent=lora_sft needs solutions, but task '{session.task.name}' has problems without one")
         text = [(p.problem, p.solution) for p in problems]
         settings = (self.sft_epochs, self.sft_learning_rate, self.sft_batch_size, self.sft_seed, self.rank, SAMPLING)
-        key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), space.prompter.prefix, text, settings)
+        key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), session.prompter.prefix, text, settings)
         path = cache_dir() / "adapters" / key
         with made_by_one(path):
             if not (path / "sft.json").exists():
@@ -226,7 +226,7 @@ class LoRASFT(LoRA):
         for problem in problems:
             assert problem.solution is not None
             prompt = self.prompt(problem)
-            solution = self.acting_workspace.prompter.encode_solution(problem.solution)
+            solution = self.acting_session.prompter.encode_solution(problem.solution)
             rows["input_ids"].append([*prompt, *solution])
             rows["completion_mask"].append([0] * len(prompt) + [1] * len(solution))
         steps = self.sft_epochs * -(-len(problems) // self.sft_batch_size)

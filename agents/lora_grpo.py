@@ -21,7 +21,7 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
 class LoRAGRPO(LoRASFT):
@@ -38,7 +38,7 @@ class LoRAGRPO(LoRASFT):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         total_episodes: int = 4096,
         num_generations: int = 8,
         problems_per_iteration: int = 8,
@@ -62,7 +62,7 @@ class LoRAGRPO(LoRASFT):
         at_least(2, num_generations=num_generations)
         at_least(0, beta=beta, epsilon=epsilon, epsilon_high=epsilon if epsilon_high is None else epsilon_high)
         above(0, learning_rate=learning_rate)
-        super().__init__(workspace, **sft)
+        super().__init__(session, **sft)
         per_iteration = problems_per_iteration * num_generations
         if begin not in ("sft", "base"):
             raise ConfigurationError(f"agent.begin={begin!r}; expected 'sft' or 'base'")
@@ -79,7 +79,7 @@ class LoRAGRPO(LoRASFT):
             )
         self.total_episodes, self.per_iteration, self.num_generations = total_episodes, per_iteration, num_generations
         self.minibatches, self.num_iterations, self.micro = minibatches, num_iterations, micro_batch_size
-        if len(workspace.problems("train", num_problems, workspace.seed)) < problems_per_iteration:
+        if len(session.problems("train", num_problems, session.seed)) < problems_per_iteration:
             raise ConfigurationError(
                 f"agent.problems_per_iteration={problems_per_iteration}, but there are fewer training problems; lower it, or "
                 "raise agent.num_problems"
@@ -100,21 +100,21 @@ class LoRAGRPO(LoRASFT):
         from trl import GRPOConfig, GRPOTrainer
 
         self.prepare(run)
-        space, path = self.acting_workspace, run.path / "trainer"
-        space.seed = self.workspace.seed
-        problems = space.problems("train", self.num_problems, space.seed)
+        session, path = self.acting_session, run.path / "trainer"
+        session.seed = self.session.seed
+        problems = session.problems("train", self.num_problems, session.seed)
         self.problems = problems  # easy ones come several times, for all learners
         per_iteration = self.minibatches * self.num_iterations  # optimiser steps
         steps = -(-self.total_episodes // self.per_iteration) * per_iteration
         config = GRPOConfig(
-            **common_settings(path, self.backbone, space.seed),
+            **common_settings(path, self.backbone, session.seed),
             per_device_train_batch_size=self.micro,
             gradient_accumulation_steps=self.per_iteration // self.minibatches // self.micro,
             steps_per_generation=self.per_iteration // self.micro,
             num_generations=self.num_generations,
             num_iterations=self.num_iterations,
             max_steps=steps,
-            max_completion_length=space.engine.max_new_tokens,
+            max_completion_length=session.engine.max_new_tokens,
             lr_scheduler_type="constant",
             epsilon_high=self.objective["epsilon_high"] or self.objective["epsilon"],
             logging_steps=per_iteration,
@@ -168,10 +168,10 @@ class LoRAGRPO(LoRASFT):
         """
         self.changed()
         number = self.counters["iteration"] + 1
-        seeds = np.random.default_rng((self.workspace.seed, number)).integers(2**31, size=len(prompts))
+        seeds = np.random.default_rng((self.session.seed, number)).integers(2**31, size=len(prompts))
         requests = [Request(self.problems[int(at)], int(seed)) for at, seed in zip(prompts, seeds, strict=True)]
         start = time.monotonic()
-        self.episodes = self.acting_workspace.rollout(requests, _sample, keep_hidden=False, from_logits=True)
+        self.episodes = self.acting_session.rollout(requests, _sample, keep_hidden=False, from_logits=True)
         check_episodes(self.episodes)
         self.rollout_s = time.monotonic() - start
         self.model.train()

@@ -24,8 +24,8 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.options.policies import Critic, LatentPolicy
-from ollm_rl.session.local import Workspace
-from ollm_rl.session.opening import open_again
+from ollm_rl.session.local import Session
+from ollm_rl.session.opening import open_in_worker
 
 try:
     import ray
@@ -74,7 +74,7 @@ class PPO(PolicyAgent):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         total_episodes: int = 6144,
         episodes_per_iteration: int = 256,
         episodes_per_problem: int = 4,
@@ -96,7 +96,7 @@ class PPO(PolicyAgent):
         save_every: int = 1,
         path: str | None = None,
     ):
-        super().__init__(workspace)
+        super().__init__(session)
         at_least(
             1, total_episodes=total_episodes, episodes_per_iteration=episodes_per_iteration,
             episodes_per_problem=episodes_per_problem, num_epochs=num_epochs, minibatch_size=minibatch_size,
@@ -113,8 +113,8 @@ class PPO(PolicyAgent):
         self.value_width, self.min_entropy = value_width, min_entropy
         self.num_env_runners, self.num_problems = num_env_runners, num_problems
         self.training, self.save_every = training or {}, save_every
-        self.policy = LatentPolicy.from_prior(workspace.plugin)
-        self.critic = Critic.beside(workspace.plugin, value_width)
+        self.policy = LatentPolicy.from_prior(session.plugin)
+        self.critic = Critic.beside(session.plugin, value_width)
         if path is not None:
             self.load(path)
         self.errors: Any = None  # what went wrong in runners that are other processes
@@ -122,10 +122,10 @@ class PPO(PolicyAgent):
 
     def prepare(self, run: Run) -> None:
         """There are problems to train on: said before anything is evaluated."""
-        self.workspace.problems("train", self.num_problems, self.workspace.seed)
+        self.session.problems("train", self.num_problems, self.session.seed)
 
     def learn(self, run: Run) -> dict:
-        Workspace.current = self.workspace  # what the workspace in RLlib's configuration becomes when that is copied
+        Session.current = self.session  # what the session in RLlib's configuration becomes when that is copied
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its warnings are about its own defaults
         start_ray(num_cpus=self.num_env_runners + 4)  # its learner and aggregators are actors too
         self.errors = ray.remote(num_cpus=0)(Errors).remote() if self.num_env_runners else None
@@ -171,10 +171,10 @@ class PPO(PolicyAgent):
                     "completions/clipped_ratio": sampled["ollm_truncated"] / n,
                     "completions/mean_length": sampled["ollm_tokens"] / n,
                     "decisions/mean": sampled.get("num_env_steps_sampled", 0) / n,
-                    **_figures(learned),
+                    **_metrics(learned),
                     "time/iteration_s": took,
                 }
-                run.log_metrics(step, {**counters, **figures, **self.workspace.figures()})
+                run.log_metrics(step, {**counters, **figures, **self.session.metrics()})
                 if step % self.save_every == 0 or counters["train_episodes"] >= self.total_episodes:
                     self._checkpoint(algorithm, run, step)
                 bar.advance(n, f"reward {figures['reward']:.3f}")
@@ -212,15 +212,15 @@ class PPO(PolicyAgent):
 
     def _seed(self, iteration: int) -> None:
         """RLlib shuffles minibatches with the process's random numbers: they start anew in every iteration."""
-        seed = int(np.random.default_rng((self.workspace.seed, iteration)).integers(2**31))
+        seed = int(np.random.default_rng((self.session.seed, iteration)).integers(2**31))
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
 
     def _config(self) -> Any:
         """RLlib's configuration."""
-        space = self.workspace
-        seen, chosen = spaces(space)
+        session = self.session
+        seen, chosen = spaces(session)
         sizes = {k: getattr(self.policy, k) for k in ("hidden_size", "width", "num_options", "depth")}
         weights = {k: v.cpu().numpy() for k, v in self.policy.state_dict().items()}
         module = RLModuleSpec(
@@ -250,7 +250,7 @@ class PPO(PolicyAgent):
                 "ollm_rl/LatentReasoning-v0", observation_space=seen, action_space=chosen,
                 env_config={
                     "open": self._opener(), "episodes": -(-self.per_iteration // runners), "together": self.per_problem,
-                    "problems": self.num_problems, "min_entropy": self.min_entropy, "seed": space.seed,
+                    "problems": self.num_problems, "min_entropy": self.min_entropy, "seed": session.seed,
                     "errors": self.errors,
                 },
             )
@@ -261,20 +261,20 @@ class PPO(PolicyAgent):
             .reporting(min_time_s_per_iteration=None)
             .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=PAUSE_S)
             .rl_module(rl_module_spec=module)
-            .debugging(seed=space.seed, log_level="ERROR")
+            .debugging(seed=session.seed, log_level="ERROR")
             .training(**(mine | self.training))
         )  # fmt: skip
 
-    def _opener(self) -> Callable[[], Workspace]:
-        """How a runner comes by its workspace: it is this process's, or one of its own."""
-        space = self.workspace
+    def _opener(self) -> Callable[[], Session]:
+        """How a runner comes by its session: it is this process's, or one of its own."""
+        session = self.session
         if not self.num_env_runners:
-            return lambda: space
-        if space.recipe is None:
+            return lambda: session
+        if session.serialized_settings is None:
             raise ConfigurationError(
-                "agent.num_env_runners needs a workspace opened from a configuration (ollm_rl.session.opening.open_session)"
+                "agent.num_env_runners needs a session opened from a configuration (ollm_rl.session.opening.open_session)"
             )
-        return partial(open_again, space.recipe, space.seed)
+        return partial(open_in_worker, session.serialized_settings, session.seed)
 
     def _take(self, algorithm: Any) -> None:
         """The learner's weights as ours."""
@@ -285,7 +285,7 @@ class PPO(PolicyAgent):
     def save(self, path: str | Path) -> None:
         """The policy, and the critic beside it (for `oracle.critic`)."""
         super().save(path)
-        self.critic.save_pretrained(path, self.workspace.backbone.fingerprint)
+        self.critic.save_pretrained(path, self.session.backbone.fingerprint)
 
     def _checkpoint(self, algorithm: Any, run: Run, step: int) -> None:
         """RLlib's own for resuming, our policy beside it for everything else."""
@@ -302,6 +302,6 @@ def _begin(runner: EpisodeRunner, iteration: int) -> None:
         runner.begin(iteration)
 
 
-def _figures(values: dict) -> dict[str, float]:
+def _metrics(values: dict) -> dict[str, float]:
     """What RLlib's learner says of an update."""
     return {f"rllib/{k}": float(values[k]) for k in FIGURES if k in values and np.isfinite(values[k])}

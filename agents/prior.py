@@ -2,12 +2,12 @@
 
 from agents.base import PolicyAgent
 from ollm_rl.options.policies import LatentPolicy
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
 class Prior(PolicyAgent):
     """Acts by pi0(z | h)."""
 
-    def __init__(self, workspace: Workspace):
-        super().__init__(workspace)
-        self.policy = LatentPolicy.from_prior(workspace.plugin)
+    def __init__(self, session: Session):
+        super().__init__(session)
+        self.policy = LatentPolicy.from_prior(session.plugin)

@@ -13,5 +13,5 @@ class Random(Agent):
     def predict(
         self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
     ) -> Tensor:
-        k = self.workspace.plugin.num_options
+        k = self.session.plugin.num_options
         return choose(torch.zeros(len(hidden), k, device=hidden.device).log_softmax(-1), False, uniforms)

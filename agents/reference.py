@@ -20,7 +20,7 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.quality import canonical_labels
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
 
@@ -33,7 +33,7 @@ class Reference(PolicyAgent):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         num_solutions: int = ConversionConfig.num_solutions,
         seed: int = 0,
         column: str = "style",
@@ -42,30 +42,30 @@ class Reference(PolicyAgent):
         learning_rate: float = 5e-4,
         dropout: float = 0.1,
     ):
-        super().__init__(workspace)
+        super().__init__(session)
         at_least(1, num_solutions=num_solutions, epochs=epochs)
         above(0, learning_rate=learning_rate)
         within(0, 1, dropout=dropout)
-        self.policy = LatentPolicy.from_prior(workspace.plugin)
+        self.policy = LatentPolicy.from_prior(session.plugin)
         self.num_solutions, self.seed, self.column, self.value = num_solutions, seed, column, value
         self.epochs, self.learning_rate, self.dropout = epochs, learning_rate, dropout
 
     def learn(self, run: Run) -> dict:
         start = time.monotonic()
-        space = self.workspace
-        problems = space.problems("sft", self.num_solutions, self.seed)
+        session = self.session
+        problems = session.problems("sft", self.num_solutions, self.seed)
         clean = torch.tensor([p.extra.get(self.column) == self.value for p in problems])
         if not clean.any():
             raise DataError(
-                f"agent=reference found no solution with {self.column}={self.value!r} in task '{space.task.name}'. "
+                f"agent=reference found no solution with {self.column}={self.value!r} in task '{session.task.name}'. "
                 "Set agent.column and agent.value to a column that marks the good solutions."
             )
-        hidden, covered, latent = space.call(_labelled, problems, clean)
-        device = space.backbone.device
+        hidden, covered, latent = session.run_on_model(_labelled, problems, clean)
+        device = session.backbone.device
         optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        generator = torch.Generator().manual_seed(space.seed)
+        generator = torch.Generator().manual_seed(session.seed)
         with track("reference", self.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(space.seed)
+            torch.manual_seed(session.seed)
             for _ in range(self.epochs):
                 for rows in torch.randperm(len(hidden), generator=generator).split(512):
                     x = F.dropout(self.policy.standardize(hidden[rows].to(device)), self.dropout)
@@ -75,9 +75,9 @@ class Reference(PolicyAgent):
         return {"train_episodes": 0, "train_tokens": 0, "train_seconds": time.monotonic() - start}
 
 
-def _labelled(space: Workspace, problems: list[Problem], clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _labelled(session: Session, problems: list[Problem], clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """States in the solutions that are `clean` (n,), whether an option says what follows, and the lowest that does."""
-    states = cached_hidden_states(space.backbone, space.prompter, problems, space.plugin.config.shortlist).all()
+    states = cached_hidden_states(session.backbone, session.prompter, problems, session.plugin.config.shortlist).all()
     states = states.select(clean[states.owner])
-    covered, latent = canonical_labels(space.backbone, space.plugin, states)
+    covered, latent = canonical_labels(session.backbone, session.plugin, states)
     return states.hidden.cpu(), covered.cpu(), latent.cpu()

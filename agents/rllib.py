@@ -31,15 +31,15 @@ from ollm_rl.errors import TrainingError
 from ollm_rl.options.policies import Critic, LatentPolicy, Sampling
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 BARREN = 10  # samples in a row without a decision to learn from
 PRIOR = "prior_log_probs"  # column of the training batch
 
 
-def spaces(workspace: Workspace) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Discrete]:
+def spaces(session: Session) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Discrete]:
     """What a decision is seen by, and what can be chosen."""
-    d, k = workspace.backbone.hidden_size, workspace.plugin.num_options
+    d, k = session.backbone.hidden_size, session.plugin.num_options
     hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
     mask = gymnasium.spaces.Box(0, 1, (k,), np.int8)
     return gymnasium.spaces.Dict({"observation": hidden, "action_mask": mask}), gymnasium.spaces.Discrete(k)
@@ -108,21 +108,21 @@ class Errors:
 class EpisodeRunner(SingleAgentEnvRunner):
     """Whole episodes of the rollout engine as RLlib's `SingleAgentEpisode`s.
 
-    `env_config`: `open`, a function that gives the workspace; `episodes`, how many a call of `sample` makes; `together`,
+    `env_config`: `open`, a function that gives the session; `episodes`, how many a call of `sample` makes; `together`,
     how many of them have the same problem; `problems`, the size of the training set; `min_entropy`: decisions of which the prior is surer (nats) are left to the policy,
     but not learned from; `seed`; `errors`, an actor of `Errors`, or None.
     """
 
-    space: Workspace
+    session: Session
     env: Any
     module: Any
 
     def make_env(self) -> None:
         config = self.config.env_config
-        make: Callable[[], Workspace] = config["open"]
+        make: Callable[[], Session] = config["open"]
         with self._reported():
-            self.space = make()
-        seen, chosen = spaces(self.space)
+            self.session = make()
+        seen, chosen = spaces(self.session)
         # The connectors around it look at spaces only.
         self.env = SimpleNamespace(
             single_observation_space=seen, single_action_space=chosen, num_envs=1, close=lambda: None,
@@ -130,8 +130,8 @@ class EpisodeRunner(SingleAgentEnvRunner):
         )  # fmt: skip
         self.env.unwrapped = self.env
         self.num_envs = 1
-        self.problems = self.space.problems("train", config["problems"], config["seed"])
-        self.prior = LatentPolicy.from_prior(self.space.plugin)
+        self.problems = self.session.problems("train", config["problems"], config["seed"])
+        self.prior = LatentPolicy.from_prior(self.session.plugin)
         self.begin(0)
 
     def begin(self, iteration: int) -> None:
@@ -170,7 +170,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         ]
         self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, window=1)
         with self.metrics.log_time(SAMPLE_TIMER):
-            episodes = self.space.rollout(requests, Sampling(self.module.policy))
+            episodes = self.session.rollout(requests, Sampling(self.module.policy))
         check_episodes(episodes)
         found = [e for e in map(self._convert, episodes) if e is not None]
         self.barren = 0 if found else self.barren + 1
@@ -222,4 +222,4 @@ class EpisodeRunner(SingleAgentEnvRunner):
         return made.to_numpy()
 
     def stop(self) -> None:
-        """The workspace is closed by whoever opened it, or ends with the process."""
+        """The session is closed by whoever opened it, or ends with the process."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.tasks import OmniMath
-from ollm_rl.tasks.base import stating
+from ollm_rl.tasks.base import format_answer
 
 
 def tampered(gold: str, draw: random.Random) -> list[str]:
@@ -48,11 +48,11 @@ def main() -> None:
     task = OmniMath(given.path)
     problems = sorted([*task.problems("test", 10**6), *task.left_out], key=lambda p: p.id)
     golds = [p.answer for p in problems]
-    pairs = [(g, stating(golds[i])) for g in golds for i in draw.sample(range(len(golds)), given.others)]
-    attacks = [(g, stating(t)) for g in golds for t in tampered(g, draw)]
-    boxed = [p for p in problems if p.solution and r"\boxed" in p.solution.removesuffix(stating(p.answer))]
+    pairs = [(g, format_answer(golds[i])) for g in golds for i in draw.sample(range(len(golds)), given.others)]
+    attacks = [(g, format_answer(t)) for g in golds for t in tampered(g, draw)]
+    boxed = [p for p in problems if p.solution and r"\boxed" in p.solution.removesuffix(format_answer(p.answer))]
     with Verifier() as verifier:
-        own = verifier.check_many([(g, stating(g)) for g in golds])
+        own = verifier.check_many([(g, format_answer(g)) for g in golds])
         others, attacked = verifier.check_many(pairs), verifier.check_many(attacks)
         published = verifier.check_many([(p.answer, p.solution or "") for p in boxed])
     alike = Counter((g, v.answer) for (g, _), v in zip(pairs, others, strict=True) if v.correct and v.answer != g)

@@ -20,7 +20,7 @@ import torch
 
 from ollm_rl.config.compose import compose
 from ollm_rl.experiments.oracle_run import search_policy
-from ollm_rl.oracle import Oracle, Search, summarise
+from ollm_rl.oracle import Oracle, Search, summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.report.plots import draw_curves
 from ollm_rl.session.opening import open_session
@@ -43,18 +43,18 @@ def tokens_to_reach(searches: Sequence[Search], share: float) -> float | None:
 def one_seed(overrides: list[str], names: Sequence[str], seed: int, n: int, budget: int, split: str) -> dict:
     """All searches on one seed's problems."""
     settings = compose(overrides)
-    space = open_session(settings, seed)
-    problems, policy = space.problems(split, n, seed), search_policy(space, settings)
-    eight = Oracle(space, policy, "best_of_n", 10**9, 8, max_tries=8, stop_when_solved=False).solve(problems, seed)
+    session = open_session(settings, seed)
+    problems, policy = session.problems(split, n, seed), search_policy(session, settings)
+    eight = Oracle(session, policy, "best_of_n", 10**9, 8, max_tries=8, stop_when_solved=False).solve(problems, seed)
     share, tokens = sum(s.solution is not None for s in eight) / n, sum(s.spent for s in eight) / n
     stopping = tokens_within(eight, 10**9)
     found: dict = {"seed": seed, "best_of_8": {"solved": share, "tokens": tokens, "stopping": stopping}, "searches": {}}
     for name in names:
-        oracle, start = Oracle(space, policy, name, budget), time.monotonic()
+        oracle, start = Oracle(session, policy, name, budget), time.monotonic()
         searches = oracle.solve(problems, seed)
-        row, curve = summarise(searches, name, budget)
+        row, curve = summarize_searches(searches, name, budget)
         enough = tokens_to_reach(searches, share)
-        keys = ("accuracy", "accuracy_ci95", "mean_tokens", "mean_tried", "computed_over_distinct", "departures")
+        keys = ("accuracy", "accuracy_ci95", "mean_tokens", "mean_tried", "computed_over_distinct", "deviations")
         found["searches"][name] = {
             **{key: row[key] for key in keys},
             "at": {str(b): sum((s.solved_at or budget + 1) <= b for s in searches) / n for b in BUDGETS if b <= budget},
@@ -63,7 +63,7 @@ def one_seed(overrides: list[str], names: Sequence[str], seed: int, n: int, budg
             "occupancy": oracle.occupancy, "seconds": time.monotonic() - start, "curve": curve,
         }  # fmt: skip
         print(json.dumps({"seed": seed, "search": name, **found["searches"][name]}), file=sys.stderr, flush=True)
-    space.close()
+    session.close()
     return found
 
 
@@ -71,12 +71,12 @@ def teachers(overrides: list[str], sizes: Sequence[int], n: int, split: str) -> 
     """Teacher forcing with options of several K."""
     rows = []
     for k in sizes:
-        space = open_session(compose([*overrides, f"plugin.num_options={k}", "engine.max_new_tokens=96"]))
-        problems = [p for p in space.problems(split, n) if p.solution]
+        session = open_session(compose([*overrides, f"plugin.num_options={k}", "engine.max_new_tokens=96"]))
+        problems = [p for p in session.problems(split, n) if p.solution]
         for picker in PICKERS:
-            rows.append({"num_options": k, **teacher_forced(space, problems, picker)})
+            rows.append({"num_options": k, **teacher_forced(session, problems, picker)})
             rows[-1].pop("breakdown")
-        space.close()
+        session.close()
     return rows
 
 

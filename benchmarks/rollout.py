@@ -41,10 +41,10 @@ from ollm_rl.common.progress import track
 from ollm_rl.models.attention import KVCache
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.option_lm import OptionLM
-from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.sampler import Request, rollout
-from ollm_rl.session.local import Workspace, open_workspace
+from ollm_rl.session.local import Session, make_session
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
@@ -64,19 +64,19 @@ class Traced(RolloutEngine):
 class Workload:
     """The problems, and every peer's way to run them."""
 
-    def __init__(self, workspace: Workspace, problems: int, samples: int, new_tokens: int, slots: int, seed: int):
-        self.workspace, self.new_tokens, self.seed = workspace, new_tokens, seed
-        self.backbone, self.prompter = workspace.backbone, workspace.prompter
-        chosen = workspace.problems("tune", problems, seed)
+    def __init__(self, session: Session, problems: int, samples: int, new_tokens: int, slots: int, seed: int):
+        self.session, self.new_tokens, self.seed = session, new_tokens, seed
+        self.backbone, self.prompter = session.backbone, session.prompter
+        chosen = session.problems("tune", problems, seed)
         self.requests = [
             Request(p, seed * 100_003 + i * samples + j) for i, p in enumerate(chosen) for j in range(samples)
         ]
-        self.engine = Traced(workspace.lm, self.prompter, num_slots=slots, max_new_tokens=new_tokens)
+        self.engine = Traced(session.lm, self.prompter, num_slots=slots, max_new_tokens=new_tokens)
         self.prompts = [[*self.prompter.prefix, *self.prompter.encode(r.problem)] for r in self.requests]
         longest = max(map(len, self.prompts)) - len(self.prompter.prefix)
         self.kv = KVCache(slots, longest + new_tokens, self.engine.prefix)
-        self.one = self._first_option(workspace.lm)
-        self.act = Acting(Prior(workspace), deterministic=False)
+        self.one = self._first_option(session.lm)
+        self.act = PolicyAdapter(Prior(session), deterministic=False)
 
     @staticmethod
     def _first_option(lm: OptionLM) -> OptionLM:
@@ -92,7 +92,7 @@ class Workload:
         start = time.perf_counter()
         with torch.inference_mode():
             episodes = [episode for _, episode in rollout(self.engine, self.requests, self.act)]
-            self.workspace.judge(episodes)
+            self.session.judge(episodes)
         self._wait()
         steps = self.engine.trace
         starts = torch.tensor([len(self.prompter.encode(e.problem)) for e in episodes], device=self.backbone.device)
@@ -159,7 +159,7 @@ def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
             "limit": lambda: work.run_steps(work.unshared),
             "rows": lambda: work.run_steps(work.engine.trace),
             "one": lambda: work.run_steps(work.engine.trace, work.one),
-            "all": lambda: work.run_steps(work.engine.trace, work.workspace.lm),
+            "all": lambda: work.run_steps(work.engine.trace, work.session.lm),
             "generate": lambda: work.run_generate(best, max(1, 128 // best)),
         }
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", type=Path)
     given = parser.parse_args()
-    workspace = open_workspace(given.backbone, given.task, given.plugin, given.dtype)
+    session = make_session(given.backbone, given.task, given.plugin, given.dtype)
     result = {
         "command": "python benchmarks/rollout.py " + " ".join(sys.argv[1:]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
@@ -224,23 +224,21 @@ def main() -> int:
     }  # fmt: skip
     for name in given.sections:
         if name == "peers":
-            work = Workload(workspace, given.problems, given.samples, given.new_tokens, given.slots, given.seed)
+            work = Workload(session, given.problems, given.samples, given.new_tokens, given.slots, given.seed)
             result |= measure(work, given.batches, given.repeats)
         elif name == "growth":
-            result[name] = sections.growth(
-                workspace, open_workspace("tiny", given.task, dtype="float32", convert=QUICK)
-            )
+            result[name] = sections.growth(session, make_session("tiny", given.task, dtype="float32", convert=QUICK))
         elif name == "occupancy":  # of slots, which does not depend on the model
-            result[name] = sections.occupancy(open_workspace("tiny", given.task, dtype="float32", convert=QUICK))
+            result[name] = sections.occupancy(make_session("tiny", given.task, dtype="float32", convert=QUICK))
         elif name == "environments":
-            result[name] = sections.environments(workspace, repeats=given.repeats)
+            result[name] = sections.environments(session, repeats=given.repeats)
         else:
-            result[name] = getattr(sections, name)(workspace)
+            result[name] = getattr(sections, name)(session)
     if given.llama_cpp:
         result["llama_cpp"] = sections.llama_cpp(*given.llama_cpp, given.new_tokens)
         if "rows_per_s" in result:
             result["ratio_to_llama_cpp"] = result["rows_per_s"] / result["llama_cpp"]["tokens_per_s"]
-    workspace.close()
+    session.close()
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")
     complaints = worse(result, json.loads(given.check.read_text())) if given.check else []

@@ -28,10 +28,10 @@ from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
-from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.sampler import Request, rollout
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 CONTEXTS = (64, 512, 4096)
 
@@ -58,15 +58,15 @@ def long_tailed(n: int, seed: int, mean: float = 40, most: int = 400) -> np.ndar
     return np.clip(draws * high, 1, most).round().astype(int)
 
 
-def occupancy(space: Workspace, episodes: int = 10_000, slots: int = 64, seed: int = 0) -> dict:
+def occupancy(session: Session, episodes: int = 10_000, slots: int = 64, seed: int = 0) -> dict:
     """Share of slots that a decode step uses, on long-tailed lengths: texts end where a length says, never by themselves."""
     lengths = long_tailed(episodes, seed)
-    engine = Counted(space.lm, space.prompter, num_slots=slots, max_new_tokens=int(lengths.max()))
+    engine = Counted(session.lm, session.prompter, num_slots=slots, max_new_tokens=int(lengths.max()))
     engine.eos_ids = []
-    problems = space.problems("train", episodes, seed)
+    problems = session.problems("train", episodes, seed)
     # One problem a request: samples of one problem would share rows, and a row fewer is no slot that stands empty.
     requests = [Request(p, i, max_new_tokens=int(lengths[i])) for i, p in enumerate(problems)]
-    act, done = Acting(Random(space), deterministic=False), 0
+    act, done = PolicyAdapter(Random(session), deterministic=False), 0
     until = 0  # steps before the last request has begun
     with track("occupancy", episodes, "episodes") as bar:
         for _ in rollout(engine, requests, act, keep_hidden=False):
@@ -80,24 +80,24 @@ def occupancy(space: Workspace, episodes: int = 10_000, slots: int = 64, seed: i
     }  # fmt: skip
 
 
-def environments(space: Workspace, num_envs: int = 64, episodes: int = 192, repeats: int = 3, seed: int = 0) -> dict:
+def environments(session: Session, num_envs: int = 64, episodes: int = 192, repeats: int = 3, seed: int = 0) -> dict:
     """The environments with random latents beside the engine, both with verdicts; and one environment beside a bare loop.
 
     Rates are of tokens through the decode steps. The bare loop is body and head of one row at a time.
     """
-    problems = space.problems("train", episodes, seed)
-    engine = RolloutEngine(space.lm, space.prompter, num_slots=num_envs, max_new_tokens=space.task.max_new_tokens)
+    problems = session.problems("train", episodes, seed)
+    engine = RolloutEngine(session.lm, session.prompter, num_slots=num_envs, max_new_tokens=session.task.max_new_tokens)
     requests = [Request(p, i) for i, p in enumerate(problems)]
-    act = Acting(Random(space), deterministic=False)
+    act = PolicyAdapter(Random(session), deterministic=False)
 
     def of_engine() -> float:
         before, start = engine.num_tokens, time.perf_counter()
-        space.judge([episode for _, episode in rollout(engine, requests, act, keep_hidden=False)])
+        session.judge([episode for _, episode in rollout(engine, requests, act, keep_hidden=False)])
         return (engine.num_tokens - before) / (time.perf_counter() - start)
 
     def of_vector(**skipping: float) -> float:
         env = gymnasium.make_vec(
-            "ollm_rl/LatentReasoning-v0", num_envs, "vector_entry_point", workspace=space, num_problems=len(problems),
+            "ollm_rl/LatentReasoning-v0", num_envs, "vector_entry_point", session=session, num_problems=len(problems),
             problem_seed=seed, **skipping,
         )  # fmt: skip
         env.reset(seed=seed)
@@ -109,13 +109,13 @@ def environments(space: Workspace, num_envs: int = 64, episodes: int = 192, repe
             ended += int((terminated | truncated).sum())
         return (stepped.num_tokens - before) / (time.perf_counter() - start)
 
-    single = gymnasium.make("ollm_rl/LatentReasoning-v0", workspace=space, skip_forced=False)
+    single = gymnasium.make("ollm_rl/LatentReasoning-v0", session=session, skip_forced=False)
     single.action_space.seed(seed)
     runs = []
     with track("environments", repeats, "repeats") as bar:
         for i in range(repeats):
             steps, per_step = _single_steps(single, 5, seed + 100 * i)
-            bare = _bare_steps(space, steps)
+            bare = _bare_steps(session, steps)
             rates = of_engine(), of_vector(), of_vector(wait_for=0.75), of_vector(skip_forced=False)
             runs.append((*rates, per_step, bare))
             bar.advance()
@@ -146,10 +146,10 @@ def _single_steps(env: gymnasium.Env, episodes: int, seed: int) -> tuple[list[in
 
 
 @torch.inference_mode()
-def _bare_steps(space: Workspace, lengths: list[int]) -> float:
+def _bare_steps(session: Session, lengths: list[int]) -> float:
     """Seconds a step of one row through body and head, at these lengths."""
-    backbone = space.backbone
-    kv = KVCache(1, max(lengths) + 1, prefill_prefix(backbone, space.prompter.prefix))
+    backbone = session.backbone
+    kv = KVCache(1, max(lengths) + 1, prefill_prefix(backbone, session.prompter.prefix))
     body, token = backbone.model.base_model, torch.ones(1, 1, dtype=torch.long, device=backbone.device)
     start = time.perf_counter()
     for length in lengths:
@@ -160,13 +160,13 @@ def _bare_steps(space: Workspace, lengths: list[int]) -> float:
     return (time.perf_counter() - start) / len(lengths)
 
 
-def growth(space: Workspace, small: Workspace, few: int = 1000, many: int = 20_000, steps: int = 20) -> dict:
+def growth(session: Session, small: Session, few: int = 1000, many: int = 20_000, steps: int = 20) -> dict:
     """Time a token against the number of episodes (`small`) and against the context (`space`).
 
     `attention_ms` is what `scaled_dot_product_attention` alone takes for a step of all layers at the same context.
     """
     per_token = {n: _time_per_token(small, n) for n in (few, many)}
-    contexts = {c: _step_at(space, c, steps) for c in CONTEXTS}
+    contexts = {c: _step_at(session, c, steps) for c in CONTEXTS}
     return {
         "ms_per_token": {str(n): 1e3 * t for n, t in per_token.items()},
         "many_over_few_episodes": per_token[many] / per_token[few],
@@ -175,23 +175,23 @@ def growth(space: Workspace, small: Workspace, few: int = 1000, many: int = 20_0
     }
 
 
-def _time_per_token(space: Workspace, episodes: int) -> float:
-    engine = RolloutEngine(space.lm, space.prompter, num_slots=128, max_new_tokens=8)
-    problems = space.problems("train", min(episodes, 1000), 0)
+def _time_per_token(session: Session, episodes: int) -> float:
+    engine = RolloutEngine(session.lm, session.prompter, num_slots=128, max_new_tokens=8)
+    problems = session.problems("train", min(episodes, 1000), 0)
     requests = [Request(problems[i % len(problems)], i) for i in range(episodes)]
-    act, start = Acting(Random(space), deterministic=False), time.perf_counter()
+    act, start = PolicyAdapter(Random(session), deterministic=False), time.perf_counter()
     tokens = sum(len(e.tokens) for _, e in rollout(engine, requests, act, keep_hidden=False))
     return (time.perf_counter() - start) / tokens
 
 
 @torch.inference_mode()
-def _step_at(space: Workspace, context: int, steps: int, rows: int = 8) -> tuple[float, float]:
+def _step_at(session: Session, context: int, steps: int, rows: int = 8) -> tuple[float, float]:
     """Median seconds of a decode step of the engine with so many own tokens before it, and of its attention alone."""
-    engine = RolloutEngine(space.lm, space.prompter, rows, steps + 1, context)
+    engine = RolloutEngine(session.lm, session.prompter, rows, steps + 1, context)
     engine.admit([[1] * 8] * rows)
     engine.lengths[:] = context
     taken = [_seconds(lambda: engine.advance(engine.options.tokens[:, 0])) for _ in range(steps)]
-    shape = space.backbone.model.config
+    shape = session.backbone.model.config
     key = next(iter(engine.kv.keys.values()))[:, :, :context]
     query = key.new_ones(rows, shape.num_attention_heads, 1, key.shape[-1])
 
@@ -202,14 +202,18 @@ def _step_at(space: Workspace, context: int, steps: int, rows: int = 8) -> tuple
     return median(taken), median(_seconds(attention) for _ in range(steps))
 
 
-def memory(space: Workspace, kv_cache_gib: float = 0.25, episodes: int = 192, seed: int = 0) -> dict:
+def memory(session: Session, kv_cache_gib: float = 0.25, episodes: int = 192, seed: int = 0) -> dict:
     """Peak memory of a rollout above that of the loaded model, beside the stated budget."""
-    requests = [Request(p, i) for i, p in enumerate(space.problems("train", episodes, seed))]
-    act = Acting(Random(space), deterministic=False)
+    requests = [Request(p, i) for i, p in enumerate(session.problems("train", episodes, seed))]
+    act = PolicyAdapter(Random(session), deterministic=False)
     gc.collect()
     loaded = _reset_peak()
     engine = RolloutEngine(
-        space.lm, space.prompter, num_slots=256, max_new_tokens=space.task.max_new_tokens, kv_cache_gib=kv_cache_gib
+        session.lm,
+        session.prompter,
+        num_slots=256,
+        max_new_tokens=session.task.max_new_tokens,
+        kv_cache_gib=kv_cache_gib,
     )
     for _ in rollout(engine, requests, act):
         pass
@@ -235,7 +239,7 @@ def _status(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def gpu(space: Workspace, batches: tuple[int, ...] = (64, 256), long: tuple[int, int] = (128, 2048)) -> dict | str:
+def gpu(session: Session, batches: tuple[int, ...] = (64, 256), long: tuple[int, int] = (128, 2048)) -> dict | str:
     """Rates on a GPU, for this backbone and for the paper's 1.5B shape with random weights.
 
     `long`: texts and own tokens before them, of a decode at length; `training` are tokens a second of whole texts as long.
@@ -243,12 +247,12 @@ def gpu(space: Workspace, batches: tuple[int, ...] = (64, 256), long: tuple[int,
     if not torch.cuda.is_available():
         return "none: no GPU on this machine"
     shapes: dict[str, dict] = {}
-    for lm in (space.lm, random_lm("deepseek_r1_1_5b", space.backbone)):
+    for lm in (session.lm, random_lm("deepseek_r1_1_5b", session.backbone)):
         found = shapes[lm.backbone.name] = {f"{b} texts after 64": decode_rates(lm, b) for b in batches}
-        if lm is not space.lm:
+        if lm is not session.lm:
             found[f"{long[0]} texts after {long[1]}"] = decode_rates(lm, *long, generate=False)
             found["training"] = training_rates(lm.backbone, length=long[1])
-    return {"device": torch.cuda.get_device_name(), "dtype": str(space.backbone.dtype), "shapes": shapes}
+    return {"device": torch.cuda.get_device_name(), "dtype": str(session.backbone.dtype), "shapes": shapes}
 
 
 def random_lm(backbone: str, like: Backbone) -> OptionLM:

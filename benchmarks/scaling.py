@@ -19,16 +19,16 @@ from types import SimpleNamespace
 import numpy as np
 import ray
 
-from agents.ahead import GroupsAhead
+from agents.async_sampler import AsyncGroupSampler
 from ollm_rl.cluster.pool import Pool, start_ray
 
 CHUNK, GROUP = 64, 8
 
 
 class Waiting:
-    """In the place of a worker's workspace."""
+    """In the place of a worker's session."""
 
-    beats = None
+    heartbeat = None
 
 
 def wait(made: Waiting, policy: bytes, lengths: list[int], a: float, b: float, size: int) -> bytes:
@@ -42,7 +42,7 @@ def wait(made: Waiting, policy: bytes, lengths: list[int], a: float, b: float, s
 
 
 class Simulated:
-    """A workspace as `GroupsAhead` sees it."""
+    """A session as `AsyncGroupSampler` sees it."""
 
     def __init__(self, workers: int, staleness: int, args: argparse.Namespace):
         self.max_staleness, self.seed, self.args = staleness, 0, args
@@ -78,26 +78,33 @@ class Simulated:
 
 def measure(workers: int, staleness: int, args: argparse.Namespace) -> dict:
     """Some updates with so many workers, the first of which is not counted."""
-    space = Simulated(workers, staleness, args)
+    session = Simulated(workers, staleness, args)
     groups = CHUNK // GROUP * workers
-    ahead = GroupsAhead(space, [SimpleNamespace()], groups, GROUP)
+    ahead = AsyncGroupSampler(session, [SimpleNamespace()], groups, GROUP)
     policy = bytes(1000 * args.policy_kb)
     idle, lags = 0.0, []
     for update in range(args.updates + 1):
         if update == 1:
-            start, space.bytes_back, space.bytes_out, space.busy, idle, lags = time.monotonic(), 0, 0, 0.0, 0.0, []
+            start, session.bytes_back, session.bytes_out, session.busy, idle, lags = (
+                time.monotonic(),
+                0,
+                0,
+                0.0,
+                0.0,
+                [],
+            )
         began = time.monotonic()
         episodes, lag = ahead.take(update, lambda: policy, (args.updates + 1 - update) * groups)
         idle += time.monotonic() - began
         lags.append(lag)
         time.sleep(len(episodes) * args.update_ms / 1000)
     took = time.monotonic() - start
-    space.pool.close()
+    session.pool.close()
     done = args.updates * groups * GROUP
     return {
         "workers": workers, "episodes": done, "seconds": took, "episodes_per_s": done / took,
-        "worker_busy": space.busy / took / workers, "learner_idle": idle / took, "staleness": float(np.mean(lags)),
-        "dropped": ahead.dropped, "bytes_back_per_s": space.bytes_back / took, "bytes_out_per_s": space.bytes_out / took,
+        "worker_busy": session.busy / took / workers, "learner_idle": idle / took, "staleness": float(np.mean(lags)),
+        "dropped": ahead.dropped, "bytes_back_per_s": session.bytes_back / took, "bytes_out_per_s": session.bytes_out / took,
     }  # fmt: skip
 
 

@@ -15,32 +15,32 @@ from typing import Any
 
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
-from ollm_rl.experiments.single import Lab, run_cell
+from ollm_rl.experiments.single import SessionCache, run_trial
 
 RATES = {
     "grpo": (5e-5, 1e-4, 3e-4),
     "ppo": (1e-4, 2e-4, 5e-4),
-    "full_head": (1e-4, 1e-3, 3e-3),
+    "shortlist_head": (1e-4, 1e-3, 3e-3),
     "lora_grpo": (1e-4, 3e-4, 1e-3),
 }
 BEST = {
     "grpo": 3e-4,
     "ppo": 1e-4,
-    "full_head": 3e-3,
+    "shortlist_head": 3e-3,
     "lora_grpo": 1e-4,
 }  # of these, as `results/tuning_chain_sum.json` has it
 SMALL: dict[str, Any] = {"problems_per_iteration": 8, "minibatches": 2}
 UPDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "grpo": (SMALL, {**SMALL, "num_iterations": 4, "target_kl": 0.05}, {**SMALL, "minibatches": 4, "num_iterations": 4, "target_kl": 0.1}),
     "ppo": ({"episodes_per_iteration": 128}, {"episodes_per_iteration": 64}, {"episodes_per_iteration": 64, "num_epochs": 8}),
-    "full_head": (SMALL, {**SMALL, "num_iterations": 4, "target_kl": 0.05}, {**SMALL, "minibatches": 4, "num_iterations": 4, "target_kl": 0.1}),
+    "shortlist_head": (SMALL, {**SMALL, "num_iterations": 4, "target_kl": 0.05}, {**SMALL, "minibatches": 4, "num_iterations": 4, "target_kl": 0.1}),
     "lora_grpo": ({"minibatches": 2}, {"num_iterations": 2}, {"problems_per_iteration": 4}),
 }  # fmt: skip
-# The best of both are grpo's first and ppo's second of `UPDATES`, and full_head's last and lora_grpo's first of `RATES`.
+# The best of both are grpo's first and ppo's second of `UPDATES`, and shortlist_head's last and lora_grpo's first of `RATES`.
 BEYOND: dict[str, dict[str, Any]] = {
     "grpo": {**SMALL, "learning_rate": 1e-3},
     "ppo": {"episodes_per_iteration": 64, "learning_rate": 5e-5},
-    "full_head": {"learning_rate": 1e-2},
+    "shortlist_head": {"learning_rate": 1e-2},
     "lora_grpo": {"learning_rate": 3e-5},
 }
 
@@ -68,13 +68,13 @@ def main() -> None:
         f"task={given.task}", f"seed={given.seed}", "evaluate.split=tune", f"evaluate.num_problems={given.problems}",
         "evaluate.samples=4", f"agent.total_episodes={given.episodes}",
     ]  # fmt: skip
-    rows, lab = [], Lab()
+    rows, sessions = [], SessionCache()
     try:
         for agent in given.agents:
             for i, mine in enumerate(grid(given.what, agent)):
                 settings = compose([*common, f"agent={agent}", *(f"agent.{k}={v}" for k, v in mine.items())])
                 run = Run(given.runs / given.task / given.what, f"{agent}-{i}", settings.yaml())
-                row = run_cell(settings, run, lab, given.seed)
+                row = run_trial(settings, run, sessions, given.seed)
                 rewards = [m["reward"] for m in run.metrics() if "reward" in m]
                 run.close()
                 rows.append({
@@ -85,7 +85,7 @@ def main() -> None:
                 })  # fmt: skip
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     finally:
-        lab.close()
+        sessions.close()
     compared = [] if given.what == "beyond" else given.agents  # of one setting there is no best
     best = {a: max((r for r in rows if r["agent"] == a), key=lambda r: r["avg_at_4"])["settings"] for a in compared}
     result = {

@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.session.local import Workspace, open_workspace
+from ollm_rl.session.local import Session, make_session
 from ollm_rl.tasks import Problem
 
 
@@ -23,7 +23,7 @@ class LatentReasoningVectorEnv(VectorEnv):
     environment plays after `reset(seed=s + i)`.
 
     Args:
-        backbone, task, plugin, dtype: see `ollm_rl.session.local.open_workspace`.
+        backbone, task, plugin, dtype: see `ollm_rl.session.local.make_session`.
         split, num_problems, problem_seed: where problems come from.
         max_new_tokens: the token budget, by default the task's; an episode that spends it is truncated.
         skip_forced: run on through positions where all options decode to one token.
@@ -31,7 +31,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             decision point stand idle until it ends; below 1, those still in a forced run are handed out at a forced
             position, where all latents do the same (and the mask leaves one of them).
         action_mask: observe `{"observation", "action_mask"}`; the mask hides duplicates of lower-numbered options.
-        workspace: an open workspace to share instead of the first three; `close` leaves it open.
+        session: an open session to share instead of the first three; `close` leaves it open.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi"]}
@@ -51,26 +51,26 @@ class LatentReasoningVectorEnv(VectorEnv):
         wait_for: float = 1.0,
         action_mask: bool = False,
         render_mode: str | None = None,
-        workspace: Workspace | None = None,
+        session: Session | None = None,
     ):
         self.num_envs, self.render_mode = num_envs, render_mode
-        self.workspace = workspace or open_workspace(backbone, task, plugin, dtype)
-        self._own_workspace = workspace is None
+        self.session = session or make_session(backbone, task, plugin, dtype)
+        self._own_session = session is None
         if not 0 < wait_for <= 1:
             raise ConfigurationError(f"wait_for={wait_for}; expected a share above 0 and at most 1")
         self.skip_forced, self.wait_for, self.action_mask = skip_forced, wait_for, action_mask
-        self.problems = self.workspace.problems(split, num_problems, problem_seed)
-        self.prompts = [self.workspace.prompter.encode(p) for p in self.problems]
+        self.problems = self.session.problems(split, num_problems, problem_seed)
+        self.prompts = [self.session.prompter.encode(p) for p in self.problems]
         longest = max(map(len, self.prompts))
         budget = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        self.engine = self.workspace.new_engine(num_slots=num_envs, max_prompt_tokens=longest, **budget)
+        self.engine = self.session.new_engine(num_slots=num_envs, max_prompt_tokens=longest, **budget)
         self.engine.check_room(longest)
         if self.engine.num_slots < num_envs:
             raise ConfigurationError(
                 f"kv_cache_gib={self.engine.kv_cache_gib} holds {self.engine.num_slots} episodes of this task, not "
                 f"num_envs={num_envs}; lower num_envs or max_new_tokens, or raise it"
             )
-        d, k = self.workspace.backbone.hidden_size, self.workspace.lm.num_options
+        d, k = self.session.backbone.hidden_size, self.session.lm.num_options
         hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
         self.single_observation_space = hidden
         if action_mask:
@@ -134,12 +134,12 @@ class LatentReasoningVectorEnv(VectorEnv):
 
     def render(self):
         """The texts so far."""
-        return tuple(self.workspace.prompter.decode(e.tokens) for e in self.episodes)
+        return tuple(self.session.prompter.decode(e.tokens) for e in self.episodes)
 
     def close_extras(self, **kwargs) -> None:
-        """End the processes of the verifier, if the workspace is the environment's own."""
-        if self._own_workspace:
-            self.workspace.close()
+        """End the processes of the verifier, if the session is the environment's own."""
+        if self._own_session:
+            self.session.close()
 
     def _draw(self, i: int, named: int | None) -> Problem:
         at = int(self.generators[i].integers(len(self.problems))) if named is None else int(named)
@@ -158,7 +158,7 @@ class LatentReasoningVectorEnv(VectorEnv):
             episode.tokens.append(token)
             episode.latents.append(z if deciding[i] else -1)
             self.decisions[i] += deciding[i]
-            if token in self.workspace.backbone.eos_ids:
+            if token in self.session.backbone.eos_ids:
                 episode.stop = "eos"
             elif len(episode.tokens) >= self.engine.max_new_tokens:
                 episode.stop = "length"
@@ -190,7 +190,7 @@ class LatentReasoningVectorEnv(VectorEnv):
 
     def _ends(self, i: int, token: int) -> bool:
         spent = len(self.episodes[i].tokens) + 1 >= self.engine.max_new_tokens
-        return spent or token in self.workspace.backbone.eos_ids
+        return spent or token in self.session.backbone.eos_ids
 
     def _observe(self):
         hidden = self.engine.hidden.float().cpu().numpy().copy()  # the engine writes over its own
@@ -208,8 +208,8 @@ class LatentReasoningVectorEnv(VectorEnv):
     def _finish(self, done: list[int], rewards: np.ndarray, infos: dict[str, Any]) -> None:
         ended = [self.episodes[i] for i in done]
         for episode in ended:
-            episode.text = self.workspace.prompter.decode(episode.tokens)
-        self.workspace.judge(ended)  # together: they are judged side by side, or by a reward that takes batches
+            episode.text = self.session.prompter.decode(episode.tokens)
+        self.session.judge(ended)  # together: they are judged side by side, or by a reward that takes batches
         for i, episode in zip(done, ended, strict=True):
             rewards[i] = episode.reward
             facts = {

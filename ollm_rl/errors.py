@@ -37,7 +37,7 @@ class RewardError(RuntimeError):
 
 
 class WorkerError(RuntimeError):
-    """Workers failed too often in a row. No mistake in what was given, as far as we can tell: exit code 1."""
+    """Workers failed too often in a row. No user error, as far as we can tell: exit code 1."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

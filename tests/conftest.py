@@ -9,7 +9,7 @@ import torch
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.session.local import Workspace, open_workspace
+from ollm_rl.session.local import Session, make_session
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,11 +43,11 @@ def _made(path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Workspace:
+def tiny() -> Session:
     """A converted tiny backbone in float32; shared, so tests must not change it."""
-    space = open_workspace("tiny", "chain_sum", dtype="float32", convert=QUICK)
-    space.engine_settings = {"num_slots": 16, "max_new_tokens": 20}
-    return space
+    session = make_session("tiny", "chain_sum", dtype="float32", convert=QUICK)
+    session.engine_settings = {"num_slots": 16, "max_new_tokens": 20}
+    return session
 
 
 @pytest.fixture(scope="session")

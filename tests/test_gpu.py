@@ -11,9 +11,9 @@ import torch
 import envs  # noqa: F401 (registers the environments)
 from agents.prior import Prior
 from ollm_rl.cli.app import main
-from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace, open_workspace, shared_backbone
+from ollm_rl.session.local import Session, make_session, shared_backbone
 from tests.conftest import QUICK, QUICK_KEYS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -21,20 +21,20 @@ SHORT = {"num_slots": 16, "max_new_tokens": 20}
 
 
 @pytest.fixture(scope="module")
-def on_gpu() -> Workspace:
-    space = open_workspace("tiny", "chain_sum", dtype="float32", convert=QUICK)
-    space.engine_settings = {**SHORT, "cuda_graphs": False}
-    return space
+def on_gpu() -> Session:
+    session = make_session("tiny", "chain_sum", dtype="float32", convert=QUICK)
+    session.engine_settings = {**SHORT, "cuda_graphs": False}
+    return session
 
 
-def texts(space: Workspace, n: int = 40) -> list[list[int]]:
-    requests = [Request(p, i) for i, p in enumerate(space.problems("test", n, 0))]
-    return [e.tokens for e in space.rollout(requests, Acting(Prior(space), deterministic=False))]
+def texts(session: Session, n: int = 40) -> list[list[int]]:
+    requests = [Request(p, i) for i, p in enumerate(session.problems("test", n, 0))]
+    return [e.tokens for e in session.rollout(requests, PolicyAdapter(Prior(session), deterministic=False))]
 
 
-def beside(space: Workspace, **engine) -> Workspace:
-    other = Workspace(space.backbone, space.plugin, space.task, {**SHORT, **engine}, space.seed, space.judge)
-    other.prompter = space.prompter
+def beside(session: Session, **engine) -> Session:
+    other = Session(session.backbone, session.plugin, session.task, {**SHORT, **engine}, session.seed, session.judge)
+    other.prompter = session.prompter
     return other
 
 
@@ -48,13 +48,13 @@ def test_graphs_say_what_ordinary_steps_say(on_gpu):
 def test_a_gpu_says_what_a_cpu_says(on_gpu):
     """But for the few texts in which two sums of another order round to another choice."""
     backbone = shared_backbone("tiny", "float32", "cpu")
-    cpu = Workspace(backbone, copy.deepcopy(on_gpu.plugin), on_gpu.task, SHORT, on_gpu.seed, on_gpu.judge)
+    cpu = Session(backbone, copy.deepcopy(on_gpu.plugin), on_gpu.task, SHORT, on_gpu.seed, on_gpu.judge)
     same = [a == b for a, b in zip(texts(cpu), texts(on_gpu), strict=True)]
     assert sum(same) >= 0.9 * len(same)
 
 
 def test_environments_step(on_gpu):
-    env = gymnasium.make_vec("ollm_rl/LatentReasoning-v0", 4, "vector_entry_point", workspace=on_gpu, num_problems=8)
+    env = gymnasium.make_vec("ollm_rl/LatentReasoning-v0", 4, "vector_entry_point", session=on_gpu, num_problems=8)
     env.reset(seed=0)
     env.action_space.seed(0)
     ended = 0
@@ -65,7 +65,7 @@ def test_environments_step(on_gpu):
 
 
 def test_agents_are_compared(tmp_path):
-    agents = ["prior", "grpo", "full_head", "lora_sft", "lora_grpo", "distill", "reference"]
+    agents = ["prior", "grpo", "shortlist_head", "lora_sft", "lora_grpo", "distill", "reference"]
     agents += ["ppo"] if find_spec("ray") else []
     main([
         "compare", *QUICK_KEYS, f"agents=[{','.join(agents)}]", "seeds=[0]", "with_oracle=true", "agent.total_episodes=64",

@@ -6,8 +6,8 @@ import sys
 from rich.logging import RichHandler
 from rich.text import Text
 
+from ollm_rl.cli.commands import COMMANDS, out
 from ollm_rl.cli.sweep import SWEPT, combinations, gather, run_all
-from ollm_rl.cli.verbs import VERBS, out
 from ollm_rl.common.config_files import GROUPS, members
 from ollm_rl.common.progress import console as err
 from ollm_rl.config.checks import check_values
@@ -16,13 +16,13 @@ from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerErr
 
 
 def usage() -> str:
-    verbs = "\n".join(f"  {name:<10}{f.__doc__}" for name, f in VERBS.items())
+    commands = "\n".join(f"  {name:<10}{f.__doc__}" for name, f in COMMANDS.items())
     groups = "\n".join(f"  {g + '=':<12}{' | '.join(members(g))}" for g in GROUPS)
     return (
-        f"usage: ollm-rl <verb> [group=choice] [key=value ...] [--dry-run]\n\nverbs\n{verbs}\n\ngroups\n{groups}\n\n"
+        f"usage: ollm-rl <command> [group=choice] [key=value ...] [--dry-run]\n\ncommands\n{commands}\n\ngroups\n{groups}\n\n"
         "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
         "  agents=[...] seeds=[...] for compare\n\n"
-        "  key=a,b runs the verb with each: agent=grpo,ppo seed=0,1,2\n\n"
+        "  key=a,b runs the command with each: agent=grpo,ppo seed=0,1,2\n\n"
         "--dry-run prints the resolved configuration and what it would take."
     )
 
@@ -55,28 +55,28 @@ def _dispatch(arguments: list[str]) -> None:
     for flag in flags:
         if flag != "--dry-run":
             raise ConfigurationError(f"unknown option {flag}; expected --dry-run or --help")
-    if not words or words[0] not in VERBS:
+    if not words or words[0] not in COMMANDS:
         word = words[0] if words else ""
         raise ConfigurationError(
-            f"unknown verb '{word}'; expected one of {', '.join(VERBS)}.{did_you_mean(word, VERBS)}"
+            f"unknown command '{word}'; expected one of {', '.join(COMMANDS)}.{did_you_mean(word, COMMANDS)}"
         )
-    verb, overrides = words[0], words[1:]
-    if verb == "demo" and not any(o.startswith("experiment=") for o in overrides):
+    command, overrides = words[0], words[1:]
+    if command == "demo" and not any(o.startswith("experiment=") for o in overrides):
         overrides = ["experiment=demo", *overrides]
-    jobs = combinations(overrides) if verb in SWEPT else [overrides]
+    jobs = combinations(overrides) if command in SWEPT else [overrides]
     if len(jobs) > 1 and "--dry-run" not in flags:
-        results = gather(run_all(verb, jobs, lambda name, settings, given: VERBS[name](settings, given)))
+        results = gather(run_all(command, jobs, lambda name, settings, given: COMMANDS[name](settings, given)))
         if results.get("rows"):
             from ollm_rl.report.tables import terminal_table
 
             out.print(terminal_table(results))
         return
     overrides = jobs[0]
-    if verb in ("compare", "demo"):
+    if command in ("compare", "demo"):
         from ollm_rl.experiments.single import shared
 
         if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):
-            raise ConfigurationError(f"{verb} takes agents=[...], names or <module>.<Class>, instead of agent=")
+            raise ConfigurationError(f"{command} takes agents=[...], names or <module>.<Class>, instead of agent=")
         settings = compose(shared(overrides))
     else:
         settings = compose(overrides)
@@ -87,6 +87,6 @@ def _dispatch(arguments: list[str]) -> None:
 
         print_estimate(settings, out)
         return
-    if verb != "doctor":
+    if command != "doctor":
         preflight(settings.config)
-    VERBS[verb](settings, overrides)
+    COMMANDS[command](settings, overrides)

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from ollm_rl.common.cache import cache_dir
-from ollm_rl.config.compose import MATH_VERIFY, Settings, locate, plain
+from ollm_rl.config.compose import MATH_VERIFY, Settings, locate, to_dict
 from ollm_rl.errors import OLLMError
 from ollm_rl.models.backbone import describe, load_backbone
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.session.opening import task_of
-from ollm_rl.tasks.base import SPLITS, stating
+from ollm_rl.tasks.base import SPLITS, format_answer
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
 
@@ -97,7 +97,7 @@ def _golds(settings: Settings) -> str:
     problems += [e for e in task.examples if e not in EXAMPLES]
     ids, golds = [p.id for p in problems], [p.answer for p in problems]
     with Verifier() as verifier:
-        verdicts = verifier.check_many([(gold, stating(gold)) for gold in golds])
+        verdicts = verifier.check_many([(gold, format_answer(gold)) for gold in golds])
         reasons = verifier.understand_many(golds)
     rows = list(zip(ids, golds, verdicts, reasons, strict=True))
     lost = [_gold_line(i, gold, verdict.reason) for i, gold, verdict, _ in rows if not verdict.correct]
@@ -135,6 +135,6 @@ def _verifier(settings: Settings) -> str:
 
 def _backbone(settings: Settings) -> str:
     config = settings.config
-    backbone = load_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
+    backbone = load_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
     prefix = len(Prompter.for_task(backbone, task_of(config)).prefix)
     return f"{describe(backbone)}; shared prefix of {prefix} tokens"

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ollm_rl.common.cache import cache_dir
-from ollm_rl.config.compose import Settings, plain
+from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import BackboneError
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import SHAPE
@@ -36,7 +36,7 @@ def estimate(config: DictConfig) -> list[str]:
     """
     model = _shape(config.backbone)
     head = model.get_output_embeddings().weight
-    sizes = PlugInConfig(**{k: v for k, v in plain(config.plugin).items() if k != "path"})
+    sizes = PlugInConfig(**{k: v for k, v in to_dict(config.plugin).items() if k != "path"})
     with torch.device("meta"):
         plugin = PlugIn(head.shape[1], sizes)
     backbone = sum(p.numel() for p in model.parameters())
@@ -111,7 +111,7 @@ def _shape(backbone: DictConfig) -> Any:
     if name == "tiny":
         return tiny_model(torch.float32)
     if given is not None:
-        config = AutoConfig.for_model(**plain(given))
+        config = AutoConfig.for_model(**to_dict(given))
     elif name == "smollm2":
         stored = cache_dir() / "backbones" / "smollm2-135m-instruct"
         config = AutoConfig.from_pretrained(stored) if stored.exists() else LlamaConfig(**SHAPE)

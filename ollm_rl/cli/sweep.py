@@ -1,4 +1,4 @@
-"""`agent=grpo,ppo seed=0,1,2`: the same verb with every combination, side by side on a Ray cluster or one after the other."""
+"""`agent=grpo,ppo seed=0,1,2`: the same command with every combination, side by side on a Ray cluster or one after the other."""
 
 import itertools
 import logging
@@ -89,7 +89,7 @@ def _label(override: str) -> str:
     return value if key == "agent" else f"{key.rsplit('.', 1)[-1]}{value}"
 
 
-def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list[str]], None]) -> list[Path]:
+def run_all(command: str, jobs: list[list[str]], run: Callable[[str, Settings, list[str]], None]) -> list[Path]:
     """Run every combination and give the directories.
 
     All configurations are checked before the first begins. On a cluster (`rollout.address`, or the job that this process is)
@@ -98,26 +98,26 @@ def run_all(verb: str, jobs: list[list[str]], run: Callable[[str, Settings, list
     settings = [compose(job) for job in jobs]
     for each in settings:
         preflight(each.config)
-    folders = [Path(each.config.runs_dir) / (each.config.name or verb) for each in settings]
+    folders = [Path(each.config.runs_dir) / (each.config.name or command) for each in settings]
     if not on_cluster(settings[0].config.rollout):
         for job, each, folder in zip(jobs, settings, folders, strict=True):
             log.info("%s", folder)
-            run(verb, each, job)
+            run(command, each, job)
         return folders
     from ollm_rl.cluster.jobs import side_by_side
 
     root = f"runs_dir={Path(settings[0].config.runs_dir).resolve()}"
-    calls = {folder: partial(_job, verb, [*job, root]) for job, folder in zip(jobs, folders, strict=True)}
+    calls = {folder: partial(_job, command, [*job, root]) for job, folder in zip(jobs, folders, strict=True)}
     side_by_side(calls, settings[0].config.rollout)
     return folders
 
 
-def _job(verb: str, overrides: list[str]) -> None:
-    from ollm_rl.cli.verbs import VERBS
+def _job(command: str, overrides: list[str]) -> None:
+    from ollm_rl.cli.commands import COMMANDS
 
     settings = compose(overrides)
     preflight(settings.config)
-    VERBS[verb](settings, overrides)
+    COMMANDS[command](settings, overrides)
 
 
 def gather(folders: list[Path]) -> dict:

@@ -1,6 +1,6 @@
 """Units of work on Ray actors that may die, hang or raise: every unit gives exactly one result.
 
-A unit is a function that is called with what its worker made at the start (a workspace, usually). It must give the same
+A unit is a function that is called with what its worker made at the start (a session, usually). It must give the same
 whenever it is run, for it is run again when its worker is lost. This file knows nothing of language models, and imports no
 torch: a simulation of a cluster has many workers on one machine.
 """
@@ -137,9 +137,9 @@ class _Worker:
         return os.getpid()
 
     @ray.method(concurrency_group="life")
-    def beats(self) -> int | None:
+    def heartbeat(self) -> int | None:
         """A number that grows while work goes on; None if nobody counts."""
-        return getattr(self.made, "beats", None)
+        return getattr(self.made, "heartbeat", None)
 
     def _fetch(self, ref: Any) -> Any:
         """What a reference stands for; the last few are kept."""
@@ -173,7 +173,7 @@ class _Place:
     )  # when a place was asked for, or last said that it is waited for
     result: Any = None
     beat: Any = None
-    beats: int | None = None
+    heartbeat: int | None = None
     alive: float = field(default_factory=time.monotonic)  # when it was last seen to get on
 
 
@@ -302,7 +302,7 @@ class Pool:
         for place in self._places:
             if self._waiting and place.unit is None and place.ready is None:
                 unit = self._waiting.popleft()
-                place.unit, place.beats, place.alive = unit, None, time.monotonic()
+                place.unit, place.heartbeat, place.alive = unit, None, time.monotonic()
                 place.result = place.actor.run.remote(unit.function, unit.args, unit.common)
 
     def _collect(self, place: _Place) -> Result | None:
@@ -312,7 +312,7 @@ class Pool:
             value = ray.get(place.ready if starting else place.result)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, OLLMError):  # a mistake of the user's: the next worker would make it again
+            if isinstance(cause, OLLMError):  # a user error: the next worker would make it again
                 raise cause from None
             self._failed(place, "raised", str(error), lost=starting)
             return None
@@ -341,14 +341,14 @@ class Pool:
                 continue
             if place.beat is not None and ray.wait([place.beat], timeout=0)[0]:
                 try:
-                    beats = ray.get(place.beat)
+                    heartbeat = ray.get(place.beat)
                 except ray.exceptions.RayError:
                     continue  # its unit's reference will say so
                 place.beat = None
-                if beats is None or beats != place.beats:
-                    place.beats, place.alive = beats, now
+                if heartbeat is None or heartbeat != place.heartbeat:
+                    place.heartbeat, place.alive = heartbeat, now
             if place.beat is None:
-                place.beat = place.actor.beats.remote()
+                place.beat = place.actor.heartbeat.remote()
             if now - place.alive > self.hang_s:
                 reason = f"no progress for {self.hang_s:g} s; raise rollout.hang_s if a step may take so long"
                 self._failed(place, "hung", reason, lost=True)

@@ -1,4 +1,4 @@
-"""A workspace whose backbone is elsewhere: rollouts, and whatever else needs the model, run on Ray workers.
+"""A session whose backbone is elsewhere: rollouts, and whatever else needs the model, run on Ray workers.
 
 Only what is small travels: policies out, tokens, verdicts and the states at decision points back.
 """
@@ -19,8 +19,8 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.sampler import Act, Request, act_key
-from ollm_rl.session.local import Workspace
-from ollm_rl.session.opening import open_again, recipe_of
+from ollm_rl.session.local import Session
+from ollm_rl.session.opening import open_in_worker, serialize_settings
 from ollm_rl.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class BackboneFacts:
     @property
     def head(self) -> Any:
         raise ConfigurationError(
-            f"backbone '{self.name}' is on Ray workers, not in this process. Use Workspace.call to run something there, "
+            f"backbone '{self.name}' is on Ray workers, not in this process. Use Session.run_on_model to run something there, "
             "or rollout=local."
         )
 
@@ -55,11 +55,11 @@ class _Sent:
     episodes: int = 0
 
 
-class ClusterWorkspace(Workspace):
-    """The workspace of a driver.
+class ClusterSession(Session):
+    """The session of a driver.
 
     Args:
-        settings: the whole configuration, from which workers make their own workspaces.
+        settings: the whole configuration, from which workers make their own sessions.
         task: problems are drawn here, and sent.
     """
 
@@ -75,10 +75,10 @@ class ClusterWorkspace(Workspace):
             "hang_s": rollout.hang_s, "max_failures": rollout.max_failures,
         }  # fmt: skip
         # One worker converts, or finds the plug-in; the others get it.
-        self.recipe = recipe_of(settings)
-        self.pool = Pool(open_again, [self.recipe, seed], 1, **common)
+        self.serialized_settings = serialize_settings(settings)
+        self.pool = Pool(open_in_worker, [self.serialized_settings, seed], 1, **common)
         (name, fingerprint, hidden_size), plugin, self.conversion, self.plugin_path = self.pool.call(_describe)
-        self.pool.grow(rollout.num_workers, [self.recipe, seed, self.pool.put(plugin)])
+        self.pool.grow(rollout.num_workers, [self.serialized_settings, seed, self.pool.put(plugin)])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.backbone: Any = BackboneFacts(name, fingerprint, hidden_size, device)
         self.plugin: PlugIn = plugin.to(device)
@@ -158,10 +158,10 @@ class ClusterWorkspace(Workspace):
         self.pool.drop()
         self._under_way.clear()
 
-    def call(self, function: Callable, *args: Any) -> Any:
+    def run_on_model(self, function: Callable, *args: Any) -> Any:
         return self.pool.call(function, *args)
 
-    def spread(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
+    def map(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
         size = max(1, -(-len(items) // (4 * len(self.pool))))  # some parts for every worker: they take unequal times
         parts = [(items[i : i + size], *args) for i in range(0, len(items), size)]
         for result in self.pool.map(_listed, [(function, *part) for part in parts]):
@@ -169,9 +169,9 @@ class ClusterWorkspace(Workspace):
 
     @property
     def engine(self):  # type: ignore[override]
-        raise ConfigurationError("the engine is on Ray workers; use Workspace.rollout or call, or rollout=local")
+        raise ConfigurationError("the engine is on Ray workers; use Session.rollout or call, or rollout=local")
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Traffic since this was last asked, and failures of workers so far."""
         sent, self._sent = self._sent, _Sent()
         counts = {kind: sum(f.kind == kind for f in self.pool.failures) for kind in ("died", "hung", "raised")}
@@ -184,20 +184,20 @@ class ClusterWorkspace(Workspace):
         self.pool.close()
 
 
-def _listed(space: Workspace, function: Callable, items: Sequence, *args: Any) -> list:
-    return list(function(space, items, *args))
+def _listed(session: Session, function: Callable, items: Sequence, *args: Any) -> list:
+    return list(function(session, items, *args))
 
 
-def _describe(space: Workspace) -> tuple:
-    facts = space.backbone.name, space.backbone.fingerprint, space.backbone.hidden_size
-    return facts, copy.deepcopy(space.plugin).cpu(), space.conversion, space.plugin_path
+def _describe(session: Session) -> tuple:
+    facts = session.backbone.name, session.backbone.fingerprint, session.backbone.hidden_size
+    return facts, copy.deepcopy(session.plugin).cpu(), session.conversion, session.plugin_path
 
 
 def _roll(
-    space: Workspace, acts: list[Act], requests: list[Request], named: list[int], skip_forced: bool, keep_hidden: bool,
+    session: Session, acts: list[Act], requests: list[Request], named: list[int], skip_forced: bool, keep_hidden: bool,
     from_logits: bool,
 ) -> dict:  # fmt: skip
     """A chunk of episodes, with their rewards."""
     for request, i in zip(requests, named, strict=True):
         request.act = acts[i]
-    return pack(space.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits))
+    return pack(session.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits))

@@ -9,6 +9,6 @@ def beat() -> None:
     _count += 1
 
 
-def beats() -> int:
+def count() -> int:
     """How often, so far."""
     return _count

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, config_file, group_file, members
+from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, RENAMED_TARGETS, config_file, group_file, members, new_name
 from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
@@ -43,7 +43,7 @@ class Changes:
 
 
 def read(text: str, where: str) -> dict[str, Any]:
-    """A configuration as dotted keys with their values.
+    """A configuration as dotted keys with their values, under today's names.
 
     Raises:
         CheckpointError: it is no YAML.
@@ -54,7 +54,10 @@ def read(text: str, where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{where} cannot be read as YAML ({str(error).splitlines()[0]}). Restore it, or delete the run's directory."
         ) from error
-    return dict(_flat(nested)) if isinstance(nested, dict) else {}
+    found = _flat(nested) if isinstance(nested, dict) else ()
+    return {
+        new_name(key): RENAMED_TARGETS.get(value, value) if isinstance(value, str) else value for key, value in found
+    }
 
 
 def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:

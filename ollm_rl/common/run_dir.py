@@ -97,7 +97,7 @@ class Run:
 
     @contextmanager
     def unless_refused(self) -> Iterator[None]:
-        """What is refused in here as the user's mistake leaves no new directory, which would refuse the mended command."""
+        """What is refused in here as a user error leaves no new directory, which would refuse the mended command."""
         try:
             yield
         except OLLMError:

@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, members
+from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, members, suggestion
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
-from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError
 from ollm_rl.tasks import make_task
 
 MATH_VERIFY = "ollm_rl.reward.functions.MathVerify"
@@ -66,7 +66,7 @@ def compose(overrides: list[str]) -> Settings:
     config = base.copy()
     with open_dict(config):
         del config["hydra"]
-    known = plain(config)
+    known = to_dict(config)
     given: dict[str, str] = {}
     for key, text in values:
         group = key.partition(".")[0]
@@ -123,7 +123,7 @@ def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
         else:
             names = [m for m in members(key) if m != "custom"]
             raise ConfigurationError(
-                f"unknown {key} '{value:.120}'; expected one of {', '.join(names)}.{did_you_mean(value, names)}"
+                f"unknown {key} '{value:.120}'; expected one of {', '.join(names)}.{suggestion(value, names)}"
             )
     values += [(key, value) for key, value in pairs if key not in GROUPS]
     for group in OPEN_GROUPS:
@@ -140,7 +140,7 @@ def preflight(config: DictConfig) -> None:
     """
     check_values(config)
     check_folders(config)
-    make_task(**plain(config.task))
+    make_task(**to_dict(config.task))
     _check_rollout(config.rollout)
     name = str(config.backbone.name)
     if name.startswith((".", "/", "~")) and not os.path.isfile(Path(name) / "config.json"):
@@ -181,7 +181,7 @@ def _check_rollout(rollout: DictConfig) -> None:
         )
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
+def to_dict(node: DictConfig) -> dict[str, Any]:
     """A part of the configuration as plain Python values."""
     value = OmegaConf.to_container(node, resolve=True)
     assert isinstance(value, dict)

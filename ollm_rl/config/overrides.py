@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+from ollm_rl.common.config_files import new_name
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
 FREE_TEXT = ("inspect.prompt",)  # nothing in it has a meaning
@@ -41,6 +42,8 @@ def pair(override: str) -> tuple[str, str]:
         raise ConfigurationError(
             f"cannot read '{override:.{SHOWN}}'; expected key=value or group=choice, such as agent=grpo"
         )
+    if (now := new_name(key)) != key:
+        raise ConfigurationError(f"'{key}' is called '{now}' now; expected {now}={text:.{SHOWN}}")
     return key, text
 
 

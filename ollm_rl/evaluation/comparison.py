@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 
 from ollm_rl.common.run_dir import whole_lines
-from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, sampled_figure, samples_of, wilson
+from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, sampled_metric, samples_of, wilson
 
 WINDOW = 256  # episodes of which learning curves show the mean
 UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
 
 
-def cell_name(row: dict) -> str:
+def trial_name(row: dict) -> str:
     """The run directory of an agent and a seed, within the comparison's."""
     return f"{row['agent']}-{row['seed']}"
 
 
-def cell_folder(row: dict, root: Path) -> Path:
+def trial_dir(row: dict, root: Path) -> Path:
     """Where a row's files are: in a directory of its own within the comparison's, or `root` if it was run alone.
 
     All searches of a seed are in the oracle's.
     """
-    folder = root / (f"oracle-{row['seed']}" if "search" in row else cell_name(row))
+    folder = root / (f"oracle-{row['seed']}" if "search" in row else trial_name(row))
     return folder if folder.exists() else root
 
 
@@ -32,13 +32,13 @@ def replays_of(agent: str) -> str:
     return "replays.json" if agent == "oracle" else f"replays_{agent}.json"
 
 
-def conclude(rows: list[dict], root: Path) -> dict:
+def summarize(rows: list[dict], root: Path) -> dict:
     """Adds thresholds and areas to `rows`, and gives the rest of a comparison's `results.json`: `pooled` and `tests`."""
     add_thresholds(rows, root)
     add_areas(rows, root)
     pooled = pool(rows)
     for row in pooled:
-        mark_variants(row, [r for r in rows if r["agent"] == row["agent"]])
+        mark_ood(row, [r for r in rows if r["agent"] == row["agent"]])
     return {"pooled": pooled, "tests": paired_tests(rows, root)}
 
 
@@ -97,7 +97,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def mark_variants(pooled: dict, rows: list[dict]) -> None:
+def mark_ood(pooled: dict, rows: list[dict]) -> None:
     """Out-of-distribution accuracy of an agent over its seeds, with `change` from before training and `worse`.
 
     `worse` is `yes` where the 95% interval of the change (paired bootstrap over problems) lies below zero, `perhaps`
@@ -128,7 +128,7 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
         asked[agent] = []
         for row in sorted((r for r in rows if r["agent"] == agent), key=lambda r: r["seed"]):
             for kind, part in parts.items():
-                lines = whole_lines(root / cell_name(row) / "rollouts" / f"{kind}.jsonl")
+                lines = whole_lines(root / trial_name(row) / "rollouts" / f"{kind}.jsonl")
                 if lines and len(lines) % row["n_problems"] == 0:
                     solved = np.array([line["reward"] >= 1.0 for line in lines], dtype=float)
                     part.append(solved.reshape(row["n_problems"], -1).mean(1))
@@ -158,16 +158,16 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
 
 def learning_curve(row: dict, root: Path) -> list[dict]:
     """The iterations of a learner (in a comparison, or alone in `root`): lines of its `metrics.jsonl` that have a reward."""
-    lines = whole_lines(cell_folder(row, root) / "metrics.jsonl")
+    lines = whole_lines(trial_dir(row, root) / "metrics.jsonl")
     return [line for line in lines if "reward" in line and "train_episodes" in line]
 
 
 def add_areas(rows: list[dict], root: Path) -> None:
     """`area_under_curve`: the mean reward of training over the episodes that every learner had."""
-    curves = {cell_name(r): learning_curve(r, root) for r in rows}
+    curves = {trial_name(r): learning_curve(r, root) for r in rows}
     last = [lines[-1]["train_episodes"] for lines in curves.values() if lines and lines[-1]["train_episodes"]]
     for row in rows:
-        lines = curves[cell_name(row)]
+        lines = curves[trial_name(row)]
         if not lines or not lines[-1]["train_episodes"]:
             continue
         upto, area, before = min(last), 0.0, 0
@@ -204,7 +204,7 @@ def add_thresholds(rows: list[dict], root: Path) -> None:
 def _sampled_accuracies(rows: Sequence[dict]) -> dict[str, float]:
     """Sampled accuracy by agent, all of as many samples as the prior has."""
     ks = samples_of([r for r in rows if r["agent"] == "prior"])
-    values = {r["agent"]: sampled_figure(r, "avg", ks[-1]) for r in rows} if ks else {}
+    values = {r["agent"]: sampled_metric(r, "avg", ks[-1]) for r in rows} if ks else {}
     return {agent: value for agent, value in values.items() if value is not None}
 
 

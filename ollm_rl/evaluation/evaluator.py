@@ -1,4 +1,4 @@
-"""Evaluation of an agent on held-out problems: accuracy with its interval, sampled accuracy, misbehaviour."""
+"""Evaluation of an agent on held-out problems: accuracy with its interval, sampled accuracy, degeneration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ import numpy as np
 
 from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.evaluation.metrics import misbehaviour, results_row, share
-from ollm_rl.rollout.acting import Acting
+from ollm_rl.evaluation.metrics import degeneration, results_row, share
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem, make_task
 
 
@@ -24,12 +24,10 @@ class Evaluation:
     sampled: list[Episode]
 
 
-def evaluate(
-    workspace: Workspace, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
-) -> Evaluation:
+def evaluate(session: Session, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
-    An agent with a model of its own (`acting_workspace`) acts with that. The seeds of the episodes depend on `seed` and the
+    An agent with a model of its own (`acting_session`) acts with that. The seeds of the episodes depend on `seed` and the
     problem's place only, so agents are compared on equal terms.
 
     Raises:
@@ -37,51 +35,55 @@ def evaluate(
     """
     if k < 0:
         raise ConfigurationError(f"evaluate.samples={k}; expected 0 or more sampled answers per problem")
-    workspace = getattr(agent, "acting_workspace", workspace)
+    session = getattr(agent, "acting_session", session)
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
-    greedy, sampling = Acting(agent, True), Acting(agent, False)
+    greedy, sampling = PolicyAdapter(agent, True), PolicyAdapter(agent, False)
     # All episodes of a problem go together, so that the engine runs what they share once.
     requests = [
         Request(p, x, sampling if i else greedy) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)
     ]
     from_logits = bool(getattr(agent, "acts_on_logits", False))
     with track(f"evaluate {name}", len(requests), "episodes") as bar:
-        episodes = workspace.rollout(requests, sampling, keep_hidden=False, from_logits=from_logits, bar=bar)
+        episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=from_logits, bar=bar)
     first = episodes[:: k + 1]
     rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
     return Evaluation(results_row(name, first, rest, k), first, rest)
 
 
-def evaluate_variants(workspace: Workspace, agent, settings: dict, n: int, seed: int = 0) -> dict[str, dict]:
+def evaluate_ood(session: Session, agent, settings: dict, n: int, seed: int = 0) -> dict[str, dict]:
     """Greedy accuracy out of distribution: on `n` test problems of each of the task's variants, with the task's own examples.
 
     Args:
         settings: of the task, which a variant changes.
     """
-    space, found = getattr(agent, "acting_workspace", workspace), {}
+    session, found = getattr(agent, "acting_session", session), {}
     from_logits = bool(getattr(agent, "acts_on_logits", False))
-    for name, changed in space.task.variants.items():
+    for name, changed in session.task.ood_variants.items():
         task = make_task(**{**settings, **changed})
-        engine = {**space.engine_settings, "max_new_tokens": task.max_new_tokens}
-        other = Workspace(space.backbone, space.plugin, task, engine, seed, space.judge)
-        other.prompter, other.chunk = space.prompter, space.chunk
+        engine = {**session.engine_settings, "max_new_tokens": task.max_new_tokens}
+        other = Session(session.backbone, session.plugin, task, engine, seed, session.judge)
+        other.prompter, other.chunk = session.prompter, session.chunk
         requests = [Request(p, i) for i, p in enumerate(other.problems("test", n, seed))]
         with track(f"evaluate on {name}", len(requests), "episodes") as bar:
-            episodes = other.rollout(requests, Acting(agent, True), keep_hidden=False, from_logits=from_logits, bar=bar)
+            episodes = other.rollout(
+                requests, PolicyAdapter(agent, True), keep_hidden=False, from_logits=from_logits, bar=bar
+            )
         solved = [e.solved for e in episodes]
-        found[name] = {**share(sum(solved), len(solved)), "solved": solved, **misbehaviour(episodes)}
+        found[name] = {**share(sum(solved), len(solved)), "solved": solved, **degeneration(episodes)}
     return found
 
 
-def kl_from_start(workspace: Workspace, agent, problems: Sequence[Problem], seed: int = 0) -> float | None:
+def kl_from_start(session: Session, agent, problems: Sequence[Problem], seed: int = 0) -> float | None:
     """Nats an episode between the agent and what it began as, mean over one sampled episode of each problem.
 
     None for an agent that cannot tell (`divergence(episodes)`).
     """
     if not callable(getattr(agent, "divergence", None)):
         return None
-    space, from_logits = getattr(agent, "acting_workspace", workspace), bool(getattr(agent, "acts_on_logits", False))
+    session, from_logits = getattr(agent, "acting_session", session), bool(getattr(agent, "acts_on_logits", False))
     seeds = np.random.default_rng((seed, 1)).integers(2**31, size=len(problems)).tolist()
     requests = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
-    return float(np.mean(agent.divergence(space.rollout(requests, Acting(agent, False), from_logits=from_logits))))
+    return float(
+        np.mean(agent.divergence(session.rollout(requests, PolicyAdapter(agent, False), from_logits=from_logits)))
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from ollm_rl.evaluation.replay import replay
 from ollm_rl.options.option_lm import Options
 from ollm_rl.rollout.sampler import Request, rollout
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
 AT_ONCE = 32  # solutions that are forced through the engine side by side
@@ -55,26 +55,26 @@ class Position:
         return len(self.options) > 1
 
 
-def inspect_problems(workspace: Workspace, problems: list[Problem]) -> list[list[Position]]:
+def inspect_problems(session: Session, problems: list[Problem]) -> list[list[Position]]:
     """The positions of the problems' gold solutions, the end-of-text token included."""
     found: list[list[Position]] = []
     for start in range(0, len(problems), AT_ONCE):
-        found += _inspected(workspace, problems[start : start + AT_ONCE])
+        found += _inspected(session, problems[start : start + AT_ONCE])
     return found
 
 
 @torch.inference_mode()
-def _inspected(workspace: Workspace, problems: list[Problem]) -> list[list[Position]]:
-    prompter = workspace.prompter
+def _inspected(session: Session, problems: list[Problem]) -> list[list[Position]]:
+    prompter = session.prompter
     gold = [prompter.encode_solution(p.solution or "") for p in problems]
-    engine = workspace.new_engine(num_slots=len(problems), max_new_tokens=max(map(len, gold)) + 1)
+    engine = session.new_engine(num_slots=len(problems), max_new_tokens=max(map(len, gold)) + 1)
     engine.admit([prompter.encode(p) for p in problems])
     found: list[list[Position]] = [[] for _ in problems]
     active = list(range(len(problems)))
     at = 0
     while active:
         x = torch.tensor([gold[i][at] for i in active], device=engine.device)
-        seen = _positions(workspace, engine.hidden, engine.logits, engine.options, x)
+        seen = _positions(session, engine.hidden, engine.logits, engine.options, x)
         for i, position in zip(active, seen, strict=True):
             position.context = prompter.tokenizer.decode(gold[i][:at])[-CONTEXT:]
             found[i].append(position)
@@ -86,11 +86,11 @@ def _inspected(workspace: Workspace, problems: list[Problem]) -> list[list[Posit
     return found
 
 
-def _positions(workspace: Workspace, hidden: Tensor, logits: Tensor, options: Options, x: Tensor) -> Iterator[Position]:
+def _positions(session: Session, hidden: Tensor, logits: Tensor, options: Options, x: Tensor) -> Iterator[Position]:
     """A position for each of the states (n, d) with their options and gold tokens `x` (n,)."""
-    plugin, decode = workspace.plugin, workspace.backbone.tokenizer.decode
+    plugin, decode = session.plugin, session.backbone.tokenizer.decode
     prior = plugin.prior_logits(hidden).masked_fill(~options.mask, -1e9).softmax(-1)
-    picks = plugin.encoder_logits(hidden, workspace.backbone.head.weight[x]).argmax(-1).tolist()
+    picks = plugin.encoder_logits(hidden, session.backbone.head.weight[x]).argmax(-1).tolist()
     log_p = logits.float().log_softmax(-1)
     entropies = -(log_p.exp() * log_p).sum(-1)
     for row, gold in enumerate(x.tolist()):
@@ -143,13 +143,13 @@ def latent_meanings(positions: list[list[Position]], num_options: int, shown: in
     return meanings
 
 
-def inspect_prompt(workspace: Workspace, prompt: str) -> dict:
+def inspect_prompt(session: Session, prompt: str) -> dict:
     """The prior's greedy answer to a prompt, with what every option would have said; as `replay` gives it."""
 
     def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        z = workspace.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
+        z = session.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
         return z, torch.zeros(len(z), device=z.device)
 
     request = Request(Problem("prompt", prompt, ""))
-    _, episode = next(iter(rollout(workspace.engine, [request], act, keep_hidden=False)))
-    return replay(workspace, [episode])[0]
+    _, episode = next(iter(rollout(session.engine, [request], act, keep_hidden=False)))
+    return replay(session, [episode])[0]

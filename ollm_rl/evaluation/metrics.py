@@ -55,7 +55,7 @@ def _vote(answer: str) -> Any:
     return form if number is None else number
 
 
-def sampled_figures(episodes: Sequence[Episode], k: int) -> dict[str, float | None]:
+def sampled_metrics(episodes: Sequence[Episode], k: int) -> dict[str, float | None]:
     """`avg@k`, `pass@k` and `maj@k` of k texts per problem, one problem's after another's; nothing if k is 0.
 
     `maj@k` is None where rewards have nothing to do with stated answers: solved texts, and no answer in any. `avg_at_8` and
@@ -80,7 +80,7 @@ def samples_of(rows: Sequence[dict]) -> list[int]:
     return sorted({int(key[1]) for key in keys if key})
 
 
-def sampled_figure(row: dict, figure: str, k: int) -> float | None:
+def sampled_metric(row: dict, figure: str, k: int) -> float | None:
     """`avg`, `pass` or `maj` of a row at k samples, under whichever name it has there; None if it was not measured."""
     value = row.get(f"{figure}@{k}")
     return row.get(f"{figure}_at_{k}") if value is None else value
@@ -135,7 +135,7 @@ def pool_breakdowns(parts: Sequence[dict[str, dict[str, dict]]]) -> dict[str, di
     return found
 
 
-def misbehaviour(episodes: Sequence[Episode]) -> dict[str, float]:
+def degeneration(episodes: Sequence[Episode]) -> dict[str, float]:
     """Shares of texts without an answer, with repetition, and with letters of a foreign script."""
     n = max(len(episodes), 1)
     return {
@@ -169,11 +169,11 @@ def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int
         "n_problems": n,
         "accuracy": solved / max(n, 1),
         "accuracy_ci95": list(wilson(solved, n)),
-        **sampled_figures(sampled, k),
+        **sampled_metrics(sampled, k),
         "mean_length": float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
         "mean_decisions": float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
         "mean_reward": float(np.mean([e.reward for e in greedy])) if greedy else 0.0,
-        **misbehaviour(greedy),
+        **degeneration(greedy),
         "verdicts": dict(Counter(e.verdict for e in greedy if e.verdict).most_common()),
         "breakdown": breakdown([(e.problem, e.solved) for e in greedy]),
     }

@@ -6,13 +6,13 @@ import torch
 
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 AT_ONCE = 64  # episodes
 
 
 @torch.inference_mode()
-def replay(workspace: Workspace, episodes: list[Episode]) -> list[dict]:
+def replay(session: Session, episodes: list[Episode]) -> list[dict]:
     """Run the episodes' tokens through the engine once more.
 
     Returns:
@@ -21,13 +21,13 @@ def replay(workspace: Workspace, episodes: list[Episode]) -> list[dict]:
     """
     if not episodes:
         return []
-    engine = workspace.new_engine(num_slots=min(len(episodes), AT_ONCE))
+    engine = session.new_engine(num_slots=min(len(episodes), AT_ONCE))
     parts = [episodes[at : at + engine.num_slots] for at in range(0, len(episodes), engine.num_slots)]
-    return [record for part in parts for record in _replay(workspace, engine, part)]
+    return [record for part in parts for record in _replay(session, engine, part)]
 
 
-def _replay(workspace: Workspace, engine: RolloutEngine, episodes: list[Episode]) -> list[dict]:
-    prompter, tokenizer = workspace.prompter, workspace.backbone.tokenizer
+def _replay(session: Session, engine: RolloutEngine, episodes: list[Episode]) -> list[dict]:
+    prompter, tokenizer = session.prompter, session.backbone.tokenizer
     engine.clear()
     engine.make_room(max(len(prompter.encode(e.problem)) for e in episodes))
     engine.admit([prompter.encode(e.problem) for e in episodes])
@@ -36,7 +36,7 @@ def _replay(workspace: Workspace, engine: RolloutEngine, episodes: list[Episode]
     position = 0
     while active:
         tokens, mask = engine.options.tokens, engine.options.mask
-        prior = workspace.plugin.prior_logits(engine.hidden).masked_fill(~mask, -1e9).softmax(-1)
+        prior = session.plugin.prior_logits(engine.hidden).masked_fill(~mask, -1e9).softmax(-1)
         for row, i in enumerate(active):
             offered = [
                 (z, tokenizer.decode([int(tokens[row, z])]), round(float(prior[row, z]), 4))
@@ -54,7 +54,7 @@ def _replay(workspace: Workspace, engine: RolloutEngine, episodes: list[Episode]
     return [{**e.to_dict(), "steps": s} for e, s in zip(episodes, steps, strict=True)]
 
 
-def changes(workspace: Workspace, episodes: list[Episode], most: int = 8) -> dict:
+def changes(session: Session, episodes: list[Episode], most: int = 8) -> dict:
     """What an agent does differently from the prior: at the decisions of its greedy episodes, against the prior's likeliest.
 
     Returns:
@@ -62,7 +62,7 @@ def changes(workspace: Workspace, episodes: list[Episode], most: int = 8) -> dic
         changes as (the prior's token, the agent's, how often).
     """
     decisions, found = 0, Counter[tuple[str, str]]()
-    for episode in replay(workspace, episodes):
+    for episode in replay(session, episodes):
         for step in episode["steps"]:
             if step["latent"] >= 0 and len(step["options"]) > 1:
                 decisions += 1

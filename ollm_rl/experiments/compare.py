@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.config.compose import Settings, locate, on_cluster
-from ollm_rl.evaluation.comparison import cell_folder, conclude, pool_curves
+from ollm_rl.evaluation.comparison import pool_curves, summarize, trial_dir
 from ollm_rl.experiments.oracle_run import run_oracle
-from ollm_rl.experiments.overrides import cell_settings
-from ollm_rl.experiments.single import Lab, is_done, run_cell
-from ollm_rl.session.opening import recipe_of
+from ollm_rl.experiments.overrides import trial_settings
+from ollm_rl.experiments.single import SessionCache, is_done, run_trial
+from ollm_rl.session.opening import serialize_settings
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ class Part(NamedTuple):
 def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
     """All agents with all seeds, and the oracle if `with_oracle`."""
     config, parts = settings.config, list[Part]()
-    cells = [cell_settings(overrides, settings, name) for name in config.agents]
+    cells = [trial_settings(overrides, settings, name) for name in config.agents]
     for seed in config.seeds:
-        parts += [Part(f"{cell.agent_name}-{seed}", run_cell, cell, seed) for cell in cells]
+        parts += [Part(f"{cell.agent_name}-{seed}", run_trial, cell, seed) for cell in cells]
         parts += [Part(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
     return parts
 
@@ -52,7 +52,7 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
             path = run.path / part.name
             if (path / CONFIG).exists():
                 grown, _ = may_continue(path, part.settings.yaml())
-                done |= {path} if is_done(path, grown, part.settings, part.do is run_cell) else set()
+                done |= {path} if is_done(path, grown, part.settings, part.do is run_trial) else set()
     rollout = comparisons[0][1].config.rollout
     if not on_cluster(rollout) or rollout.num_workers:
         return
@@ -61,7 +61,7 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
         begun = False
         for part in parts_of(overrides, settings):
             # Those with a long set-up share it: one begins at once, the others would only wait for it, and come last.
-            long = part.do is run_cell and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
+            long = part.do is run_trial and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
             stages[2 if long and begun else 0 if long else 1].append((run.path / part.name, part))
             begun |= long
     waiting = [(path.resolve(), p) for stage in stages for path, p in stage if path not in done]
@@ -69,7 +69,9 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
         return
     from ollm_rl.cluster.jobs import side_by_side
 
-    side_by_side({path: partial(_run_part, path, p.do, recipe_of(p.settings), p.seed) for path, p in waiting}, rollout)
+    side_by_side(
+        {path: partial(_run_part, path, p.do, serialize_settings(p.settings), p.seed) for path, p in waiting}, rollout
+    )
 
 
 def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
@@ -81,7 +83,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
     config = settings.config
     rows: list[dict] = []
     searched: list[dict] = []  # of the oracle, a seed each
-    lab = Lab()
+    sessions = SessionCache()
     try:
         with run.unless_refused():
             run_parts([(overrides, settings, run)])
@@ -89,28 +91,28 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
                 log.info("%s", name)
                 part = Run(run.path, name, each.yaml())
                 try:
-                    do(each, part, lab, seed)
+                    do(each, part, sessions, seed)
                 finally:
                     part.close()
                 found = stored_json(part.path / RESULTS)
                 rows += found["rows"]
                 searched += [found] if found.get("curves") else []
     finally:
-        lab.close()
-    results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **conclude(rows, run.path)}
+        sessions.close()
+    results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **summarize(rows, run.path)}
     if searched:
         results["curves"] = pool_curves(searched)
-    results["conversion"] = stored_json(cell_folder(rows[0], run.path) / "conversion.json")
+    results["conversion"] = stored_json(trial_dir(rows[0], run.path) / "conversion.json")
     run.write_json(RESULTS, results)
     return results
 
 
-def _run_part(path: Path, do: Callable, recipe: tuple[Any, dict[str, str]], seed: int) -> None:
+def _run_part(path: Path, do: Callable, serialized_settings: tuple[Any, dict[str, str]], seed: int) -> None:
     """A part of a comparison in a process of its own; its results are in its directory."""
-    settings, lab = Settings(OmegaConf.create(recipe[0]), recipe[1]), Lab()
+    settings, sessions = Settings(OmegaConf.create(serialized_settings[0]), serialized_settings[1]), SessionCache()
     run = Run(path.parent, path.name, settings.yaml())
     try:
-        do(settings, run, lab, seed)
+        do(settings, run, sessions, seed)
     finally:
         run.close()
-        lab.close()
+        sessions.close()

@@ -4,29 +4,29 @@ import inspect
 
 from omegaconf import DictConfig
 
-from ollm_rl.config.compose import locate, plain
+from ollm_rl.config.compose import locate, to_dict
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle import Oracle
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
-def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = None):
-    """Instantiate an agent: its class is called with the workspace and its settings.
+def make_agent(session: Session, agent: DictConfig, policy: str | None = None):
+    """Instantiate an agent: its class is called with the session and its settings.
 
     Raises:
         ConfigurationError: the class does not take one of the settings, or lacks a method.
     """
     kind = locate(agent._target_)
-    values = {k: v for k, v in plain(agent).items() if k != "_target_"}
+    values = {k: v for k, v in to_dict(agent).items() if k != "_target_"}
     try:
-        inspect.signature(kind).bind(workspace, **values)
+        inspect.signature(kind).bind(session, **values)
     except TypeError as error:
         names = list(inspect.signature(kind).parameters)[1:]
         hint = "".join(did_you_mean(k, names) for k in values if k not in names)
         expected = f"It takes {', '.join(names) or 'no settings'}."
         raise ConfigurationError(f"agent._target_={agent._target_}: {error}. {expected}{hint}") from error
-    made = kind(workspace, **values)
+    made = kind(session, **values)
     for method in ("learn", "predict", "save", "load"):
         if not callable(getattr(made, method, None)):
             raise ConfigurationError(f"agent._target_={agent._target_} has no method '{method}'; see docs/agents.md")
@@ -35,11 +35,11 @@ def make_agent(workspace: Workspace, agent: DictConfig, policy: str | None = Non
     return made
 
 
-def make_oracle(workspace: Workspace, config: DictConfig, policy, search: str | None = None) -> Oracle:
+def make_oracle(session: Session, config: DictConfig, policy, search: str | None = None) -> Oracle:
     """The configured search over `policy`, or `search` with its settings."""
-    values = {k: v for k, v in plain(config.oracle).items() if k not in ("num_problems", "also", "search")}
+    values = {k: v for k, v in to_dict(config.oracle).items() if k not in ("num_problems", "also", "search")}
     if values["critic"] is not None:
-        values["critic"] = Critic.from_pretrained(values["critic"], workspace.backbone.fingerprint).to(
-            workspace.backbone.device
+        values["critic"] = Critic.from_pretrained(values["critic"], session.backbone.fingerprint).to(
+            session.backbone.device
         )
-    return Oracle(workspace, policy, search=search or config.oracle.search, **values)
+    return Oracle(session, policy, search=search or config.oracle.search, **values)

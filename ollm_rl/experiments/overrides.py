@@ -3,7 +3,7 @@
 import inspect
 from functools import cache
 
-from ollm_rl.common.config_files import GROUPS, members
+from ollm_rl.common.config_files import GROUPS, members, suggestion
 from ollm_rl.config.compose import Settings, compose, locate
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
@@ -42,7 +42,7 @@ def with_overrides(settings: Settings, overrides: list[str]) -> Settings:
     return Settings(config, settings.choices)
 
 
-def cell_settings(overrides: list[str], settings: Settings, name: str) -> Settings:
+def trial_settings(overrides: list[str], settings: Settings, name: str) -> Settings:
     """The configuration of one agent of a comparison: the experiment's `agent_overrides`, then those of the command line.
 
     `agent.<setting>=` goes to the agents that have that setting, `<agent>.<setting>=` to one.
@@ -79,4 +79,4 @@ def _settings_of(name: str) -> list[str]:
     if "." in name:
         return list(inspect.signature(locate(name)).parameters)[1:]
     names = [m for m in members("agent") if m != "custom"]
-    raise ConfigurationError(f"unknown agent '{name}'; expected one of {', '.join(names)}.{did_you_mean(name, names)}")
+    raise ConfigurationError(f"unknown agent '{name}'; expected one of {', '.join(names)}.{suggestion(name, names)}")

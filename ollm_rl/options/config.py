@@ -52,10 +52,10 @@ class ConversionConfig:
         prior_target: `canonical` or `encoder`, see the module's text.
         num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
         epochs, prior_epochs: passes of phase 1 and 2.
-        easy_share: share of the positions of which the backbone is sure that an epoch looks at.
-        hardness: share of the canonical option in q (objective `cover`).
-        anchor: weight of option 0's cross-entropy on every gold token (objective `cover`).
-        straying: weight of keeping options to their shortlists (`ollm_rl.options.shortlist_loss`).
+        easy_keep_prob: share of the positions of which the backbone is sure that an epoch looks at.
+        hard_assignment: share of the canonical option in q (objective `cover`).
+        first_option_weight: weight of option 0's cross-entropy on every gold token (objective `cover`).
+        off_shortlist_penalty: weight of keeping options to their shortlists (`ollm_rl.options.shortlist_loss`).
         bias_penalty: weight of the biases' squared norm, as a share of the hidden states'.
         kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
         kl_rate: how fast the weight moves that holds it.
@@ -72,10 +72,10 @@ class ConversionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     prior_dropout: float = 0.1
-    easy_share: float = 0.25
-    hardness: float = 0.7
-    anchor: float = 1.0
-    straying: float = 0.1
+    easy_keep_prob: float = 0.25
+    hard_assignment: float = 0.7
+    first_option_weight: float = 1.0
+    off_shortlist_penalty: float = 0.1
     bias_penalty: float = 0.1
     kl_target: float | None = None
     kl_rate: float = 0.02

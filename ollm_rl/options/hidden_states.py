@@ -137,14 +137,14 @@ def blocks(states: Blocks) -> Iterator[HiddenStates]:
         yield states.block(start, min(start + BLOCK, len(states)))
 
 
-def num_batches(states: Blocks, batch_size: int, easy_share: float) -> int:
+def num_batches(states: Blocks, batch_size: int, easy_keep_prob: float) -> int:
     """How many batches `shuffled` gives, on average over generators."""
     easy = sum(int((part.entropy < EASY_NATS).sum()) for part in blocks(states))
-    return max(1, int((len(states) - easy + easy_share * easy) / batch_size))
+    return max(1, int((len(states) - easy + easy_keep_prob * easy) / batch_size))
 
 
 def shuffled(
-    states: Blocks, batch_size: int, generator: torch.Generator, easy_share: float
+    states: Blocks, batch_size: int, generator: torch.Generator, easy_keep_prob: float
 ) -> Iterator[tuple[Tensor, HiddenStates]]:
     """One epoch: (the positions' numbers, the positions) of every batch.
 
@@ -163,7 +163,7 @@ def shuffled(
         rows = torch.cat([r for r, _ in left] + [torch.arange(*span) for span in spans])
         window = _joined([w for _, w in left] + [states.block(*span) for span in spans])
         fresh = torch.arange(len(rows)) >= sum(len(r) for r, _ in left)
-        keep = (window.entropy >= EASY_NATS) | (torch.rand(len(rows), generator=generator) < easy_share) | ~fresh
+        keep = (window.entropy >= EASY_NATS) | (torch.rand(len(rows), generator=generator) < easy_keep_prob) | ~fresh
         order = torch.randperm(len(rows), generator=generator)
         order = order[keep[order]]
         whole = len(order) - len(order) % batch_size
@@ -176,8 +176,8 @@ def shuffled(
         yield left[0]
     elif not batches:
         raise ConfigurationError(
-            f"convert.easy_share={easy_share} skips all {len(states)} positions of the solutions: the backbone is sure of each. "
-            "Raise convert.easy_share, or give more solutions."
+            f"convert.easy_keep_prob={easy_keep_prob} skips all {len(states)} positions of the solutions: the backbone is sure of each. "
+            "Raise convert.easy_keep_prob, or give more solutions."
         )
 
 

@@ -6,10 +6,10 @@ With CE_z the cross-entropy of option z on the gold token x, q(z | h, x) the enc
 * `em`: the same with the exact posterior, proportional to pi0(z) p_z(x), in place of the encoder, which imitates it.
 * `gumbel`: the cross-entropy of one option, drawn from q by straight-through Gumbel-softmax (Jang et al. 2017,
   arXiv 1611.01144); encoder and decoder learn through the draw, as in the paper.
-* `cover` (ours): if some options already decode to the gold token, q is a share `hardness` of the *canonical* option,
+* `cover` (ours): if some options already decode to the gold token, q is a share `hard_assignment` of the *canonical* option,
   the lowest-numbered that does, and otherwise the posterior. If none does, the duplicate that is closest is recruited:
   an option that decodes to what a lower-numbered one gives anyway, so nothing is lost by moving it. Option 0 also
-  learns every gold token (weight `anchor`): it becomes the best single guess, and the others its alternatives.
+  learns every gold token (weight `first_option_weight`): it becomes the best single guess, and the others its alternatives.
 
 The first three hold KL(q || uniform) at a target (the paper's is 0.2 nats) by a `KLController`.
 """
@@ -117,9 +117,9 @@ def cover(at: Positions, config: ConversionConfig, weight: float) -> tuple[Tenso
         cost = ce + 100.0 * canonical(logits.argmax(-1)) + 10.0 * at.log_prior.exp()
         latent = torch.where(covered, hit.float().argmax(-1), cost.argmin(-1))
         hard = F.one_hot(latent, logits.shape[1]).float()
-        soft = config.hardness * hard + (1 - config.hardness) * (at.log_prior - ce).softmax(-1)
+        soft = config.hard_assignment * hard + (1 - config.hard_assignment) * (at.log_prior - ce).softmax(-1)
         q = torch.where(covered[:, None], soft, hard)
-    loss = ((q * ce).sum(-1) + config.anchor * ce[:, 0]).mean() + _imitation(hard, at.log_prior, at.log_q)
+    loss = ((q * ce).sum(-1) + config.first_option_weight * ce[:, 0]).mean() + _imitation(hard, at.log_prior, at.log_q)
     return loss, kl_to_uniform(q.clamp_min(1e-9).log()).mean(), logits
 
 

@@ -86,7 +86,7 @@ def measure(backbone: Backbone, plugin: PlugIn, states: Blocks) -> dict:
     encoder to the prior, in nats. usage: perplexity of the prior's mean choice, 1 to K. decision_share: positions with
     more than one distinct token.
     """
-    parts = [_figures(backbone, plugin, moved(part, backbone.device)) for part in blocks(states)]
+    parts = [_metrics(backbone, plugin, moved(part, backbone.device)) for part in blocks(states)]
     figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     uncertain = figures.pop("entropy") > UNCERTAIN_NATS
     prior = figures.pop("prior")
@@ -100,7 +100,7 @@ def measure(backbone: Backbone, plugin: PlugIn, states: Blocks) -> dict:
     return report
 
 
-def _figures(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[str, Tensor]:
+def _metrics(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[str, Tensor]:
     """The figures of n positions (n,), their entropy, and the prior's probabilities (n, K)."""
     logits = option_logits(backbone, plugin, batch)
     decoded, target = logits.argmax(-1), batch.target[:, None]

@@ -19,7 +19,7 @@ LEARNED = 4  # one in so many positions of a batch
 KEPT = 1024  # tokens, the latest
 
 
-class Outsiders:
+class OffShortlistPenalty:
     """The tokens outside of shortlists that options lately were closest to saying."""
 
     def __init__(self, backbone: Backbone):

@@ -27,7 +27,7 @@ from ollm_rl.options.quality import (
     moved,
     shortlist_logits,
 )
-from ollm_rl.options.shortlist_loss import Outsiders
+from ollm_rl.options.shortlist_loss import OffShortlistPenalty
 
 log = logging.getLogger(__name__)
 FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from
@@ -134,14 +134,14 @@ def _train_decoder(
     """Phase 1: decoder, encoder and a first prior, by the objective."""
     weight = backbone.head.weight.detach()
     objective, controller = OBJECTIVES[config.objective], KLController(config.kl_target, config.kl_rate)
-    per_epoch = num_batches(states, config.batch_size, config.easy_share)
+    per_epoch = num_batches(states, config.batch_size, config.easy_keep_prob)
     optimizer, schedule = _optimizer(plugin.parameters(), config, config.epochs * per_epoch)
     trained = Trained(plugin, optimizer, schedule, generator, controller)
     done = progress.restore("options", trained, config.epochs)
     with track("options", config.epochs * per_epoch, "steps", done=done * per_epoch) as bar:
         for epoch in range(done, config.epochs):
-            outsiders = Outsiders(backbone)
-            for _, part in shuffled(states, config.batch_size, generator, config.easy_share):
+            off_shortlist = OffShortlistPenalty(backbone)
+            for _, part in shuffled(states, config.batch_size, generator, config.easy_keep_prob):
                 batch = moved(part, backbone.device)
                 at = Positions(
                     logits_of=shortlist_logits(backbone, batch),
@@ -151,15 +151,17 @@ def _train_decoder(
                     log_q=plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1),
                 )
                 loss, kl, logits = objective(at, config, controller.weight)
-                strayed = outsiders.loss(batch, at.biases, logits) if config.straying else loss.new_zeros(())
+                off_shortlist = (
+                    off_shortlist.loss(batch, at.biases, logits) if config.off_shortlist_penalty else loss.new_zeros(())
+                )
                 size = bias_size(batch, at.biases)
-                loss = loss + config.straying * strayed + config.bias_penalty * size
+                loss = loss + config.off_shortlist_penalty * off_shortlist + config.bias_penalty * size
                 controller.update(kl.item())
                 _step(loss, optimizer, schedule)
                 bar.advance(1, f"loss {loss.item():.3f}, KL {kl.item():.2f}")
                 if bar.done % LOG_EVERY == 0:
                     figures = {"loss": loss.item(), "kl": kl.item(), "kl_weight": controller.weight}
-                    figures |= {"straying": strayed.item(), "bias": size.item()}
+                    figures |= {"off_shortlist_penalty": off_shortlist.item(), "bias": size.item()}
                     progress.log(bar.done, {f"options/{name}": value for name, value in figures.items()})
             distinct = _check_collapse(logits, batch.entropy, config)
             progress.log(bar.done, {"options/epoch": epoch + 1, "options/distinct_tokens": distinct})
@@ -202,14 +204,14 @@ def _train_prior(
         parameters += plugin.encoder.parameters()
     covered, latent = canonical_labels(backbone, plugin, states)
     config = replace(config, batch_size=max(1, config.batch_size // 2))
-    steps = config.prior_epochs * num_batches(states, config.batch_size, config.easy_share)
+    steps = config.prior_epochs * num_batches(states, config.batch_size, config.easy_keep_prob)
     optimizer, schedule = _optimizer(parameters, config, steps)
     trained = Trained(plugin, optimizer, schedule, generator)
     done = progress.restore("prior", trained, config.prior_epochs)
     per_epoch = steps // max(1, config.prior_epochs)
     with track("prior", steps, "steps", done=done * per_epoch) as bar:
         for epoch in range(done, config.prior_epochs):
-            for rows, part in shuffled(states, config.batch_size, generator, config.easy_share):
+            for rows, part in shuffled(states, config.batch_size, generator, config.easy_keep_prob):
                 batch = moved(part, backbone.device)
                 with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
                     x = F.dropout(plugin.standardize(batch.hidden), config.prior_dropout)

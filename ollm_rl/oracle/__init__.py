@@ -2,6 +2,6 @@
 
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.search import FRONTIERS, Search
-from ollm_rl.oracle.summary import summarise
+from ollm_rl.oracle.summary import summarize_searches
 
-__all__ = ["FRONTIERS", "Oracle", "Search", "summarise"]
+__all__ = ["FRONTIERS", "Oracle", "Search", "summarize_searches"]

@@ -24,7 +24,7 @@ from ollm_rl.options.policies import Critic, choose
 from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
 SEARCHES = (*FRONTIERS, "best_of_n")
@@ -42,7 +42,7 @@ class Oracle:
             32 of the others.
         slots: most texts of all problems that a tree search follows at the same time.
         keep_gib: memory for keys and values of texts that branches go on from.
-        bonus, brevity: of `best_first`, see `BestFirst`; exploration: of `puct`.
+        deviation_penalty, length_penalty: of `best_first`, see `BestFirst`; exploration: of `puct`.
         critic: of `puct`, see there.
         max_tries: texts per problem that the verifier is asked about, or None.
         max_seconds: for all problems; then every search stops with what it has. None: no limit.
@@ -55,15 +55,15 @@ class Oracle:
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         policy: Policy,
         search: str = "best_first",
         budget: int = 1000,
         width: int | None = None,
         slots: int = 64,
         keep_gib: float = 2.0,
-        bonus: float = 0.0,
-        brevity: float = 1.0,
+        deviation_penalty: float = 0.0,
+        length_penalty: float = 1.0,
         exploration: float = 1.5,
         critic: Critic | None = None,
         max_tries: int | None = None,
@@ -78,9 +78,14 @@ class Oracle:
         for name, value in least.items():  # with none of them a search would wait for ever
             if not value >= 1:
                 raise ConfigurationError(f"oracle.{name}={value}; expected at least 1")
-        self.workspace, self.policy = workspace, policy
+        self.session, self.policy = session, policy
         self.search, self.budget, self.width, self.keep_gib = search, budget, width, keep_gib
-        self.slots, self.bonus, self.brevity, self.exploration = slots, bonus, brevity, exploration
+        self.slots, self.deviation_penalty, self.length_penalty, self.exploration = (
+            slots,
+            deviation_penalty,
+            length_penalty,
+            exploration,
+        )
         self.critic = critic if search == "puct" else None
         self.max_tries, self.max_seconds, self.stop_when_solved = max_tries, max_seconds, stop_when_solved
         self.texts = texts
@@ -103,7 +108,7 @@ class Oracle:
         open_ones = [(at, p) for at, p in enumerate(problems) if at not in done]
         deadline = None if self.max_seconds is None else time.time() + self.max_seconds
         with track(f"oracle {self.search}", len(searches), "problems", done=len(done)) as bar:
-            for record in self.workspace.spread(_search, open_ones, self, seed, deadline):
+            for record in self.session.map(_search, open_ones, self, seed, deadline):
                 searches[record["position"]].restore(record)
                 if store is not None:
                     with store.open("a") as out:
@@ -121,7 +126,7 @@ class Oracle:
         searches = [Search(p, self._new_frontier()) for _, p in problems]
         places = {id(s): at for s, (at, _) in zip(searches, problems, strict=True)}
         limits = self.budget, self.width, self.slots, self.keep_gib
-        tree = TreeSearch(self.workspace, self.policy, self._open, *limits, self.critic)
+        tree = TreeSearch(self.session, self.policy, self._open, *limits, self.critic)
         run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         for search in run:
             yield {"position": places[id(search)], **search.record()}
@@ -130,7 +135,7 @@ class Oracle:
     def _new_frontier(self) -> Frontier:
         if self.search == "best_of_n":
             return Frontier()
-        return new_frontier(self.search, self.bonus, self.brevity, self.exploration)
+        return new_frontier(self.search, self.deviation_penalty, self.length_penalty, self.exploration)
 
     def _open(self, search: Search) -> bool:
         wanted = len(search.solutions) < self.texts or not self.stop_when_solved
@@ -150,7 +155,7 @@ class Oracle:
                 yield from still
                 return
             requests = [Request(s.problem, int(draws[id(s)].integers(2**31))) for s in still for _ in range(self.width)]
-            episodes = self.workspace.rollout(requests, torch.inference_mode()(act), keep_hidden=False)
+            episodes = self.session.rollout(requests, torch.inference_mode()(act), keep_hidden=False)
             for i, episode in enumerate(episodes):
                 search = still[i // self.width]
                 if not self._open(search):
@@ -164,9 +169,9 @@ class Oracle:
 
 
 def _search(
-    workspace: Workspace, problems: Sequence[tuple[int, Problem]], oracle: Oracle, seed: int, deadline: float | None
+    session: Session, problems: Sequence[tuple[int, Problem]], oracle: Oracle, seed: int, deadline: float | None
 ) -> Iterator[dict]:
-    """For `Workspace.spread`; on a cluster, the oracle's workspace is the worker's."""
+    """For `Session.map`; on a cluster, the oracle's session is the worker's."""
     return oracle.records(problems, seed, deadline)
 
 

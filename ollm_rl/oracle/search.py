@@ -93,15 +93,15 @@ class BestFirst(Frontier):
     """The likeliest first, by the policy's cumulative log-probability.
 
     Args:
-        bonus: nats that the text with fewest departures so far is ahead by, per departure: branches off the policy's
+        deviation_penalty: nats that the text with fewest deviations so far is ahead by, per deviation: branches off the policy's
             own first text come before branches of branches.
-        brevity: nats by which a branch that needs half of the tokens is ahead, over log 2. At 1 the order is by
+        length_penalty: nats by which a branch that needs half of the tokens is ahead, over log 2. At 1 the order is by
             probability per token. What a branch needs is what the text that it leaves went on to say.
     """
 
-    def __init__(self, bonus: float = 0.0, brevity: float = 0.0):
+    def __init__(self, deviation_penalty: float = 0.0, length_penalty: float = 0.0):
         super().__init__()
-        self.bonus, self.brevity = bonus, brevity
+        self.deviation_penalty, self.length_penalty = deviation_penalty, length_penalty
         self._heap: list[tuple[float, int, Branch]] = []
         self._serial = 0  # breaks ties between equally likely branches
         self._left: dict[int, list[Branch]] = {}  # by id of a followed text: it has to end before they can be ranked
@@ -110,11 +110,11 @@ class BestFirst(Frontier):
         return len(self._heap)
 
     def push(self, branch: Branch) -> None:
-        departures = sum(choice.rank > 0 for choice in branch.choices)
+        deviations = sum(choice.rank > 0 for choice in branch.choices)
         parent = branch.parent
         needs = 1 if parent is None else max(1, len(parent.tokens) - len(branch.tokens) + 1)
         self._serial += 1
-        cost = self.bonus * departures + self.brevity * math.log(needs) - branch.log_prob
+        cost = self.deviation_penalty * deviations + self.length_penalty * math.log(needs) - branch.log_prob
         heapq.heappush(self._heap, (cost, self._serial, branch))
 
     def pop(self) -> Branch:
@@ -219,7 +219,7 @@ FRONTIERS: dict[str, type[Frontier]] = {
 }  # fmt: skip
 
 
-def new_frontier(search: str, bonus: float, brevity: float, exploration: float) -> Frontier:
+def new_frontier(search: str, deviation_penalty: float, length_penalty: float, exploration: float) -> Frontier:
     """The frontier of a tree search.
 
     Raises:
@@ -230,7 +230,7 @@ def new_frontier(search: str, bonus: float, brevity: float, exploration: float) 
     kind = FRONTIERS[search]
     if kind is Puct:
         return Puct(exploration)
-    return kind(bonus, brevity) if issubclass(kind, BestFirst) else kind()
+    return kind(deviation_penalty, length_penalty) if issubclass(kind, BestFirst) else kind()
 
 
 @dataclass

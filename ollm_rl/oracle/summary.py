@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ollm_rl.evaluation.metrics import breakdown, misbehaviour, wilson
+from ollm_rl.evaluation.metrics import breakdown, degeneration, wilson
 from ollm_rl.oracle.search import Search
 
 CURVE = (25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
-def summarise(searches: Sequence[Search], search: str, budget: int) -> tuple[dict, list[dict]]:
+def summarize_searches(searches: Sequence[Search], search: str, budget: int) -> tuple[dict, list[dict]]:
     """The oracle's row of `results.json`, and its solved share at growing budgets."""
     n = len(searches)
     solved = [s for s in searches if s.solution is not None]
@@ -29,12 +29,12 @@ def summarise(searches: Sequence[Search], search: str, budget: int) -> tuple[dic
         "computed_over_distinct": (spent + recomputed) / max(spent, 1),
         "mean_tried": float(np.mean([s.tried for s in searches])) if searches else 0.0,
         "verifier_timeouts": sum(s.timeouts for s in searches),
-        **misbehaviour([s.solution for s in solved if s.solution is not None]),
+        **degeneration([s.solution for s in solved if s.solution is not None]),
         "mean_shortest_length": _mean([len(s.shortest.tokens) for s in solved if s.shortest is not None]),
         "train_episodes": 0,
         "train_tokens": 0,
         "train_seconds": 0.0,
-        "departures": departures(solved),
+        "deviations": deviations(solved),
         "breakdown": breakdown([(s.problem, s.solution is not None) for s in searches]),
     }
     curve = []
@@ -44,12 +44,12 @@ def summarise(searches: Sequence[Search], search: str, budget: int) -> tuple[dic
     return row, curve
 
 
-def departures(solved: Sequence[Search]) -> dict | None:
+def deviations(solved: Sequence[Search]) -> dict | None:
     """How far the latents of solved texts stray from the policy; None if nothing is known of them.
 
     `mean`: choices per text that are not the policy's first; `none`: share of texts without one; `ranks`: share of all
     choices by rank (0: the policy's first); `log_prob`: of a text's choices, a mean in nats; `position`: where in the
-    text departures are, from 0 (beginning) to 1 (end), in quartiles.
+    text deviations are, from 0 (beginning) to 1 (end), in quartiles.
     """
     texts = [s for s in solved if s.choices and s.solution is not None]
     if not texts:

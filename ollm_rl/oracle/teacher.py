@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import DataError
-from ollm_rl.evaluation.metrics import breakdown, misbehaviour, wilson
+from ollm_rl.evaluation.metrics import breakdown, degeneration, wilson
 from ollm_rl.options.hidden_states import compute_hidden_states
 from ollm_rl.options.quality import moved
 from ollm_rl.rollout.episode import Episode, pack
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
 PICKERS = ("encoder", "cover")
@@ -25,8 +25,8 @@ class _Following:
     middle when the worker's work is done again.
     """
 
-    def __init__(self, latents: Sequence[int], workspace: Workspace):
-        self._left, self._workspace = iter(latents), workspace
+    def __init__(self, latents: Sequence[int], session: Session):
+        self._left, self._workspace = iter(latents), session
 
     def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         z = next(self._left, None)
@@ -41,23 +41,23 @@ class _Following:
 
 
 def play(
-    workspace: Workspace,
+    session: Session,
     texts: Sequence[tuple[Request, Sequence[int]]],
     skip_forced: bool = True,
     keep_hidden: bool = True,
 ) -> list[Episode]:
     """Episodes of requests that follow given latents: at their decision points, or at every token unless `skip_forced`."""
-    requests = [replace(request, act=_Following(latents, workspace)) for request, latents in texts]
-    return workspace.rollout(requests, _Following([], workspace), skip_forced=skip_forced, keep_hidden=keep_hidden)
+    requests = [replace(request, act=_Following(latents, session)) for request, latents in texts]
+    return session.rollout(requests, _Following([], session), skip_forced=skip_forced, keep_hidden=keep_hidden)
 
 
-def played(workspace: Workspace, texts: Sequence[tuple[Request, Sequence[int]]]) -> Iterator[dict]:
-    """`play` for `Workspace.spread`: each episode as `pack` has it."""
-    yield from (pack([episode]) for episode in play(workspace, texts))
+def played(session: Session, texts: Sequence[tuple[Request, Sequence[int]]]) -> Iterator[dict]:
+    """`play` for `Session.map`: each episode as `pack` has it."""
+    yield from (pack([episode]) for episode in play(session, texts))
 
 
 @torch.inference_mode()
-def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: str = "encoder") -> dict:
+def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = "encoder") -> dict:
     """Pick a latent for every gold token, and play them.
 
     Args:
@@ -73,13 +73,13 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
     """
     if not all(p.solution for p in problems):
         raise DataError(
-            f"oracle.search=teacher_forced reads gold solutions; task '{workspace.task.name}' has problems without one. "
+            f"oracle.search=teacher_forced reads gold solutions; task '{session.task.name}' has problems without one. "
             "Choose another split (evaluate.split=) or task, or another search."
         )
-    backbone, plugin, prompter = workspace.backbone, workspace.plugin, workspace.prompter
+    backbone, plugin, prompter = session.backbone, session.plugin, session.prompter
     states = compute_hidden_states(backbone, prompter, list(problems), plugin.config.shortlist)
     parts = [moved(states.block(at, at + 256), backbone.device) for at in range(0, len(states), 256)]
-    says = torch.cat([workspace.lm.options(p.hidden).tokens == p.gold[:, None] for p in parts])  # (N, K)
+    says = torch.cat([session.lm.options(p.hidden).tokens == p.gold[:, None] for p in parts])  # (N, K)
     if picker == "encoder":
         picked = torch.cat([plugin.encoder_logits(p.hidden, backbone.head.weight[p.gold]).argmax(-1) for p in parts])
     else:
@@ -87,12 +87,12 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
     reproduced = says.gather(1, picked[:, None]).float().mean()
     owner, picked = states.owner.cpu(), picked.cpu()
     latents = [picked[owner == i].tolist() for i in range(len(problems))]
-    room = workspace.engine.max_new_tokens
+    room = session.engine.max_new_tokens
     texts = [
         (Request(p, i, max_new_tokens=max(1, min(len(z), room))), z)
         for i, (p, z) in enumerate(zip(problems, latents, strict=True))
     ]
-    episodes = play(workspace, texts, skip_forced=False, keep_hidden=False)
+    episodes = play(session, texts, skip_forced=False, keep_hidden=False)
     gold = [prompter.encode_solution(p.solution or "") for p in problems]
     same = [e.tokens == g for e, g in zip(episodes, gold, strict=True)]
     right = [e.solved for e in episodes]
@@ -102,7 +102,7 @@ def teacher_forced(workspace: Workspace, problems: Sequence[Problem], picker: st
         "accuracy": sum(right) / n, "accuracy_ci95": list(wilson(sum(right), n)), "avg_at_8": None, "pass_at_8": None,
         "exact_reproduction": sum(same) / n, "exact_reproduction_ci95": list(wilson(sum(same), n)),
         "tokens_reproduced": float(reproduced), "tokens_covered": float(says.any(-1).float().mean()),
-        "mean_tokens": sum(len(e.tokens) for e in episodes) / n, **misbehaviour(episodes),
+        "mean_tokens": sum(len(e.tokens) for e in episodes) / n, **degeneration(episodes),
         "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0,
         "breakdown": breakdown(list(zip(problems, right, strict=True))),
     }  # fmt: skip

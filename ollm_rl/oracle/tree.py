@@ -21,7 +21,7 @@ from ollm_rl.oracle.search import Branch, Choice, Search
 from ollm_rl.rollout.engine import stay_in_place
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import REFILL
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 PATIENCE = 4  # texts that are followed one by one; after them, a wave has as many as were tried since
 
@@ -77,7 +77,7 @@ class TreeSearch:
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         policy: Policy,
         is_open: Callable[[Search], bool],
         budget: int,
@@ -86,7 +86,7 @@ class TreeSearch:
         keep_gib: float,
         critic: Critic | None = None,
     ):
-        self.workspace, self.engine, self.policy = workspace, workspace.engine, policy
+        self.session, self.engine, self.policy = session, session.engine, policy
         self.is_open, self.budget, self.width = is_open, budget, width
         self.slots, self.keep_gib, self.critic = slots, keep_gib, critic
         self.steps = self.rows = 0
@@ -96,7 +96,7 @@ class TreeSearch:
     def run(self, searches: list[Search], deadline: float | None) -> Iterator[Search]:
         """The searches, each yielded when it has ended; at the deadline all that are left."""
         engine = self.engine
-        self.prompts = {id(s): self.workspace.prompter.encode(s.problem) for s in searches}
+        self.prompts = {id(s): self.session.prompter.encode(s.problem) for s in searches}
         engine.clear()
         engine.make_room(max(map(len, self.prompts.values()), default=0))
         self.slots = min(self.slots, engine.num_slots)
@@ -242,12 +242,12 @@ class TreeSearch:
     def _judge(self, ended: list[tuple[Search, _Row]]) -> None:
         """Verdicts on the whole texts among those that ended, in one call."""
         whole = [(search, row.branch) for search, row in ended if row.branch.stop in ("eos", "length")]
-        decode = self.workspace.prompter.decode
+        decode = self.session.prompter.decode
         episodes = [
             Episode(s.problem, 0, list(b.tokens), list(b.latents), b.stop, text=decode(b.tokens)) for s, b in whole
         ]
         if episodes:
-            self.workspace.judge(episodes)
+            self.session.judge(episodes)
         for (search, branch), episode in zip(whole, episodes, strict=True):
             search.frontier.ended(branch, episode.reward)
             if self.is_open(search):

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ollm_rl.common.run_dir import stored_json
-from ollm_rl.evaluation.comparison import cell_folder, replays_of
+from ollm_rl.evaluation.comparison import replays_of, trial_dir
 from ollm_rl.evaluation.metrics import samples_of
 from ollm_rl.report.plots import draw
 from ollm_rl.report.style import STYLE
@@ -38,7 +38,7 @@ def write_report(root: Path, results: dict, config: str = "") -> Path:
         "likely the prior finds it.</p>"
     )
     for row in results["rows"]:
-        stored = cell_folder(row, root) / (replays_of(row["agent"]) if "search" in row else "replays.json")
+        stored = trial_dir(row, root) / (replays_of(row["agent"]) if "search" in row else "replays.json")
         episodes = stored_json(stored) if stored.exists() else []
         if episodes:
             parts.append(f"<h3>{html.escape(row['agent'])}, seed {row['seed']}</h3>")
@@ -109,13 +109,13 @@ def _oracle_note(results: dict) -> str:
     return (
         f'<p class="note">The oracle ({rows[0]["search"]}) may look at the verdict: its accuracy is the share of problems for '
         f"which it found a right answer within {rows[0]['budget']} generated tokens ({row['mean_tokens']:.0f} on average, "
-        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included. {_departures(rows[0])}</p>"
+        f"{row['mean_tried']:.1f} texts). It bounds what choosing latents could reach, lucky guesses included. {_deviations(rows[0])}</p>"
         + _teacher_note(results)
     )
 
 
-def _departures(row: dict) -> str:
-    found = row.get("departures")
+def _deviations(row: dict) -> str:
+    found = row.get("deviations") or row.get("departures")  # their name in earlier releases
     if not found:
         return ""
     where = "" if found["position"] is None else f", half of them before {found['position'][1]:.0%} of the text"

@@ -5,7 +5,7 @@ from itertools import cycle
 from pathlib import Path
 
 from ollm_rl.evaluation.comparison import learning_curve, trailing
-from ollm_rl.evaluation.metrics import sampled_figure, samples_of
+from ollm_rl.evaluation.metrics import sampled_metric, samples_of
 from ollm_rl.report.style import PALETTE
 
 
@@ -160,7 +160,7 @@ def _headroom(root: Path, results: dict) -> Path | None:
             axes.plot([row["before"]["accuracy"]], [y], "o", markersize=7, markerfacecolor="white", color=colour)
             arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.6}
             axes.annotate("", (row["accuracy"], y), (row["before"]["accuracy"], y), arrowprops=arrow)
-        if (best := sampled_figure(row, "pass", k)) is not None:
+        if (best := sampled_metric(row, "pass", k)) is not None:
             axes.plot([best], [y], "|", color="#c8553d", markersize=14, markeredgewidth=2)
         episodes = row.get("train_episodes")
         labels.append(f"{row['agent']}\n{episodes:,.0f} episodes" if episodes else row["agent"])
@@ -208,10 +208,10 @@ def _budget(root: Path, results: dict) -> Path | None:
     colours = _colours(results)
     figure, axes = _curves(curves, [c for agent, c in colours.items() if agent.startswith("oracle")])
     rows = results.get("pooled") or results["rows"]
-    marked = [(r, k) for r in rows for k in samples_of([r]) if sampled_figure(r, "pass", k) is not None]
+    marked = [(r, k) for r in rows for k in samples_of([r]) if sampled_metric(r, "pass", k) is not None]
     for row, k in marked:
         tokens, colour = k * row["mean_length"], colours[row["agent"]]
-        axes.plot([tokens], [sampled_figure(row, "pass", k)], "s", color=colour, label=f"{row['agent']}: pass@{k}")
+        axes.plot([tokens], [sampled_metric(row, "pass", k)], "s", color=colour, label=f"{row['agent']}: pass@{k}")
     axes.set_title(f"What could the best latents reach? {results['backbone']} on {results['task']}", fontsize=11)
     _legend(axes, **({"loc": "lower right"} if len(marked) < 4 else {}))
     return _save(figure, root / "plots" / "solved_against_budget.png")

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ollm_rl.evaluation.comparison import WINDOW
-from ollm_rl.evaluation.metrics import sampled_figure, samples_of
+from ollm_rl.evaluation.metrics import sampled_metric, samples_of
 
 
 @dataclass
@@ -20,9 +20,9 @@ class Text:
 
 
 def comparison_tables(results: dict) -> list[Text]:
-    """What there are figures for: learning, misbehaviour, out of distribution, tests, what latents do differently."""
+    """What there are figures for: learning, degeneration, out of distribution, tests, what latents do differently."""
     pooled = results.get("pooled") or []
-    parts = (_learning(pooled), _misbehaviour(pooled), _variants(pooled), _tests(results), _changes(results))
+    parts = (_learning(pooled), _degeneration(pooled), _variants(pooled), _tests(results), _changes(results))
     return [table for table in parts if table is not None]
 
 
@@ -73,7 +73,7 @@ def _reached(row: dict, key: str, seeds: int) -> str:
     return f"in {row.get(f'{key}_reached', 0)} of {seeds}"
 
 
-def _misbehaviour(pooled: list[dict]) -> Text | None:
+def _degeneration(pooled: list[dict]) -> Text | None:
     rows = [r for r in pooled if "kl_from_start" in r or "length_change" in r]
     if not rows:
         return None
@@ -89,7 +89,7 @@ def _misbehaviour(pooled: list[dict]) -> Text | None:
         change = f"{r['length_change']:+.0%}" if "length_change" in r else "-"
         body.append([r["agent"], *cells, f"{r['mean_length']:.1f}", change, _number(r.get("kl_from_start"), 2)])
     return Text(
-        "Misbehaviour",
+        "Degeneration",
         "Shares of greedy texts, before training in brackets; tokens of a text and their change; nats an episode between the "
         "trained agent and what it began as (on its own sampled texts).",
         ["agent", *[title for _, title in names], "length", "change", "KL"],
@@ -224,7 +224,7 @@ def results_table(results: dict) -> Text:
 
 
 def _sampled_cells(row: dict, ks: list[int]) -> list[str]:
-    values = [sampled_figure(row, figure, k) for k in ks for figure in ("avg", "pass", "maj")]
+    values = [sampled_metric(row, figure, k) for k in ks for figure in ("avg", "pass", "maj")]
     return ["-" if value is None else f"{value:.3f}" for value in values]
 
 

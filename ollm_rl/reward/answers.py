@@ -210,6 +210,6 @@ def _is_short(answer: str) -> bool:
     return bool(_SHORT.match(answer)) and len(re.findall(r"(?<!\\)\b[^\W\d_]{3,}", answer)) <= 4
 
 
-def mended(text: str) -> str:
+def repair_escapes(text: str) -> str:
     r"""`\frac` and `\binom` where JSON that was not escaped twice left a form feed and `rac`, as in Omni-MATH."""
     return text.replace("\x0c", r"\f").replace("\x08", r"\b")

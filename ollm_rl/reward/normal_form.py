@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
 
-from ollm_rl.reward.answers import mended
+from ollm_rl.reward.answers import repair_escapes
 
 MAX_DEPTH = 40  # of arguments in arguments
 MAX_DIGITS = 2_000  # of a number that is compared here; longer ones go to a worker with its limits
@@ -204,7 +204,7 @@ def normal_form(text: str) -> str:
     """
     if _BARE.fullmatch(text):
         return text
-    text = _in_ascii(mended(text))
+    text = _in_ascii(repair_escapes(text))
     text = _dollars(text) if "$" in text else text
     text = _SPACE.sub(" ", strip_box(text).replace("\x0b", ""))
     for pattern, replacement in _RULES:

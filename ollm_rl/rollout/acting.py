@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Acting:
+class PolicyAdapter:
     """An agent's `predict` as the engine's policy.
 
     `mask`, `uniforms` and, for agents over the vocabulary, `logits` are handed over only if the agent takes them:

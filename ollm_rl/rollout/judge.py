@@ -65,7 +65,7 @@ class Judge:
         except OLLMError:
             raise
         except Exception as error:
-            if type(self.reward).__module__.startswith("ollm_rl."):  # ours: no mistake of the user's
+            if type(self.reward).__module__.startswith("ollm_rl."):  # ours: no user error
                 raise
             raise RewardError(
                 f"reward '{self.name}' raised {type(error).__name__}: {error}{_place(error)}. It was called with "

@@ -25,7 +25,7 @@ from ollm_rl.tasks.prompts import Prompter
 log = logging.getLogger(__name__)
 
 
-class Workspace:
+class Session:
     """A frozen option LM on a task.
 
     Args:
@@ -33,7 +33,7 @@ class Workspace:
         judge: gives the rewards; by default, whether the final answer is right.
 
     Attributes:
-        current: in a worker of a cluster, its only workspace. That is what any other becomes on its way there, so that
+        current: in a worker of a cluster, its only session. That is what any other becomes on its way there, so that
             agents and searches can be sent without their model.
         conversion: the report of the plug-in's conversion, if known; plugin_path: where it is.
         chunk: episodes that `rollout` generates at once, None for all. Roundings depend on what a row is computed beside: the
@@ -41,8 +41,8 @@ class Workspace:
         recipe: the configuration that it was opened with, if any: what another process needs to open the same.
     """
 
-    current: "ClassVar[Workspace | None]" = None
-    recipe: tuple[Any, dict[str, str]] | None = None
+    current: "ClassVar[Session | None]" = None
+    serialized_settings: tuple[Any, dict[str, str]] | None = None
     chunk: int | None = None
     max_staleness = 0  # how far rollouts may run beside learning: here, in one process, they do not
     plugin_path: Path | None = None
@@ -70,7 +70,7 @@ class Workspace:
         return self.new_engine()
 
     def new_engine(self, **settings: Any) -> RolloutEngine:
-        """An engine of its own (for an environment), with `settings` over the workspace's."""
+        """An engine of its own (for an environment), with `settings` over the session's."""
         return RolloutEngine(self.lm, self.prompter, **(self.engine_settings | settings))
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
@@ -84,7 +84,7 @@ class Workspace:
         if not found:
             having = [s for s in SPLITS if self.task.problems(s, 1)]
             raise DataError(f"task '{self.task.name}' has no problems in split '{split}', only in {', '.join(having)}")
-        self.call(_check_lengths, found)  # now, and not in the iteration that comes to it
+        self.run_on_model(_check_lengths, found)  # now, and not in the iteration that comes to it
         return found
 
     def rollout(
@@ -112,18 +112,18 @@ class Workspace:
                 self.judge(episodes)
         return episodes
 
-    def call(self, function: Callable, *args: Any) -> Any:
-        """`function(workspace, *args)`, run where the model is."""
+    def run_on_model(self, function: Callable, *args: Any) -> Any:
+        """`function(session, *args)`, run where the model is."""
         return function(self, *args)
 
-    def spread(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
-        """The results of `function(workspace, items, *args)`, which gives an iterable with one for every item.
+    def map(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
+        """The results of `function(session, items, *args)`, which gives an iterable with one for every item.
 
         On a cluster every worker gets some of the items, and the function has to be importable there.
         """
         yield from function(self, items, *args)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """For the log: seconds of judging since this was last asked and, if the engine is profiled, of everything so far."""
         judged, self._judged_s = self.judge.seconds - self._judged_s, self.judge.seconds
         profiler = self.engine.profiler
@@ -131,14 +131,14 @@ class Workspace:
         return {"time/judge_s": judged, **parts}
 
     @property
-    def beats(self) -> int:
+    def heartbeat(self) -> int:
         """A number that grows while there is progress."""
-        return heartbeat.beats()
+        return heartbeat.count()
 
     def __reduce__(self):
         return _current, ()
 
-    def __deepcopy__(self, memo) -> "Workspace":
+    def __deepcopy__(self, memo) -> "Session":
         return self  # Gymnasium copies the arguments of environments; the model in here is meant to be shared
 
     def close(self) -> None:
@@ -147,21 +147,21 @@ class Workspace:
             log.info("%s", self.engine.profiler)
 
 
-def _check_lengths(space: Workspace, problems: Sequence[Problem]) -> None:
-    lengths = [len(space.prompter.encode(p)) for p in problems]
+def _check_lengths(session: Session, problems: Sequence[Problem]) -> None:
+    lengths = [len(session.prompter.encode(p)) for p in problems]
     longest = max(range(len(problems)), key=lengths.__getitem__)
     whose = f"problem {problems[longest].id}: a prompt"
-    prompt = len(space.prompter.prefix) + lengths[longest]
-    check_room(space.backbone, prompt, space.engine_settings["max_new_tokens"], whose)
+    prompt = len(session.prompter.prefix) + lengths[longest]
+    check_room(session.backbone, prompt, session.engine_settings["max_new_tokens"], whose)
 
 
-def _current() -> Workspace:
-    if Workspace.current is None:
+def _current() -> Session:
+    if Session.current is None:
         raise RuntimeError(
-            "a workspace was pickled and is now wanted in a process that has none: models are not sent. Open one there, or set "
-            "Workspace.current to the one that all others stand for."
+            "a session was pickled and is now wanted in a process that has none: models are not sent. Open one there, or set "
+            "Session.current to the one that all others stand for."
         )
-    return Workspace.current
+    return Session.current
 
 
 @cache
@@ -172,7 +172,7 @@ def shared_backbone(
     return load_backbone(name, dtype, device, revision, quantization)
 
 
-def open_workspace(
+def make_session(
     backbone: str = "smollm2",
     task: str | dict = "chain_sum",
     plugin: str | None = None,
@@ -180,7 +180,7 @@ def open_workspace(
     seed: int = 0,
     engine: dict[str, Any] | None = None,
     convert: ConversionConfig | None = None,
-) -> Workspace:
+) -> Session:
     """Load or make everything that a name stands for.
 
     Args:
@@ -195,4 +195,4 @@ def open_workspace(
         options = PlugIn.from_pretrained(plugin, lm)
     else:
         options = plugin_for(lm, Prompter.for_task(lm, problems), problems, convert or ConversionConfig())[0]
-    return Workspace(lm, options, problems, engine, seed)
+    return Session(lm, options, problems, engine, seed)

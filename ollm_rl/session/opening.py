@@ -1,4 +1,4 @@
-"""A configuration made real: workspace, agents and searches, with the cheap checks before the expensive steps."""
+"""A configuration made real: session, agents and searches, with the cheap checks before the expensive steps."""
 
 import logging
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config.compose import Settings, locate, plain
+from ollm_rl.config.compose import Settings, locate, to_dict
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import plugin_for
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
-from ollm_rl.session.local import Workspace, shared_backbone
+from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
 
@@ -22,23 +22,23 @@ log = logging.getLogger(__name__)
 
 
 def task_of(config: DictConfig) -> Task:
-    return make_task(**plain(config.task))
+    return make_task(**to_dict(config.task))
 
 
 def judge_of(config: DictConfig) -> Judge:
-    settings = plain(config.reward)
+    settings = to_dict(config.reward)
     return make_judge(locate(settings.pop("_target_"), "reward._target_"), settings)
 
 
 def conversion_config(config: DictConfig) -> ConversionConfig:
-    sizes = {k: v for k, v in plain(config.plugin).items() if k != "path"}
-    return ConversionConfig(**plain(config.convert), plugin=PlugInConfig(**sizes))
+    sizes = {k: v for k, v in to_dict(config.plugin).items() if k != "path"}
+    return ConversionConfig(**to_dict(config.convert), plugin=PlugInConfig(**sizes))
 
 
 def open_session(
     settings: Settings, seed: int | None = None, run: Run | None = None, plugin: PlugIn | None = None
-) -> Workspace:
-    """The workspace of a configuration that passed `preflight`, with the model in this process.
+) -> Session:
+    """The session of a configuration that passed `preflight`, with the model in this process.
 
     Args:
         run: a conversion that is needed logs its metrics there.
@@ -48,8 +48,8 @@ def open_session(
     task = task_of(config)
     judge = judge_of(config)
     conversion = conversion_config(config)
-    backbone = shared_backbone(**{k: v for k, v in plain(config.backbone).items() if k != "shape"})
-    _check_cache_budget(backbone, task, plain(config.engine))
+    backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
+    _check_cache_budget(backbone, task, to_dict(config.engine))
     path: Path | None = None
     report: dict = {}
     if plugin is None and config.plugin.path is not None:
@@ -58,23 +58,23 @@ def open_session(
     elif plugin is None:
         plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion, run)
     seed = config.seed if seed is None else seed
-    space = Workspace(backbone, plugin, task, plain(config.engine), seed, judge)
-    space.conversion, space.plugin_path = report, path
-    space.recipe, space.chunk = recipe_of(settings), config.rollout.chunk
-    return space
+    session = Session(backbone, plugin, task, to_dict(config.engine), seed, judge)
+    session.conversion, session.plugin_path = report, path
+    session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk
+    return session
 
 
-def recipe_of(settings: Settings) -> tuple[Any, dict[str, str]]:
+def serialize_settings(settings: Settings) -> tuple[Any, dict[str, str]]:
     """A configuration as plain values, to be sent."""
     return OmegaConf.to_container(settings.config, resolve=True), settings.choices
 
 
-def open_again(recipe: tuple[Any, dict[str, str]], seed: int, plugin: PlugIn | None = None) -> Workspace:
-    """In another process, the workspace of a configuration: all that are sent there become this one."""
-    config, choices = recipe
-    space = open_session(Settings(OmegaConf.create(config), choices), seed, plugin=plugin)
-    Workspace.current = space
-    return space
+def open_in_worker(serialized_settings: tuple[Any, dict[str, str]], seed: int, plugin: PlugIn | None = None) -> Session:
+    """In another process, the session of a configuration: all that are sent there become this one."""
+    config, choices = serialized_settings
+    session = open_session(Settings(OmegaConf.create(config), choices), seed, plugin=plugin)
+    Session.current = session
+    return session
 
 
 def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:

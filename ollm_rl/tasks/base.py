@@ -35,11 +35,11 @@ class Task(ABC):
         name: for tables and files.
         examples: solved problems that stand in front of every prompt.
         max_new_tokens: token budget that an episode gets where nothing else is said.
-        variants: settings of the task that put its problems out of the distribution of training, by name.
+        ood_variants: settings of the task that put its problems out of the distribution of training, by name.
         notes: what is odd in its data and was put right.
     """
 
-    variants: ClassVar[dict[str, dict]] = {}
+    ood_variants: ClassVar[dict[str, dict]] = {}
     notes: Sequence[str] = ()
 
     name: str
@@ -62,7 +62,7 @@ def check_split(split: str) -> None:
         raise ConfigurationError(f"unknown split '{split}'; expected one of {', '.join(SPLITS)}")
 
 
-def stating(answer: str) -> str:
+def format_answer(answer: str) -> str:
     """The line that states an answer."""
     return f"The answer is \\boxed{{{answer}}}."
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
-from ollm_rl.tasks.base import Problem, Task, bucket, check_split, stating
+from ollm_rl.tasks.base import Problem, Task, bucket, check_split, format_answer
 
 CHUNK = 2_000  # problems that are generated at a time
 
@@ -93,7 +93,7 @@ class ReasoningGym(Task):
         worked = metadata.get("answer_cot")
         solution = str(worked).partition("####")[0].strip() if worked else ""
         if extract_answer(solution) is None:
-            solution = "\n".join([*([solution] if solution else []), stating(str(item["answer"]))])
+            solution = "\n".join([*([solution] if solution else []), format_answer(str(item["answer"]))])
         return Problem(id, item["question"], str(item["answer"]), solution, {"metadata": metadata})
 
 
@@ -144,7 +144,7 @@ class MixedQuality(ReasoningGym):
             id=id,
             problem=self.wording.replace("{problem}", self.own_part(item)),
             answer=item["answer"],
-            solution="\n".join([*lines, stating(item["answer"])]),
+            solution="\n".join([*lines, format_answer(item["answer"])]),
             extra={"style": style, "difficulty": self.difficulty(item), "metadata": item["metadata"]},
         )
 
@@ -152,7 +152,7 @@ class MixedQuality(ReasoningGym):
 class ChainSum(MixedQuality):
     """Sums such as `6 + 0 - 1` from reasoning_gym; the difficulty is the number of terms."""
 
-    variants: ClassVar[dict[str, dict]] = {
+    ood_variants: ClassVar[dict[str, dict]] = {
         "more terms": {"min_terms": 5, "max_terms": 6, "max_new_tokens": 96},
         "larger numbers": {"min_digits": 2, "max_digits": 2, "max_new_tokens": 96},
         "another wording": {"wording": r"What is {problem}? Give the result in \boxed{}."},
@@ -199,7 +199,7 @@ class LegCounting(MixedQuality):
     A careful solution recalls the legs of each animal, multiplies and adds up.
     """
 
-    variants: ClassVar[dict[str, dict]] = {
+    ood_variants: ClassVar[dict[str, dict]] = {
         "more animals": {"min_animals": 4, "max_animals": 5, "max_new_tokens": 144},
         "larger numbers": {"min_instances": 6, "max_instances": 12, "max_new_tokens": 96},
         "another wording": {

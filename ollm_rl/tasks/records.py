@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any
 
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
-from ollm_rl.reward.answers import extract_answer, mended
-from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, stating, values_of
+from ollm_rl.reward.answers import extract_answer, repair_escapes
+from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, format_answer, values_of
 from ollm_rl.tasks.reading import MARKS, VALIDATION, known_mark, read_hub, read_lines
 from ollm_rl.tasks.twins import Row, canonical, separate, with_own_ids
 
@@ -127,10 +127,10 @@ class Jsonl(Task):
             raise DataError(
                 f"{where} has {_shown(row['split'])} in the field 'split', expected one of {', '.join(MARKS)} or none.{hint}"
             )
-        problem, answer = mended(_text(row["problem"])), mended(_text(row["answer"])).strip(" \t\r\n")
-        solution = mended(row["solution"]) if canonical(row.get("solution") or "") else None
+        problem, answer = repair_escapes(_text(row["problem"])), repair_escapes(_text(row["answer"])).strip(" \t\r\n")
+        solution = repair_escapes(row["solution"]) if canonical(row.get("solution") or "") else None
         if solution is not None and extract_answer(solution) is None:  # options must learn to state the answer
-            solution = f"{solution.rstrip()}\n{stating(answer)}"
+            solution = f"{solution.rstrip()}\n{format_answer(answer)}"
         extra = {k: v for k, v in row.items() if k not in KNOWN}
         id = "" if row.get("id") is None else _text(row["id"]).strip()
         mark = known_mark(row["split"]) if row.get("split") else None
@@ -338,7 +338,7 @@ class HubSolutions(Task):
                 continue
             seen.add(text)
             if extract_answer(solution) is None:
-                solution = f"{solution}\n{stating(answer)}"
+                solution = f"{solution}\n{format_answer(answer)}"
             yield Problem(f"{self.hub_split}-{seed}-{number}", problem, answer, solution)
 
     def _rows(self, seed: int) -> Iterable[dict]:

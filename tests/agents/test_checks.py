@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from agents.distill import Distill
-from agents.full_head import FullHead
 from agents.grpo import GRPO
 from agents.lora import LoRASFT
 from agents.lora_grpo import LoRAGRPO
 from agents.ppo import PPO
 from agents.reference import Reference
+from agents.shortlist_head import ShortlistHead
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, DataError, TrainingError
@@ -24,8 +24,8 @@ WRONG = [
     (GRPO, dict(num_generations=0)), (GRPO, dict(minibatches=0)), (GRPO, dict(num_iterations=0)), (GRPO, dict(save_every=0)),
     (GRPO, dict(num_problems=0)), (GRPO, dict(learning_rate=0.0)), (GRPO, dict(learning_rate=-1.0)),
     (GRPO, dict(learning_rate=NAN)), (GRPO, dict(learning_rate=math.inf)), (GRPO, dict(beta=NAN)), (GRPO, dict(epsilon=-0.1)),
-    (GRPO, dict(max_decisions=0)), (FullHead, dict(sft_epochs=0)), (FullHead, dict(sft_learning_rate=NAN)),
-    (FullHead, dict(problems_per_iteration=0)), (PPO, dict(total_episodes=0)), (PPO, dict(episodes_per_iteration=0)),
+    (GRPO, dict(max_decisions=0)), (ShortlistHead, dict(sft_epochs=0)), (ShortlistHead, dict(sft_learning_rate=NAN)),
+    (ShortlistHead, dict(problems_per_iteration=0)), (PPO, dict(total_episodes=0)), (PPO, dict(episodes_per_iteration=0)),
     (PPO, dict(save_every=0)), (PPO, dict(learning_rate=NAN)), (PPO, dict(num_epochs=0)), (PPO, dict(gae_lambda=1.5)),
     (Distill, dict(rounds=0)), (Distill, dict(learning_rate=0.0)), (Distill, dict(batch_size=0)),
     (Distill, dict(texts_per_problem=0)), (Distill, dict(dropout=NAN)), (Reference, dict(epochs=0)),
@@ -96,7 +96,7 @@ def test_steps_that_are_too_large_end_training(tiny, cache, tmp_path, monkeypatc
     small = dict(rounds=1, problems_per_round=6, budget=60, width=4)
     stops(Distill(tiny, **small, learning_rate=1e29), Run(tmp_path, "distill", ""), "NaN or infinite")
     with pytest.raises(TrainingError, match="NaN or infinite"):
-        FullHead(tiny, **QUICK, num_solutions=40, sft_learning_rate=1e29)
+        ShortlistHead(tiny, **QUICK, num_solutions=40, sft_learning_rate=1e29)
     stops(
         PPO(tiny, total_episodes=64, episodes_per_iteration=32, num_problems=20, minibatch_size=16, learning_rate=1e29),
         Run(tmp_path, "ppo", ""), "NaN or infinite",

@@ -120,7 +120,7 @@ def test_texts_that_are_played_again_by_a_worker_are_the_same(tiny, monkeypatch)
                 list(function(tiny, sent[0], *sent[1]))
         yield from function(tiny, sent[0], *sent[1])
 
-    monkeypatch.setattr(tiny, "spread", lost_once)
+    monkeypatch.setattr(tiny, "map", lost_once)
     again = agent._play(found)
     assert [e.to_dict() for e in again] == [e.to_dict() for e in whole]
     assert all(

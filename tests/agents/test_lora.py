@@ -13,7 +13,7 @@ from agents.trainers import score_few
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation.evaluator import evaluate
-from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.sampler import Request
 from tests.architectures import random_backbone
 
@@ -102,7 +102,7 @@ def test_problems_are_trained_on_as_often_as_they_are_drawn(tiny, cache, tmp_pat
     run, agent = Run(tmp_path, "often", ""), LoRAGRPO(tiny, **QUICK)
     agent.prepare(run)
     one, other = tiny.problems("train", 2)
-    agent.acting_workspace.problems = lambda *_: [one] * 19 + [other]
+    agent.acting_session.problems = lambda *_: [one] * 19 + [other]
     agent.learn(run)
     lines = [json.loads(x) for f in run.path.glob("rollouts/train_*.jsonl") for x in f.read_text().splitlines()]
     assert len(lines) == 64
@@ -122,7 +122,9 @@ def test_grpo_learns_an_easy_reward(tiny, cache, easy, tmp_path):
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert any(not torch.equal(a, b) for a, b in zip(begun_with.values(), agent.weights().values(), strict=True))
     problems = tiny.problems("test", 3)
-    episodes = agent.acting_workspace.rollout([Request(p) for p in problems], Acting(agent, False), from_logits=True)
+    episodes = agent.acting_session.rollout(
+        [Request(p) for p in problems], PolicyAdapter(agent, False), from_logits=True
+    )
     assert min(agent.divergence(episodes)) > 0
     lines = [json.loads(x) for x in (run.path / "rollouts" / "train_1.jsonl").read_text().splitlines()]
     assert len(lines) == 16 and len({x["problem_id"] for x in lines}) == 4

@@ -35,19 +35,19 @@ def cluster():
 
 @pytest.mark.parametrize("agent", ["ppo", "grpo"])
 def test_the_right_latent_is_learned_where_it_is_readable(tiny, tmp_path, monkeypatch, agent):
-    space = identity(tiny, monkeypatch)
+    session = identity(tiny, monkeypatch)
     common = dict(
         total_episodes=12_800, learning_rate=3e-3, beta=0.0, min_entropy=0.0, num_problems=1000, save_every=100
     )
     if agent == "ppo":
-        learner = PPO(space, **common, episodes_per_iteration=256, episodes_per_problem=1, entropy_coeff=0.01)
+        learner = PPO(session, **common, episodes_per_iteration=256, episodes_per_problem=1, entropy_coeff=0.01)
     else:
-        learner = GRPO(space, **common, num_generations=8, pass_at_k=1, target_kl=0.0)
-    before = accuracy(space, learner.policy)
+        learner = GRPO(session, **common, num_generations=8, pass_at_k=1, target_kl=0.0)
+    before = accuracy(session, learner.policy)
     learner.learn(Run(tmp_path, agent, ""))
-    space.__dict__.pop("engine", None)
+    session.__dict__.pop("engine", None)
     assert before < 0.6
-    assert accuracy(space, learner.policy) >= 0.95
+    assert accuracy(session, learner.policy) >= 0.95
 
 
 def test_metrics_count_whole_episodes(tiny, tmp_path):
@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):
 
 
 def test_a_runner_that_is_killed_is_replaced(own_cache, tmp_path, monkeypatch):
-    space = open_session(compose([*QUICK_KEYS, "agent=ppo"]))
+    session = open_session(compose([*QUICK_KEYS, "agent=ppo"]))
     killed, checkpoint = [], PPO._checkpoint
 
     def then_kill_one(self, algorithm, run, step):
@@ -88,9 +88,9 @@ def test_a_runner_that_is_killed_is_replaced(own_cache, tmp_path, monkeypatch):
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(PPO, "_checkpoint", then_kill_one)
-    agent, run = PPO(space, **QUICK, num_env_runners=2), Run(tmp_path, "killed", "")
+    agent, run = PPO(session, **QUICK, num_env_runners=2), Run(tmp_path, "killed", "")
     counts = agent.learn(run)
-    space.close()
+    session.close()
     assert len(killed) == 2
     assert counts["train_episodes"] >= 96
     so_far = [0, *(m["train_episodes"] for m in run.metrics())]
@@ -104,7 +104,7 @@ def test_settings_are_checked(tiny):
         PPO(tiny, minibatch_size=0)
     with pytest.raises(ConfigurationError, match="RLlib has no such algorithm"):
         PPO(tiny, algorithm="PPPO")._config()
-    with pytest.raises(ConfigurationError, match="num_env_runners needs a workspace opened from a configuration"):
+    with pytest.raises(ConfigurationError, match="num_env_runners needs a session opened from a configuration"):
         PPO(tiny, num_env_runners=1)._config()
     assert json.dumps(compose(["agent=ppo"]).config.agent.algorithm) == '"PPO"'
 

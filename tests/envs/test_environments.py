@@ -11,14 +11,14 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs  # noqa: F401  (registers the environments)
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 NAME = "ollm_rl/LatentReasoning-v0"
 
 
 @pytest.fixture
 def settings(tiny):
-    return {"workspace": tiny, "max_new_tokens": 10, "num_problems": 40}
+    return {"session": tiny, "max_new_tokens": 10, "num_problems": 40}
 
 
 @pytest.mark.parametrize("action_mask", [False, True])
@@ -81,12 +81,12 @@ def agreeing(tiny):
     with torch.no_grad():
         plugin.decoder.scale *= 0.03
         plugin.decoder.shift *= 0.03
-    return Workspace(tiny.backbone, plugin, tiny.task, tiny.engine_settings)
+    return Session(tiny.backbone, plugin, tiny.task, tiny.engine_settings)
 
 
 def test_not_waiting_for_all_gives_the_same_texts(settings, agreeing):
     """Handed out at forced positions too, with one latent left: the same tokens and decisions, in more steps."""
-    settings["workspace"] = agreeing
+    settings["session"] = agreeing
 
     def first_episodes(**waiting):
         batch = gymnasium.make_vec(NAME, 12, "vector_entry_point", action_mask=True, **settings, **waiting)
@@ -110,7 +110,7 @@ def test_not_waiting_for_all_gives_the_same_texts(settings, agreeing):
 
 def test_an_episode_without_a_decision_is_seen_before_it_ends(settings, agreeing):
     agreeing.plugin.decoder.zero_()
-    settings["workspace"] = agreeing
+    settings["session"] = agreeing
     batch = gymnasium.make_vec(NAME, 4, "vector_entry_point", **settings)
     for step in range(6):
         if step % 2 == 0:
@@ -131,16 +131,16 @@ def test_closing_ends_the_verifier_of_an_environment_that_opened_it(own_cache, m
     import envs.batched
 
     def opened(*_):
-        return Workspace(tiny.backbone, tiny.plugin, tiny.task, dict(tiny.engine_settings))
+        return Session(tiny.backbone, tiny.plugin, tiny.task, dict(tiny.engine_settings))
 
-    monkeypatch.setattr(envs.batched, "open_workspace", opened)
+    monkeypatch.setattr(envs.batched, "make_session", opened)
     env = gymnasium.make(NAME, backbone="tiny")
-    space = env.unwrapped.batch.workspace
-    assert space.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
-    server = space.judge.reward.verifier._pool._server.process
+    session = env.unwrapped.batch.session
+    assert session.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
+    server = session.judge.reward.verifier._pool._server.process
     env.close()
     assert server.poll() is not None
-    shared = gymnasium.make(NAME, workspace=tiny)
+    shared = gymnasium.make(NAME, session=tiny)
     assert tiny.judge.reward.verifier.check("x+1", r"\boxed{1+x}").correct
     shared.close()
     assert tiny.judge.reward.verifier._pool._server.alive  # others may judge with it

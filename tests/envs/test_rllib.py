@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
 def test_the_stock_runner_steps_the_batched_environment(tiny, monkeypatch):
@@ -14,10 +14,10 @@ def test_the_stock_runner_steps_the_batched_environment(tiny, monkeypatch):
     from ollm_rl.cluster.pool import start_ray
 
     monkeypatch.setattr(
-        Workspace, "current", tiny
+        Session, "current", tiny
     )  # what the one in the environment's settings becomes when Ray copies them
     start_ray("local", num_cpus=2)
-    settings = {"workspace": tiny, "max_new_tokens": 6, "num_problems": 20}
+    settings = {"session": tiny, "max_new_tokens": 6, "num_problems": 20}
     register_env("latent", lambda ctx: LatentReasoningVectorEnv(num_envs=ctx["num_envs"], wait_for=0.75, **settings))
     config = (
         PPOConfig()

@@ -9,7 +9,7 @@ from ollm_rl.cli.app import main
 from ollm_rl.common.config_files import members
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.evaluator import evaluate
-from ollm_rl.experiments.overrides import cell_settings, of_tasks
+from ollm_rl.experiments.overrides import of_tasks, trial_settings
 from tests.conftest import QUICK_KEYS
 
 KEYS = [*QUICK_KEYS, "agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32"]
@@ -17,7 +17,7 @@ OUTSIDE = """
     import torch
 
     class Stubborn:
-        def __init__(self, workspace, favourite=3):
+        def __init__(self, session, favourite=3):
             self.favourite, self.learnt = favourite, False
 
         def learn(self, run):
@@ -65,7 +65,7 @@ def test_demo_writes_rows_table_plots_and_report(tmp_path, capsys):
 
 
 BASELINES = [
-    "agents=[prior,grpo,full_head,lora_grpo]", "agent.total_episodes=16", "agent.num_generations=4",
+    "agents=[prior,grpo,shortlist_head,lora_grpo]", "agent.total_episodes=16", "agent.num_generations=4",
     "agent.problems_per_iteration=2", "agent.sft_batch_size=16", "lora_grpo.micro_batch_size=4",
     "evaluate.num_ood=4", "evaluate.num_kl=2", "evaluate.num_problems=4", "evaluate.samples=2",
 ]  # fmt: skip
@@ -74,9 +74,9 @@ BASELINES = [
 def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, monkeypatch):
     evaluated = []
 
-    def watched(space, agent, name, *rest):
+    def watched(session, agent, name, *rest):
         evaluated.append(name)
-        return evaluate(space, agent, name, *rest)
+        return evaluate(session, agent, name, *rest)
 
     monkeypatch.setattr("ollm_rl.experiments.single.evaluate", watched)
     main(
@@ -84,7 +84,7 @@ def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, 
             "compare",
             *KEYS,
             *BASELINES,
-            "agents=[prior,grpo,full_head,lora_sft,lora_grpo]",
+            "agents=[prior,grpo,shortlist_head,lora_sft,lora_grpo]",
             "tasks=[chain_sum,leg_counting]",
             "with_oracle=true",
             "name=both",
@@ -95,7 +95,7 @@ def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, 
     assert {(r["task"], r["agent"]) for r in results["rows"]} == {
         (t, a)
         for t in ("chain_sum", "leg_counting")
-        for a in ("prior", "grpo", "full_head", "lora_sft", "lora_grpo", "oracle")
+        for a in ("prior", "grpo", "shortlist_head", "lora_sft", "lora_grpo", "oracle")
     }
     rows = {r["agent"]: r for r in results["tasks"]["chain_sum"]["rows"]}
     for one, other in (
@@ -104,15 +104,15 @@ def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, 
     ):  # one begins as the other, and is not evaluated again
         assert {k: rows[one][k] for k in rows[other]["before"]} == rows[other]["before"]
         assert rows[other]["before"]["ood"] and rows[other]["before"]["verdicts"]
-    assert {name for name in evaluated if "before" in name} == {"full_head before training"}
+    assert {name for name in evaluated if "before" in name} == {"shortlist_head before training"}
     for row in results["tasks"]["leg_counting"]["rows"]:
-        if row["agent"] in ("grpo", "full_head", "lora_grpo"):
+        if row["agent"] in ("grpo", "shortlist_head", "lora_grpo"):
             assert row["before"]["n_problems"] == 4 and row["train_episodes"] == 16 and row["kl_from_start"] >= 0
             assert set(row["ood"]) == set(row["before"]["ood"]) == {"more animals", "larger numbers", "another wording"}
     page = (run / "leg_counting" / "report.html").read_text()
     assert "Out of distribution" in page and "Paired differences" in page
     assert {p.name for p in (run / "chain_sum" / "plots").glob("*.png")} >= {"headroom.png", "learning_costs.png"}
-    assert "Misbehaviour" in capsys.readouterr().out
+    assert "Degeneration" in capsys.readouterr().out
 
 
 def test_a_comparison_repeated_gives_the_same_numbers(tmp_path):
@@ -134,7 +134,7 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     [(mine, given)] = of_tasks(quick, compose(quick)).values()
     assert list(mine.config.seeds) == [0] and mine.config.convert.num_solutions == 800
     assert mine.config.evaluate.num_ood == 5 and mine.config.evaluate.num_problems == 60
-    cell = cell_settings(given, mine, "grpo").config
+    cell = trial_settings(given, mine, "grpo").config
     assert cell.agent.total_episodes == 512 and cell.agent.learning_rate == 3e-4
     turns = compose(["experiment=headline", "rollout.address=null"]).config.rollout
     assert (settings.config.rollout.address, turns.address) == ("local", None)
@@ -148,7 +148,7 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
 
 def test_agents_that_need_the_model_are_refused_on_a_cluster_at_once(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["compare", *KEYS, "agents=[prior,full_head]", "rollout=ray"])
+        main(["compare", *KEYS, "agents=[prior,shortlist_head]", "rollout=ray"])
     assert stopped.value.code == 2
     assert "needs the model in its own process" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ class Made:
     """What a worker has: its process's number, and whether it got on."""
 
     def __init__(self, folder: str):
-        self.folder, self.beats = Path(folder), 0
+        self.folder, self.heartbeat = Path(folder), 0
 
     def first(self, name: str) -> bool:
         """Whether this is the first time, in any worker, that `name` is asked for."""
@@ -30,7 +30,7 @@ class Made:
 
 
 def square(made, x):
-    made.beats += 1
+    made.heartbeat += 1
     return x * x
 
 
@@ -44,7 +44,7 @@ def square_but(made, factor, x, how):
         if how == "hang":
             time.sleep(600)
         raise RuntimeError(f"no luck with {x}")
-    made.beats += 1
+    made.heartbeat += 1
     return factor * x * x
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from agents.grpo import GRPO
 from agents.prior import Prior
-from ollm_rl.cluster.session import ClusterWorkspace
+from ollm_rl.cluster.session import ClusterSession
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
@@ -34,26 +34,26 @@ KEYS = [*QUICK_KEYS, REWARD, "rollout.chunk=8", "rollout.num_cpus_per_worker=2",
 @pytest.fixture(scope="module")
 def alone(own_cache):
     (own_cache / "reward-failed").touch()
-    space = open_session(compose(KEYS))
-    yield space
-    space.close()
+    session = open_session(compose(KEYS))
+    yield session
+    session.close()
 
 
 @pytest.fixture(scope="module")
 def spread(alone):
     """A driver with two workers."""
-    space = workers(2)
-    yield space
-    space.close()
+    session = workers(2)
+    yield session
+    session.close()
 
 
 def workers(n, *more):
     settings = compose([*KEYS, f"rollout.num_workers={n}", *more])
-    return ClusterWorkspace(settings, task_of(settings.config))
+    return ClusterSession(settings, task_of(settings.config))
 
 
-def trained(space, folder, name, **settings):
-    agent, run = GRPO(space, **QUICK, **settings), Run(folder, name, "")
+def trained(session, folder, name, **settings):
+    agent, run = GRPO(session, **QUICK, **settings), Run(folder, name, "")
     agent.learn(run)
     own = [{k: v for k, v in m.items() if not k.startswith(("time/", "ray/", "train_seconds"))} for m in run.metrics()]
     return agent, own, run
@@ -64,8 +64,8 @@ def test_grpo_is_the_same_with_no_worker_one_and_two(alone, spread, tmp_path):
     assert metrics[0]["reward"] > 0 and metrics[-1]["kl_from_prior"] > 0
     one = workers(1)
     try:
-        for name, space in (("one", one), ("two", spread)):
-            other, same, run = trained(space, tmp_path, name)
+        for name, session in (("one", one), ("two", spread)):
+            other, same, run = trained(session, tmp_path, name)
             assert same == metrics
             assert all(
                 torch.equal(a, b) for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True)
@@ -82,7 +82,7 @@ def test_evaluation_oracle_and_replay_are_the_same(alone, spread):
     there = evaluate(spread, Prior(spread), "prior", problems, 8)
     assert there.row == here.row
     assert [e.to_dict() for e in there.greedy] == [e.to_dict() for e in here.greedy]
-    assert spread.call(replay, there.greedy[:2]) == replay(alone, here.greedy[:2])
+    assert spread.run_on_model(replay, there.greedy[:2]) == replay(alone, here.greedy[:2])
     settings = compose(KEYS)
     searches = [Oracle(s, search_policy(s, settings), budget=60).solve(problems) for s in (alone, spread)]
     for one, other in zip(
@@ -123,11 +123,11 @@ def test_a_worker_killed_and_one_stopped_during_training(alone, spread, tmp_path
 
 
 def test_asynchronous_rollouts_know_their_policy_and_are_never_too_old(alone, tmp_path):
-    space = workers(2, "rollout.max_staleness=1")
+    session = workers(2, "rollout.max_staleness=1")
     try:
-        agent, metrics, run = trained(space, tmp_path, "ahead")
+        agent, metrics, run = trained(session, tmp_path, "ahead")
     finally:
-        space.close()
+        session.close()
     assert [m["train_episodes"] for m in metrics] == [32, 64, 96]
     assert all(0 <= m["staleness"] <= 1 for m in metrics)
     assert metrics[0]["staleness"] == 0
@@ -146,12 +146,12 @@ def test_errors_in_rollout_and_verifier_are_survived_and_reported(own_cache, tmp
     for name in ("reward-failed", "policy-failed"):
         (own_cache / name).unlink()
     monkeypatch.setattr("agents.grpo.Sampling", Once)
-    space = workers(2)
+    session = workers(2)
     try:
-        other, same, run = trained(space, tmp_path, "faulty")
-        errors = [f.error for f in space.pool.failures]
+        other, same, run = trained(session, tmp_path, "faulty")
+        errors = [f.error for f in session.pool.failures]
     finally:
-        space.close()
+        session.close()
     assert len(errors) == 2
     assert any("the verifier broke" in e for e in errors) and any("the environment broke" in e for e in errors)
     assert run.metrics()[-1]["ray/raised"] == 2
@@ -178,18 +178,18 @@ def test_a_driver_that_is_killed_continues_to_the_same_result(own_cache, tmp_pat
     assert steps == [32 * i for i in range(1, 7)]
 
 
-def at_hidden_states(space, seconds):
+def at_hidden_states(session, seconds):
     """For so long, and no step of an engine."""
     from ollm_rl.options.hidden_states import compute_hidden_states
 
-    end, problems = time.monotonic() + seconds, space.problems("train", 20)
+    end, problems = time.monotonic() + seconds, session.problems("train", 20)
     while time.monotonic() < end:
-        compute_hidden_states(space.backbone, space.prompter, problems, 20)
+        compute_hidden_states(session.backbone, session.prompter, problems, 20)
     return True
 
 
 def test_a_worker_that_computes_hidden_states_does_not_hang(spread, monkeypatch):
     monkeypatch.setattr(spread.pool, "hang_s", 4)
     failures = len(spread.pool.failures)
-    assert spread.call(at_hidden_states, 8)
+    assert spread.run_on_model(at_hidden_states, 8)
     assert len(spread.pool.failures) == failures

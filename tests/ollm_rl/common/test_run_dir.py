@@ -17,7 +17,7 @@ from ollm_rl.cli.app import main
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, whole_lines
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.experiments.single import Lab, run_cell
+from ollm_rl.experiments.single import SessionCache, run_trial
 from tests.conftest import QUICK_KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def without(yaml: str, key: str) -> str:
     [
         ("use_bias_correction_kl", "agent.use_bias_correction_kl=false"),
         ("num_kl", "evaluate.num_kl=3"),
-        ("brevity", "oracle.brevity=0.5"),
+        ("length_penalty", "oracle.length_penalty=0.5"),
     ],
 )
 def test_a_setting_that_an_older_run_lacks_has_todays_default(tmp_path, key, other):
@@ -267,13 +267,13 @@ def test_a_damaged_line_of_metrics_is_said(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def lab(own_cache):
-    lab = Lab()
-    yield lab
-    lab.close()
+def sessions(own_cache):
+    sessions = SessionCache()
+    yield sessions
+    sessions.close()
 
 
-def grpo(lab: Lab, folder: Path, episodes: int, *more: str) -> dict:
+def grpo(sessions: SessionCache, folder: Path, episodes: int, *more: str) -> dict:
     """`train` without tables and plots; its row."""
     keys = [
         "agent.num_generations=4",
@@ -284,7 +284,7 @@ def grpo(lab: Lab, folder: Path, episodes: int, *more: str) -> dict:
     settings = compose(["agent=grpo", *QUICK_KEYS, *keys, f"agent.total_episodes={episodes}", *more])
     run = Run(folder, "train", settings.yaml())
     try:
-        return run_cell(settings, run, lab, 0)
+        return run_trial(settings, run, sessions, 0)
     finally:
         run.close()
 
@@ -293,13 +293,13 @@ def figures(row: dict) -> dict:
     return {k: v for k, v in row.items() if "seconds" not in k}
 
 
-def test_a_finished_run_with_a_larger_limit_trains_on(lab, tmp_path):
-    whole = grpo(lab, tmp_path / "whole", 48)
-    short, path = grpo(lab, tmp_path / "parts", 32), tmp_path / "parts/train"
+def test_a_finished_run_with_a_larger_limit_trains_on(sessions, tmp_path):
+    whole = grpo(sessions, tmp_path / "whole", 48)
+    short, path = grpo(sessions, tmp_path / "parts", 32), tmp_path / "parts/train"
     before = json.loads((path / "before.json").read_text())
-    lab.known.clear()
-    assert grpo(lab, tmp_path / "parts", 32) == short
-    row = grpo(lab, tmp_path / "parts", 48)
+    sessions.known.clear()
+    assert grpo(sessions, tmp_path / "parts", 32) == short
+    row = grpo(sessions, tmp_path / "parts", 48)
     assert row["train_episodes"] == 48 and row["before"] == before == short["before"]
     assert figures(row) == figures(whole)
     assert [m["train_episodes"] for m in whole_lines(path / "metrics.jsonl")] == [16, 32, 48]
@@ -312,15 +312,15 @@ def test_a_finished_run_with_a_larger_limit_trains_on(lab, tmp_path):
         (64, ["evaluate.samples=4"], "there 'evaluate.samples: 8', now 'evaluate.samples: 4'"),
     ):
         with pytest.raises(CheckpointError, match=why):
-            grpo(lab, tmp_path / "parts", episodes, *more)
+            grpo(sessions, tmp_path / "parts", episodes, *more)
         assert (path / CONFIG).read_text() == config and json.loads((path / RESULTS).read_text())["rows"] == [row]
 
 
-def test_a_run_with_damaged_checkpoints_goes_on_from_the_whole_one(lab, tmp_path):
-    whole, path = grpo(lab, tmp_path, 48), tmp_path / "train"
+def test_a_run_with_damaged_checkpoints_goes_on_from_the_whole_one(sessions, tmp_path):
+    whole, path = grpo(sessions, tmp_path, 48), tmp_path / "train"
     (path / RESULTS).unlink()
     (path / "checkpoints/step_3/optimizer.pt").write_bytes(b"")
-    again = grpo(lab, tmp_path, 48)
+    again = grpo(sessions, tmp_path, 48)
     assert figures(again) == figures(whole)
     assert [m["step"] for m in whole_lines(path / "metrics.jsonl")] == [1, 2, 3]
     for step in (2, 3):
@@ -329,15 +329,15 @@ def test_a_run_with_damaged_checkpoints_goes_on_from_the_whole_one(lab, tmp_path
     with pytest.raises(
         CheckpointError, match="is whole"
     ):  # what was done is not thrown away for more that cannot be had
-        grpo(lab, tmp_path, 64)
+        grpo(sessions, tmp_path, 64)
     assert (path / RESULTS).read_text() == results and (path / CONFIG).read_text() == config
 
 
-def test_a_refused_new_run_does_not_refuse_the_mended_command(lab, tmp_path):
+def test_a_refused_new_run_does_not_refuse_the_mended_command(sessions, tmp_path):
     with pytest.raises(ConfigurationError):
-        grpo(lab, tmp_path, 16, "agent.num_generations=1", "agent.pass_at_k=1")
+        grpo(sessions, tmp_path, 16, "agent.num_generations=1", "agent.pass_at_k=1")
     assert not (tmp_path / "train").exists()
-    assert grpo(lab, tmp_path, 16)["train_episodes"] == 16
+    assert grpo(sessions, tmp_path, 16)["train_episodes"] == 16
 
 
 def test_what_cannot_train_on_is_refused_with_the_reason(tmp_path, own_cache, monkeypatch, capsys):
@@ -345,7 +345,7 @@ def test_what_cannot_train_on_is_refused_with_the_reason(tmp_path, own_cache, mo
     own = """
 import torch
 class Own:
-    def __init__(self, workspace, total_episodes=4): self.n = total_episodes
+    def __init__(self, session, total_episodes=4): self.n = total_episodes
     def learn(self, run): return {"train_episodes": self.n}
     def predict(self, hidden, deterministic=True): return torch.zeros(len(hidden), dtype=torch.long)
     def save(self, path): pass

@@ -11,7 +11,7 @@ from ollm_rl.cli.app import main
 from ollm_rl.cli.sweep import combinations
 from ollm_rl.common.config_files import GROUPS
 from ollm_rl.config.checks import check_values
-from ollm_rl.config.compose import compose, plain, preflight
+from ollm_rl.config.compose import compose, preflight, to_dict
 from ollm_rl.config.overrides import keys
 from ollm_rl.errors import ConfigurationError, OLLMError
 from tests.conftest import QUICK_KEYS
@@ -120,9 +120,9 @@ NAMES = ["x" * 300, "ü" * 200, "a/" + "x" * 300, "..", "../x", "a/../b", "a/.."
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_cannot_be_directories(name, nothing_starts, tmp_path, capsys):
-    verb = ("evaluate", "compare", "evaluate --dry-run")[NAMES.index(name) % 3]
+    command = ("evaluate", "compare", "evaluate --dry-run")[NAMES.index(name) % 3]
     with pytest.raises(SystemExit) as stopped:
-        main([*verb.split(), "backbone=tiny", f"name={name}"])
+        main([*command.split(), "backbone=tiny", f"name={name}"])
     assert stopped.value.code == 2
     assert "name" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
@@ -247,12 +247,12 @@ def test_nothing_that_is_typed_ends_in_a_traceback(capsys, monkeypatch):
     )  # generates problems: too slow for so many
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
     draw = random.Random(0)
-    known = [*KEYS, *GROUPS, *keys(plain(compose(["agent=ppo", "task=jsonl"]).config))]
+    known = [*KEYS, *GROUPS, *keys(to_dict(compose(["agent=ppo", "task=jsonl"]).config))]
     given = [[*draw.choice(PREFIXES), f"{draw.choice(known)}={draw.choice(VALUES)}"] for _ in range(80)]
     for overrides in given:
         try:
-            verb = draw.choice(("train", "compare", "oracle"))
-            main([verb, "--dry-run", "backbone=tiny", *overrides])
+            command = draw.choice(("train", "compare", "oracle"))
+            main([command, "--dry-run", "backbone=tiny", *overrides])
             preflight(compose(["backbone=tiny", *overrides]).config)
         except OLLMError as error:
             assert str(error), overrides

@@ -9,10 +9,10 @@ from ollm_rl.evaluation.comparison import (
     WINDOW,
     add_areas,
     add_thresholds,
-    conclude,
     paired_tests,
     pool,
     pool_curves,
+    summarize,
     trailing,
 )
 from ollm_rl.evaluation.metrics import bootstrap, wilson
@@ -142,7 +142,7 @@ def test_a_run_that_got_worse_out_of_distribution_is_marked(tmp_path):
         }, length_change=0.1)
         for name, after in (("worse", bad), ("same", good))
     ]  # fmt: skip
-    results = {"rows": rows, **conclude(rows, tmp_path)}
+    results = {"rows": rows, **summarize(rows, tmp_path)}
     marks = {r["agent"]: r["ood"]["longer"]["worse"] for r in results["pooled"]}
     assert marks == {"worse": "yes", "same": "no"}
     assert json.loads(json.dumps(results["pooled"]))  # plain numbers only

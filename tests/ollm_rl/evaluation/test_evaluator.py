@@ -1,4 +1,4 @@
-"""Intervals, pass@k and misbehaviour against values worked out by hand."""
+"""Intervals, pass@k and degeneration against values worked out by hand."""
 
 import itertools
 
@@ -14,8 +14,8 @@ from ollm_rl.evaluation.metrics import (
     pass_at_k,
     pool_breakdowns,
     repeats,
-    sampled_figure,
-    sampled_figures,
+    sampled_metric,
+    sampled_metrics,
     samples_of,
     wilson,
 )
@@ -80,7 +80,7 @@ def test_majorities():
 @pytest.mark.parametrize("k", [1, 3, 4, 8, 16])
 def test_figures_of_any_number_of_samples(k):
     groups = [["2"] * k, ["3"] * k, ["2"] + ["3"] * (k - 1)]
-    found = sampled_figures([e for group in groups for e in episodes(*group)], k)
+    found = sampled_metrics([e for group in groups for e in episodes(*group)], k)
     assert found[f"avg@{k}"] == pytest.approx((1 + 0 + 1 / k) / 3)
     assert found[f"pass@{k}"] == pytest.approx(2 / 3)
     assert found[f"maj@{k}"] == pytest.approx(2 / 3 if k == 1 else 1 / 3)
@@ -89,7 +89,7 @@ def test_figures_of_any_number_of_samples(k):
 
 
 def test_no_samples_have_no_figures(tiny):
-    assert sampled_figures([], 0) == sampled_figures(episodes("2"), 0) == {}
+    assert sampled_metrics([], 0) == sampled_metrics(episodes("2"), 0) == {}
     row = evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 3), 0).row
     assert not [key for key in row if key.startswith(("avg", "pass", "maj"))]
     with pytest.raises(ConfigurationError, match="evaluate.samples=-1; expected 0 or more"):
@@ -98,10 +98,10 @@ def test_no_samples_have_no_figures(tiny):
 
 def test_a_reward_that_is_not_about_answers_has_no_majority():
     texts = [Episode(Problem("", "", "2"), reward=1.0)] * 4
-    assert sampled_figures(texts, 4) == {"avg@4": 1.0, "pass@4": 1.0, "maj@4": None}
+    assert sampled_metrics(texts, 4) == {"avg@4": 1.0, "pass@4": 1.0, "maj@4": None}
 
 
 def test_files_of_earlier_releases_are_read():
     rows = [{"avg_at_4": 0.5, "pass_at_4": 0.75}, {"avg@8": 0.25, "avg_at_8": 0.25, "pass@8": 0.5}, {"avg_at_16": None}]
     assert samples_of(rows) == [4, 8]
-    assert sampled_figure(rows[0], "pass", 4) == 0.75 and sampled_figure(rows[0], "pass", 8) is None
+    assert sampled_metric(rows[0], "pass", 4) == 0.75 and sampled_metric(rows[0], "pass", 8) is None

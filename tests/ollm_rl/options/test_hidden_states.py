@@ -82,12 +82,12 @@ def test_an_epoch_shows_every_position_once(tiny, problems, small_shards):
     store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
     everything = store.all()
     seen = []
-    for rows, batch in shuffled(store, 16, torch.Generator().manual_seed(0), easy_share=1.0):
+    for rows, batch in shuffled(store, 16, torch.Generator().manual_seed(0), easy_keep_prob=1.0):
         assert torch.equal(batch.gold, everything.gold[rows])
         seen += rows.tolist()
     assert len(set(seen)) == len(seen) > len(store) - 16
     sure = everything.entropy < hidden_cache.EASY_NATS
-    some = [rows for rows, _ in shuffled(store, 16, torch.Generator().manual_seed(0), easy_share=0.0)]
+    some = [rows for rows, _ in shuffled(store, 16, torch.Generator().manual_seed(0), easy_keep_prob=0.0)]
     assert not sure[torch.cat(some)].any()
 
 
@@ -97,19 +97,19 @@ def test_what_is_left_of_much_data_is_a_batch(tiny, problems, monkeypatch):
     hard = torch.zeros(len(states), dtype=torch.bool)
     hard[::37] = True
     states.entropy = torch.where(hard, 1.0, 0.01)
-    batches = list(shuffled(states, 128, torch.Generator().manual_seed(0), easy_share=0.0))
+    batches = list(shuffled(states, 128, torch.Generator().manual_seed(0), easy_keep_prob=0.0))
     assert len(states) > 2 * 128 > 128 > hard.sum()
     assert [sorted(rows.tolist()) for rows, _ in batches] == [hard.nonzero()[:, 0].tolist()]
     states.entropy = torch.full_like(states.entropy, 0.01)
-    with pytest.raises(ConfigurationError, match="convert.easy_share=0.0 skips all"):
-        list(shuffled(states, 128, torch.Generator().manual_seed(0), easy_share=0.0))
+    with pytest.raises(ConfigurationError, match="convert.easy_keep_prob=0.0 skips all"):
+        list(shuffled(states, 128, torch.Generator().manual_seed(0), easy_keep_prob=0.0))
 
 
 def test_hidden_states_are_progress(tiny, problems):
     """No step of an engine, but a worker that is at it does not hang."""
-    before = tiny.beats
+    before = tiny.heartbeat
     compute_hidden_states(tiny.backbone, tiny.prompter, problems[:8], 48)
-    assert tiny.beats > before
+    assert tiny.heartbeat > before
 
 
 def test_solutions_that_the_backbone_cannot_read_are_left_out(tiny, problems, monkeypatch, caplog):

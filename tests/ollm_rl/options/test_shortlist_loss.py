@@ -7,7 +7,7 @@ from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.hidden_states import compute_hidden_states
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.quality import bias_size, option_logits, shortlist_agreement, shortlist_logits, whole_logits
-from ollm_rl.options.shortlist_loss import LEARNED, Outsiders
+from ollm_rl.options.shortlist_loss import LEARNED, OffShortlistPenalty
 from ollm_rl.tasks import ChainSum
 from ollm_rl.tasks.prompts import Prompter
 
@@ -44,10 +44,10 @@ def test_an_option_that_says_an_outsider_learns_not_to(tiny, states):
     biases = (20 * row / row.norm()).repeat(len(states), 2, 1).requires_grad_()
     optimizer = torch.optim.SGD([biases], lr=len(states))
     assert (whole_logits(backbone, states, biases).argmax(-1) == token).float().mean() > 0.9
-    losses, outsiders = [], Outsiders(backbone)
+    losses, off_shortlist = [], OffShortlistPenalty(backbone)
     for _ in range(200):
-        loss = outsiders.loss(states, biases, shortlist_logits(backbone, states)(biases))
-        assert losses or outsiders.tokens.tolist() == [token] * len(outsiders.tokens)
+        loss = off_shortlist.loss(states, biases, shortlist_logits(backbone, states)(biases))
+        assert losses or off_shortlist.tokens.tolist() == [token] * len(off_shortlist.tokens)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -58,14 +58,14 @@ def test_an_option_that_says_an_outsider_learns_not_to(tiny, states):
 
 
 def test_a_position_is_not_kept_from_its_own_candidates(tiny, states):
-    """Outsiders of one position that are candidates of another are not counted there."""
+    """OffShortlistPenalty of one position that are candidates of another are not counted there."""
     backbone = tiny.backbone
-    outsiders = Outsiders(backbone)
+    off_shortlist = OffShortlistPenalty(backbone)
     biases = torch.zeros(len(states), 2, backbone.hidden_size)
     logits = shortlist_logits(backbone, states)(biases)
-    outsiders.tokens = states.ids[0].long()
-    loss = outsiders.loss(states.block(0, 1), biases[:1], logits[:1])
-    found = outsiders.tokens[~torch.isin(outsiders.tokens, states.ids[0])].unique()
+    off_shortlist.tokens = states.ids[0].long()
+    loss = off_shortlist.loss(states.block(0, 1), biases[:1], logits[:1])
+    found = off_shortlist.tokens[~torch.isin(off_shortlist.tokens, states.ids[0])].unique()
     others = backbone.logits(states.hidden[:1].to(backbone.head.weight.dtype))[0, found].logsumexp(-1)
     assert float(loss) == pytest.approx(float(torch.log1p((others - logits[0, 0].logsumexp(-1)).exp())), rel=1e-4)
 

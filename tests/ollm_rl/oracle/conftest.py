@@ -1,20 +1,20 @@
-"""The tiny workspace with an engine of another size."""
+"""The tiny session with an engine of another size."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
-def resized(space: Workspace, **settings) -> Iterator[Workspace]:
+def resized(session: Session, **settings) -> Iterator[Session]:
     """`space` with these engine settings; afterwards as it was, for it is shared."""
-    before = space.engine_settings
-    space.engine_settings = settings
-    space.__dict__.pop("engine", None)
-    yield space
-    space.engine_settings = before
-    space.__dict__.pop("engine", None)
+    before = session.engine_settings
+    session.engine_settings = settings
+    session.__dict__.pop("engine", None)
+    yield session
+    session.engine_settings = before
+    session.__dict__.pop("engine", None)
 
 
 @pytest.fixture

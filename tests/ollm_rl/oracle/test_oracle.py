@@ -15,9 +15,9 @@ from ollm_rl.evaluation.replay import replay
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.oracle import FRONTIERS, Oracle, summarise
+from ollm_rl.oracle import FRONTIERS, Oracle, summarize_searches
 from ollm_rl.oracle.oracle import SEARCHES
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 from ollm_rl.tasks import ChainSum
 
 
@@ -29,13 +29,13 @@ def prior(tiny):
     return log_probs
 
 
-def every_text(space, problem) -> set[tuple[int, ...]]:
+def every_text(session, problem) -> set[tuple[int, ...]]:
     """All texts that some sequence of latents gives, one engine step at a time."""
-    engine, texts, eos = space.new_engine(num_slots=4096), set(), space.backbone.eos_ids
+    engine, texts, eos = session.new_engine(num_slots=4096), set(), session.backbone.eos_ids
     beginnings: list[list[int]] = [[]]
     while beginnings:
         engine.clear()
-        engine.admit([space.prompter.encode(problem) + b for b in beginnings])
+        engine.admit([session.prompter.encode(problem) + b for b in beginnings])
         grown = [
             [*b, int(token)]
             for b, tokens, mask in zip(beginnings, engine.options.tokens, engine.options.mask, strict=True)
@@ -83,7 +83,7 @@ def test_no_search_spends_more_than_its_budget(tiny, prior, search, budget):
     problems = tiny.problems("test", 5)
     found = Oracle(tiny, prior, search, budget=budget, width=3).solve(problems)
     assert all(0 < s.spent <= budget for s in found)
-    row, curve = summarise(found, search, budget)
+    row, curve = summarize_searches(found, search, budget)
     assert row["accuracy"] == curve[-1]["solved"]
 
 
@@ -102,7 +102,7 @@ def test_more_budget_solves_more(tiny, prior, search, monkeypatch):
     assert solved[0] <= solved[1] <= solved[2] and len(solved[2]) > len(solved[0])
 
 
-def random_space(seed: int) -> Workspace:
+def random_space(seed: int) -> Session:
     """A random option LM: 2 to 4 options, texts of 2 to 6 tokens."""
     draw = np.random.default_rng(seed)
     backbone = load_backbone("tiny", "float32")
@@ -113,13 +113,13 @@ def random_space(seed: int) -> Workspace:
         )
         plugin = PlugIn(backbone.hidden_size, sizes, backbone.fingerprint, backbone.name).eval()
         torch.nn.init.normal_(plugin.decoder.writes.weight, std=float(draw.uniform(0.2, 1.0)))
-    return Workspace(backbone, plugin, ChainSum(), {"num_slots": 64, "max_new_tokens": int(draw.integers(2, 7))})
+    return Session(backbone, plugin, ChainSum(), {"num_slots": 64, "max_new_tokens": int(draw.integers(2, 7))})
 
 
 def finds_what_exhaustive_finds(seed: int, monkeypatch) -> tuple[bool, int]:
     """Every tree search solves the problem exactly if `exhaustive` does; whether it does, and the number of texts."""
-    space = random_space(seed)
-    problem = space.problems("test", 1, seed)[0]
+    session = random_space(seed)
+    problem = session.problems("test", 1, seed)[0]
     chance = np.random.default_rng(seed)
 
     def judge(episodes):
@@ -127,14 +127,14 @@ def finds_what_exhaustive_finds(seed: int, monkeypatch) -> tuple[bool, int]:
             e.reward = float(hash((rare, *e.tokens)) % rare == 0)
 
     def log_probs(hidden, mask):
-        return space.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).log_softmax(-1)
+        return session.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).log_softmax(-1)
 
-    monkeypatch.setattr(space, "judge", judge)
+    monkeypatch.setattr(session, "judge", judge)
     rare = int(chance.choice([2, 10, 50, 10**9]))
     solved, tried = {}, 0
     for search in FRONTIERS:
         width = int(chance.integers(1, 65))
-        found = Oracle(space, log_probs, search, budget=10**9, width=width).solve([problem])[0]
+        found = Oracle(session, log_probs, search, budget=10**9, width=width).solve([problem])[0]
         solved[search] = found.solution is not None
         tried = max(tried, found.tried)
         assert found.solution is None or hash((rare, *found.solution.tokens)) % rare == 0
@@ -184,7 +184,7 @@ def test_resumed_it_gives_the_same_searches(tiny, prior, monkeypatch, tmp_path):
             store.write_text("".join(lines[:written]) + lines[written][:20])
             resumed = Oracle(tiny, prior, search, 300, 4).solve(problems, 3, store)
             assert [facts(s) for s in resumed] == [facts(s) for s in whole]
-        assert summarise(resumed, search, 300)[1] == summarise(whole, search, 300)[1]
+        assert summarize_searches(resumed, search, 300)[1] == summarize_searches(whole, search, 300)[1]
         assert {json.loads(line)["problem_id"] for line in store.read_text().splitlines()} == {p.id for p in problems}
 
 
@@ -202,7 +202,7 @@ def test_without_memory_beginnings_are_computed_again_and_counted(tiny, prior, m
     kept = Oracle(tiny, prior, "best_first", 200, 4).solve(problems)
     poor = Oracle(tiny, prior, "best_first", 200, 4, keep_gib=0).solve(problems)
     assert sum(s.recomputed for s in kept) == 0 < sum(s.recomputed for s in poor)
-    row, _ = summarise(poor, "best_first", 200)
+    row, _ = summarize_searches(poor, "best_first", 200)
     assert row["computed_over_distinct"] == pytest.approx(1 + row["recomputed_tokens"] / row["mean_tokens"])
 
 
@@ -212,7 +212,9 @@ def test_a_verdict_that_times_out_is_counted_and_stops_nothing(tiny, prior, monk
             e.verdict = "timeout"
 
     monkeypatch.setattr(tiny, "judge", judge)
-    row, _ = summarise(Oracle(tiny, prior, "best_first", 100, 2).solve(tiny.problems("test", 3)), "best_first", 100)
+    row, _ = summarize_searches(
+        Oracle(tiny, prior, "best_first", 100, 2).solve(tiny.problems("test", 3)), "best_first", 100
+    )
     assert row["verifier_timeouts"] == pytest.approx(3 * row["mean_tried"]) and row["verifier_timeouts"] > 3
 
 
@@ -295,8 +297,8 @@ def test_searches_that_an_earlier_release_stored_are_read(tiny, prior, monkeypat
         del record["position"]
     store.write_text("".join(json.dumps(record) + "\n" for record in reversed(records)))
     searched = []
-    spread = tiny.spread
-    monkeypatch.setattr(tiny, "spread", lambda f, items, *args: searched.extend(items) or spread(f, items, *args))
+    spread = tiny.map
+    monkeypatch.setattr(tiny, "map", lambda f, items, *args: searched.extend(items) or spread(f, items, *args))
     again = Oracle(tiny, prior, "best_first", 300, 4).solve(problems, 3, store)
     assert [at for at, _ in searched] == [2, 3]
     assert [facts(s) for s in again] == [facts(s) for s in whole]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ollm_rl.evaluation.comparison import conclude, learning_curve, pool
+from ollm_rl.evaluation.comparison import learning_curve, pool, summarize
 from ollm_rl.report.html import write_report
 from ollm_rl.report.plots import _over_seeds, draw
 from ollm_rl.report.tables import results_table
@@ -26,7 +26,7 @@ def comparison(root, verdicts):
                 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
                 row["train_episodes"] = lines[-1]["train_episodes"]
             rows.append(row)
-    return {"task": "sums", "backbone": "tiny", "rows": rows, **conclude(rows, root)}
+    return {"task": "sums", "backbone": "tiny", "rows": rows, **summarize(rows, root)}
 
 
 def test_pooled_rows_stand_first(tmp_path):

@@ -3,14 +3,14 @@
 import torch
 
 from agents.prior import Prior
-from ollm_rl.rollout.acting import Acting
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import pack, unpack
 from ollm_rl.rollout.sampler import Request
 
 
 def test_packed_episodes_come_back_whole(tiny):
     problems = tiny.problems("train", 6, 1)
-    episodes = tiny.rollout([Request(p, i) for i, p in enumerate(problems)], Acting(Prior(tiny), False))
+    episodes = tiny.rollout([Request(p, i) for i, p in enumerate(problems)], PolicyAdapter(Prior(tiny), False))
     for dtype in (torch.float32, torch.bfloat16):
         for episode in episodes:
             if episode.hidden is not None:
@@ -25,6 +25,6 @@ def test_packed_episodes_come_back_whole(tiny):
 def test_episodes_without_decisions_or_states(tiny):
     problems = tiny.problems("train", 2, 1)
     requests = [Request(p, i, max_new_tokens=1) for i, p in enumerate(problems)]
-    episodes = tiny.rollout(requests, Acting(Prior(tiny), False), keep_hidden=False)
+    episodes = tiny.rollout(requests, PolicyAdapter(Prior(tiny), False), keep_hidden=False)
     assert [e.to_dict() for e in unpack(pack(episodes), problems)] == [e.to_dict() for e in episodes]
     assert unpack(pack([]), []) == []

@@ -46,7 +46,7 @@ def test_the_default_judge_says_why(math_verify):
     assert [e.answer for e in played] == ["5", "6", None, r"\frac{}{}"]
 
 
-def brevity(completions, target=3, **kwargs):
+def length_penalty(completions, target=3, **kwargs):
     """A reward as TRL's documentation shows it."""
     return [-abs(target - len(c)) / 10 for c in completions]
 
@@ -82,15 +82,15 @@ def constant():
     return 1.0
 
 
-def factory(bonus: float):
-    return lambda completions, **columns: [bonus for _ in completions]
+def factory(deviation_penalty: float):
+    return lambda completions, **columns: [deviation_penalty for _ in completions]
 
 
 @pytest.mark.parametrize(
     ("target", "settings", "rewards"),
     [
-        (brevity, {}, [0.0, -0.3]),
-        (brevity, {"target": 0}, [-0.3, 0.0]),
+        (length_penalty, {}, [0.0, -0.3]),
+        (length_penalty, {"target": 0}, [-0.3, 0.0]),
         (of_columns, {}, [1.0, 0.0]),
         (of_messages, {"conversational": True}, [1.0, 0.0]),
         (asynchronous, {}, [1.0, 1.0]),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents.full_head import FullHead, ShortlistHead
+from agents.shortlist_head import ShortlistHead, ShortlistPolicy
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError
 from ollm_rl.rollout.sampler import Request
@@ -19,7 +19,7 @@ def test_an_untrained_head_is_the_backbones(tiny):
     hidden = torch.randn(7, backbone.hidden_size)
     logits = backbone.logits(hidden)
     top, ids = logits.topk(5, -1)
-    head = ShortlistHead(backbone, torch.tensor([3, 9]))
+    head = ShortlistPolicy(backbone, torch.tensor([3, 9]))
     assert torch.allclose(head(hidden, ids), top.log_softmax(-1), atol=1e-5)
     with torch.no_grad():
         head.net.weight[head.rows_of[9]] = 1.0
@@ -30,7 +30,7 @@ def test_an_untrained_head_is_the_backbones(tiny):
 
 
 def test_sampled_and_learned_log_probabilities_agree(tiny, cache):
-    agent = FullHead(tiny, **QUICK)
+    agent = ShortlistHead(tiny, **QUICK)
     episodes = agent.rollout([Request(p, i) for i, p in enumerate(tiny.problems("train", 6))])
     assert all(e.z.tolist() == e.tokens for e in episodes)
     data = agent.decisions(episodes)
@@ -41,7 +41,7 @@ def test_sampled_and_learned_log_probabilities_agree(tiny, cache):
 
 
 def test_it_learns_an_easy_reward(tiny, cache, easy, tmp_path):
-    agent = FullHead(tiny, **{**QUICK, "total_episodes": 480, "learning_rate": 3e-2, "beta": 0.0}, target_kl=0.0)
+    agent = ShortlistHead(tiny, **{**QUICK, "total_episodes": 480, "learning_rate": 3e-2, "beta": 0.0}, target_kl=0.0)
     run = Run(tmp_path, "easy", "")
     agent.learn(run)
     rewards = [m["reward"] for m in run.metrics()]
@@ -49,10 +49,10 @@ def test_it_learns_an_easy_reward(tiny, cache, easy, tmp_path):
 
 
 def test_saved_and_loaded(tiny, cache, easy, tmp_path):
-    agent = FullHead(tiny, **QUICK)
+    agent = ShortlistHead(tiny, **QUICK)
     agent.learn(Run(tmp_path, "run", ""))
     agent.save(tmp_path / "head")
-    other = FullHead(tiny, **QUICK)
+    other = ShortlistHead(tiny, **QUICK)
     assert not torch.equal(other.policy.net.weight, agent.policy.net.weight)
     other.load(tmp_path / "head")
     assert torch.equal(other.policy.net.weight, agent.policy.net.weight)
@@ -62,11 +62,11 @@ def test_saved_and_loaded(tiny, cache, easy, tmp_path):
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, cache, easy, tmp_path):
-    whole = FullHead(tiny, **QUICK)
+    whole = ShortlistHead(tiny, **QUICK)
     begun_with = whole.policy.net.weight.clone()
     whole.learn(Run(tmp_path, "whole", ""))
-    FullHead(tiny, **{**QUICK, "total_episodes": 32}).learn(Run(tmp_path, "parts", ""))
-    rest = FullHead(tiny, **QUICK)
+    ShortlistHead(tiny, **{**QUICK, "total_episodes": 32}).learn(Run(tmp_path, "parts", ""))
+    rest = ShortlistHead(tiny, **QUICK)
     rest.learn(Run(tmp_path, "parts", ""))
     assert torch.equal(whole.policy.net.weight, rest.policy.net.weight)
     assert not torch.equal(whole.policy.net.weight, begun_with)

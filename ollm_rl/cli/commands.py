@@ -1,6 +1,6 @@
-"""`ollm-rl <verb> [group=choice] [key=value ...]`: the same overrides for every verb.
+"""`ollm-rl <command> [group=choice] [key=value ...]`: the same overrides for every command.
 
-Exit code 0: done; 1: a failure of ours; 2: a mistake in what was given; 130: interrupted (run it again to continue).
+Exit code 0: done; 1: a failure of ours; 2: a user error; 130: interrupted (run it again to continue).
 """
 
 import json
@@ -27,14 +27,14 @@ def convert(settings: Settings, overrides: list[str]) -> None:
         open_session(settings).close()
         return
     with_run = _run(settings, "convert")
-    space = open_session(settings, run=with_run)
-    assert space.plugin_path is not None
-    shutil.copytree(space.plugin_path, with_run.path / "plugin", dirs_exist_ok=True)
-    space.lm.save_pretrained(with_run.path / "plugin")
-    with_run.write_json("conversion.json", space.conversion)
-    space.close()
+    session = open_session(settings, run=with_run)
+    assert session.plugin_path is not None
+    shutil.copytree(session.plugin_path, with_run.path / "plugin", dirs_exist_ok=True)
+    session.lm.save_pretrained(with_run.path / "plugin")
+    with_run.write_json("conversion.json", session.conversion)
+    session.close()
     with_run.close()
-    out.print_json(json.dumps(space.conversion))
+    out.print_json(json.dumps(session.conversion))
     out.print(f"plug-in: {with_run.path / 'plugin'}")
 
 
@@ -48,46 +48,46 @@ def evaluate(settings: Settings, overrides: list[str]) -> None:
     _one(settings, "evaluate", learn=False)
 
 
-def _one(settings: Settings, verb: str, learn: bool) -> None:
-    from ollm_rl.experiments.single import Lab, run_cell
+def _one(settings: Settings, command: str, learn: bool) -> None:
+    from ollm_rl.experiments.single import SessionCache, run_trial
 
-    run, lab = _run(settings, verb), Lab()
+    run, sessions = _run(settings, command), SessionCache()
     try:
-        row = run_cell(settings, run, lab, settings.config.seed, learn)
+        row = run_trial(settings, run, sessions, settings.config.seed, learn)
     finally:
-        lab.close()
+        sessions.close()
     _present(settings, run, {**_header(settings), "rows": [row], "conversion": _conversion(run)})
 
 
 def oracle(settings: Settings, overrides: list[str]) -> None:
     """search for the latents that solve each problem"""
     from ollm_rl.experiments.oracle_run import run_oracle
-    from ollm_rl.experiments.single import Lab
+    from ollm_rl.experiments.single import SessionCache
 
-    run, lab = _run(settings, "oracle"), Lab()
+    run, sessions = _run(settings, "oracle"), SessionCache()
     try:
-        rows, curves = run_oracle(settings, run, lab, settings.config.seed)
+        rows, curves = run_oracle(settings, run, sessions, settings.config.seed)
     finally:
-        lab.close()
+        sessions.close()
     _present(settings, run, {**_header(settings), "rows": rows, "curves": curves, "conversion": _conversion(run)})
 
 
-def compare(settings: Settings, overrides: list[str], verb: str = "compare") -> None:
+def compare(settings: Settings, overrides: list[str], command: str = "compare") -> None:
     """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
     from ollm_rl.experiments.compare import compare as run_all
     from ollm_rl.experiments.compare import run_parts
-    from ollm_rl.experiments.overrides import cell_settings, of_tasks, with_overrides
+    from ollm_rl.experiments.overrides import of_tasks, trial_settings, with_overrides
 
     tasks = of_tasks(overrides, settings)
-    for mine, given in tasks.values():  # a mistake in the last agent should not show after the first has trained
+    for mine, given in tasks.values():  # a user error in the last agent should not show after the first has trained
         for name in mine.config.agents:
-            preflight(cell_settings(given, mine, name).config)
+            preflight(trial_settings(given, mine, name).config)
     if "" in tasks:
         mine, given = tasks[""]
-        run = _run(recorded := with_overrides(mine, given), verb)
+        run = _run(recorded := with_overrides(mine, given), command)
         _present(recorded, run, run_all(given, mine, run))
         return
-    run, found = _run(with_overrides(settings, overrides), verb), {}
+    run, found = _run(with_overrides(settings, overrides), command), {}
     comparisons = {
         task: (given, mine, Run(run.path, task, with_overrides(mine, given).yaml(), settings.config.resume))
         for task, (mine, given) in tasks.items()
@@ -114,26 +114,24 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.session.opening import open_session
 
     config = settings.config
-    space = open_session(settings)
+    session = open_session(settings)
     try:
         if config.inspect.prompt is not None:
-            out.print(prompt_table(inspect_prompt(space, str(config.inspect.prompt))))
+            out.print(prompt_table(inspect_prompt(session, str(config.inspect.prompt))))
             return
-        problems = space.problems(config.inspect.split, config.inspect.num_problems, config.seed)
+        problems = session.problems(config.inspect.split, config.inspect.num_problems, config.seed)
         problems = [p for p in problems if p.solution]
         if not problems:
-            raise DataError(f"task '{space.task.name}' has no solutions in split '{config.inspect.split}' to look at")
+            raise DataError(f"task '{session.task.name}' has no solutions in split '{config.inspect.split}' to look at")
         run = _run(settings, "inspect")
-        positions = inspect_problems(space, problems)
-        facts = (
-            f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {space.plugin_path}"
-        )
-        title = f"Options of {space.backbone.name} on {space.task.name}"
-        meanings = latent_meanings(positions, space.plugin.num_options)
+        positions = inspect_problems(session, problems)
+        facts = f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {session.plugin_path}"
+        title = f"Options of {session.backbone.name} on {session.task.name}"
+        meanings = latent_meanings(positions, session.plugin.num_options)
         page = write_page(run.path / "inspect.html", title, facts, problems, positions, meanings)
         out.print(f"page: {page}", soft_wrap=True)
     finally:
-        space.close()
+        session.close()
 
 
 def doctor(settings: Settings, overrides: list[str]) -> None:
@@ -144,14 +142,14 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
         sys.exit(1)
 
 
-VERBS: dict[str, Callable[[Settings, list[str]], None]] = {
+COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
     f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, inspect, doctor)
 }
 
 
-def _run(settings: Settings, verb: str) -> Run:
+def _run(settings: Settings, command: str) -> Run:
     config = settings.config
-    return Run(config.runs_dir, config.name or verb, settings.yaml(), config.resume)
+    return Run(config.runs_dir, config.name or command, settings.yaml(), config.resume)
 
 
 def _header(settings: Settings) -> dict:

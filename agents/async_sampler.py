@@ -12,7 +12,7 @@ from ollm_rl.rollout.sampler import Act, Request
 from ollm_rl.tasks import Problem
 
 
-class GroupsAhead:
+class AsyncGroupSampler:
     """Keeps workers busy with groups of `num_generations` episodes, and hands over those that are ready first.
 
     At most `max_staleness` updates lie between the policy of an episode and the learner's; older ones are dropped. So that
@@ -20,7 +20,7 @@ class GroupsAhead:
     is at and one that waits for it, which takes less than an update even if one is slow.
 
     Args:
-        workspace: whose rollouts run beside this process (`submit`, `finished`).
+        session: whose rollouts run beside this process (`submit`, `finished`).
         groups: that an update learns from.
         first: number of the first group; all randomness of a group follows from the seed and its number.
 
@@ -28,17 +28,17 @@ class GroupsAhead:
         drawn: groups begun so far. dropped: episodes that were too old.
     """
 
-    def __init__(self, workspace: Any, problems: Sequence[Problem], groups: int, num_generations: int, first: int = 0):
-        chunk = workspace.chunk_of(groups * num_generations)
+    def __init__(self, session: Any, problems: Sequence[Problem], groups: int, num_generations: int, first: int = 0):
+        chunk = session.chunk_of(groups * num_generations)
         if num_generations > chunk:
             raise ConfigurationError(
                 f"{chunk} episodes for a worker are no whole group of agent.num_generations={num_generations}; raise "
                 "rollout.chunk or agent.problems_per_iteration, or lower rollout.num_workers"
             )
-        self.workspace, self.problems = workspace, problems
+        self.session, self.problems = session, problems
         self.groups, self.size, self.drawn = groups, num_generations, first
         self.per_unit = max(1, chunk // 2 // num_generations)
-        self.max_staleness = workspace.max_staleness
+        self.max_staleness = session.max_staleness
         self.dropped = 0
         self._under_way: dict[int, int] = {}  # groups by ticket
         self._ready: deque[tuple[int, list[Episode]]] = deque()  # with the version of their policy
@@ -54,7 +54,7 @@ class GroupsAhead:
         while len(taken) < self.groups:
             self._begin(version, act, still_wanted - len(taken))
             if not self._ready:
-                ticket, episodes = self.workspace.finished()
+                ticket, episodes = self.session.finished()
                 self._under_way.pop(ticket)
                 for at in range(0, len(episodes), self.size):
                     group = episodes[at : at + self.size]
@@ -75,10 +75,10 @@ class GroupsAhead:
             return
         requests = []
         for _ in range(missing):
-            draw = np.random.default_rng((self.workspace.seed, 1, self.drawn))
+            draw = np.random.default_rng((self.session.seed, 1, self.drawn))
             self.drawn += 1
             problem = self.problems[int(draw.integers(len(self.problems)))]
             requests += [Request(problem, int(s)) for s in draw.integers(2**31, size=self.size)]
-        tickets = self.workspace.submit(requests, act(), version=version, chunk=per_unit * self.size)
+        tickets = self.session.submit(requests, act(), version=version, chunk=per_unit * self.size)
         for i, ticket in enumerate(tickets):
             self._under_way[ticket] = min(per_unit, missing - i * per_unit)

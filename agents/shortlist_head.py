@@ -29,10 +29,10 @@ from ollm_rl.options.modules import Standardize
 from ollm_rl.options.policies import choose
 from ollm_rl.rollout.episode import Decisions, Episode, owners
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Workspace
+from ollm_rl.session.local import Session
 
 
-class ShortlistHead(nn.Module):
+class ShortlistPolicy(nn.Module):
     """pi(token | h): the backbone's logits plus those of a linear map of the standardised h, on a shortlist.
 
     Args:
@@ -62,8 +62,8 @@ class ShortlistHead(nn.Module):
         logits = self.backbone.after_head(torch.bmm(rows, hidden.float()[:, :, None])[..., 0])
         return (logits + self.change(self.standardize(hidden), ids)).log_softmax(-1)
 
-    def __deepcopy__(self, memo) -> "ShortlistHead":
-        copy = ShortlistHead(self.backbone, self.tokens)  # not of the backbone
+    def __deepcopy__(self, memo) -> "ShortlistPolicy":
+        copy = ShortlistPolicy(self.backbone, self.tokens)  # not of the backbone
         copy.load_state_dict(self.state_dict())
         return copy.to(self.rows_of.device)
 
@@ -84,7 +84,7 @@ class ShortlistHead(nn.Module):
         (path / "head.json").write_text(json.dumps({"fingerprint": self.backbone.fingerprint}) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, backbone: Backbone) -> "ShortlistHead":
+    def from_pretrained(cls, path: str | Path, backbone: Backbone) -> "ShortlistPolicy":
         """Load a head.
 
         Raises:
@@ -94,7 +94,7 @@ class ShortlistHead(nn.Module):
         if not (path / "head.json").is_file() or not (path / "head.safetensors").is_file():
             raise CheckpointError(
                 f"no head in {path}: expected head.json and head.safetensors. "
-                "Train one with `ollm-rl train agent=full_head`."
+                "Train one with `ollm-rl train agent=shortlist_head`."
             )
         if json.loads((path / "head.json").read_text())["fingerprint"] != backbone.fingerprint:
             raise CheckpointError(
@@ -107,7 +107,7 @@ class ShortlistHead(nn.Module):
         return head.to(backbone.device)
 
 
-class FullHead(GRPO):
+class ShortlistHead(GRPO):
     """GRPO on tokens of the shortlist, from a linear head that was first fitted to the task's solutions.
 
     Args:
@@ -121,7 +121,7 @@ class FullHead(GRPO):
 
     def __init__(
         self,
-        workspace: Workspace,
+        session: Session,
         num_solutions: int = 4000,
         sft_seed: int = 0,
         sft_epochs: int = 6,
@@ -130,7 +130,7 @@ class FullHead(GRPO):
         num_tokens: int | None = None,
         **settings: Any,
     ):
-        model_of(workspace, "full_head")
+        model_of(session, "shortlist_head")
         at_least(1, num_solutions=num_solutions, sft_epochs=sft_epochs, num_tokens=num_tokens or 1)
         above(0, sft_learning_rate=sft_learning_rate)
         within(0, 1, dropout=dropout)
@@ -138,37 +138,39 @@ class FullHead(GRPO):
             num_solutions=num_solutions, epochs=sft_epochs, learning_rate=sft_learning_rate, dropout=dropout
         )
         self.sft_seed, self.num_tokens = sft_seed, num_tokens
-        super().__init__(workspace, **settings)
+        super().__init__(session, **settings)
 
-    def start(self) -> ShortlistHead:
+    def start(self) -> ShortlistPolicy:
         """The head fitted to the solutions: from the cache, or fitted now."""
-        space = self.workspace
-        num_tokens = self.num_tokens or max(2, space.plugin.num_parameters // space.backbone.hidden_size)
-        problems = space.problems("sft", int(self.fit["num_solutions"]), self.sft_seed)
+        session = self.session
+        num_tokens = self.num_tokens or max(2, session.plugin.num_parameters // session.backbone.hidden_size)
+        problems = session.problems("sft", int(self.fit["num_solutions"]), self.sft_seed)
         if any(p.solution is None for p in problems):
-            raise DataError(f"agent=full_head needs solutions, but task '{space.task.name}' has problems without one")
+            raise DataError(
+                f"agent=shortlist_head needs solutions, but task '{session.task.name}' has problems without one"
+            )
         text = [(p.problem, p.solution) for p in problems]
-        shortlist = space.plugin.config.shortlist
-        parts = (space.backbone.fingerprint, str(space.backbone.dtype), space.prompter.prefix, text, self.fit)
+        shortlist = session.plugin.config.shortlist
+        parts = (session.backbone.fingerprint, str(session.backbone.dtype), session.prompter.prefix, text, self.fit)
         path = cache_dir() / "heads" / key_of(*parts, self.sft_seed, num_tokens, shortlist)
         with made_by_one(path):
             if not (path / "head.json").exists():
-                states = cached_hidden_states(space.backbone, space.prompter, problems, shortlist).all()
+                states = cached_hidden_states(session.backbone, session.prompter, problems, shortlist).all()
                 fitted, seconds = self._fitted(states, num_tokens)
                 check_weights("the head fitted to solutions", fitted.net)
                 path.mkdir(parents=True, exist_ok=True)
                 (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))
                 fitted.save_pretrained(path)
         self.setup_seconds = json.loads((path / "seconds.json").read_text())["seconds"]
-        return ShortlistHead.from_pretrained(path, space.backbone)
+        return ShortlistPolicy.from_pretrained(path, session.backbone)
 
-    def _fitted(self, states: HiddenStates, num_tokens: int) -> tuple[ShortlistHead, float]:
+    def _fitted(self, states: HiddenStates, num_tokens: int) -> tuple[ShortlistPolicy, float]:
         """A head with rows for the tokens that solutions have and shortlists offer most often; how long it took."""
-        begun, backbone = time.monotonic(), self.workspace.backbone
+        begun, backbone = time.monotonic(), self.session.backbone
         often = torch.bincount(states.ids.flatten().long(), minlength=backbone.vocab_size)
         said = torch.bincount(states.gold, minlength=backbone.vocab_size)
         tokens = (often + len(states) * said.clamp_max(1)).topk(min(num_tokens, backbone.vocab_size)).indices
-        head = ShortlistHead(backbone, tokens).to(backbone.device)
+        head = ShortlistPolicy(backbone, tokens).to(backbone.device)
         head.standardize.fit(states.hidden.to(backbone.device))
         optimizer = torch.optim.AdamW(head.net.parameters(), lr=self.fit["learning_rate"], weight_decay=0.01)
         order = torch.Generator().manual_seed(self.sft_seed)
@@ -188,10 +190,10 @@ class FullHead(GRPO):
 
     def shortlist(self, logits: Tensor) -> Tensor:
         """(n, S) the tokens that the backbone finds likeliest."""
-        return logits.topk(min(self.workspace.plugin.config.shortlist, logits.shape[-1]), dim=-1).indices
+        return logits.topk(min(self.session.plugin.config.shortlist, logits.shape[-1]), dim=-1).indices
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
-        return self.workspace.rollout(requests, self._sample_tokens, from_logits=True)
+        return self.session.rollout(requests, self._sample_tokens, from_logits=True)
 
     @torch.inference_mode()
     def _sample_tokens(self, hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +224,7 @@ class FullHead(GRPO):
         """All positions; the shortlist stands in the mask's place, and `z` is the token's place on it."""
         hidden, tokens, log_probs = (torch.cat([getattr(e, n) for e in episodes]) for n in ("hidden", "z", "log_probs"))
         with torch.inference_mode():
-            ids = torch.cat([self.shortlist(self.workspace.backbone.logits(few)) for few in hidden.split(256)])
+            ids = torch.cat([self.shortlist(self.session.backbone.logits(few)) for few in hidden.split(256)])
         ids = ids.clone()
         there = ids == tokens[:, None]
         missing = ~there.any(1)  # its logits were rounded differently in another batch: it was the last of the list
@@ -249,4 +251,4 @@ class FullHead(GRPO):
         self.policy.save_pretrained(path)
 
     def load(self, path: str | Path) -> None:
-        self.learn_from(ShortlistHead.from_pretrained(path, self.workspace.backbone))
+        self.learn_from(ShortlistPolicy.from_pretrained(path, self.session.backbone))
