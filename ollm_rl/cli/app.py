@@ -73,7 +73,7 @@ def _dispatch(arguments: list[str]) -> None:
         return
     overrides = jobs[0]
     if command in ("compare", "demo"):
-        from ollm_rl.experiments.single import shared
+        from ollm_rl.experiments.overrides import shared
 
         if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):
             raise ConfigurationError(f"{command} takes agents=[...], names or <module>.<Class>, instead of agent=")

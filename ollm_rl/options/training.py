@@ -140,7 +140,7 @@ def _train_decoder(
     done = progress.restore("options", trained, config.epochs)
     with track("options", config.epochs * per_epoch, "steps", done=done * per_epoch) as bar:
         for epoch in range(done, config.epochs):
-            off_shortlist = OffShortlistPenalty(backbone)
+            penalty = OffShortlistPenalty(backbone)
             for _, part in shuffled(states, config.batch_size, generator, config.easy_keep_prob):
                 batch = moved(part, backbone.device)
                 at = Positions(
@@ -152,7 +152,7 @@ def _train_decoder(
                 )
                 loss, kl, logits = objective(at, config, controller.weight)
                 off_shortlist = (
-                    off_shortlist.loss(batch, at.biases, logits) if config.off_shortlist_penalty else loss.new_zeros(())
+                    penalty.loss(batch, at.biases, logits) if config.off_shortlist_penalty else loss.new_zeros(())
                 )
                 size = bias_size(batch, at.biases)
                 loss = loss + config.off_shortlist_penalty * off_shortlist + config.bias_penalty * size
