@@ -8,12 +8,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from agents.config import AgentConfig
 from ollm_rl.common.finite import check_finite, check_weights
 from ollm_rl.common.run_dir import Run
+from ollm_rl.common.settings import Config
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy, choose
@@ -26,8 +29,12 @@ class Agent(ABC):
 
     trains_on = False  # `learn` goes on from the run's last checkpoint to a larger limit, also once it had ended
 
-    def __init__(self, session: Session):
+    config_class: ClassVar[type[Config]] = AgentConfig  # of its settings
+    config: Any
+
+    def __init__(self, session: Session, **settings: Any):
         self.session = session
+        self.config = self.config_class.of(settings, f"agent {type(self).__name__}")
 
     def learn(self, run: Run) -> dict:
         """Train, writing metrics, rollouts and checkpoints to `run`.

@@ -1,48 +1,11 @@
-"""What every learner checks in the same way: its settings before it begins, and the episodes of an iteration."""
+"""What every learner checks of the episodes of an iteration."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ollm_rl.errors import ConfigurationError, TrainingError
+from ollm_rl.errors import TrainingError
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import LARGEST
-
-HUGE = 1e30  # settings from here on overflow float32 in an optimiser
-
-
-def at_least(low: float, **settings: Any) -> None:
-    """Refuse settings of an agent that are less than `low`, beyond float32 or no numbers.
-
-    Raises:
-        ConfigurationError: naming the first.
-    """
-    _check(f"at least {low}", lambda value: value >= low, settings)
-
-
-def above(low: float, **settings: Any) -> None:
-    """Refuse settings of an agent that are `low` or less, beyond float32 or no numbers.
-
-    Raises:
-        ConfigurationError: naming the first.
-    """
-    _check(f"a number above {low}", lambda value: value > low, settings)
-
-
-def within(low: float, high: float, **settings: Any) -> None:
-    """Refuse settings of an agent that are not between `low` and `high`, both included.
-
-    Raises:
-        ConfigurationError: naming the first.
-    """
-    _check(f"a number from {low} to {high}", lambda value: low <= value <= high, settings)
-
-
-def _check(expected: str, right: Any, settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < HUGE
-        if not number or not right(value):
-            raise ConfigurationError(f"agent.{name}={value}; expected {expected}")
 
 
 def check_episodes(episodes: Sequence[Episode]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from agents.base import PolicyAgent
-from agents.checks import above, at_least, within
+from agents.config import DistillConfig
 from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
@@ -40,52 +40,40 @@ class Distill(PolicyAgent):
 
     learns_from_rewards = trains_on = True
 
-    def __init__(
-        self,
-        session: Session,
-        rounds: int = 2,
-        problems_per_round: int = 400,
-        search: str = "best_of_n",
-        budget: int = 400,
-        width: int | None = None,
-        texts_per_problem: int = 4,
-        epochs: int = 8,
-        learning_rate: float = 5e-4,
-        dropout: float = 0.1,
-        batch_size: int = 512,
-    ):
-        super().__init__(session)
-        at_least(
-            1, rounds=rounds, problems_per_round=problems_per_round, budget=budget, width=1 if width is None else width,
-            texts_per_problem=texts_per_problem, epochs=epochs, batch_size=batch_size,
-        )  # fmt: skip
-        above(0, learning_rate=learning_rate)
-        within(0, 1, dropout=dropout)
-        self.rounds, self.problems_per_round = rounds, problems_per_round
-        self.search, self.budget, self.width, self.texts = search, budget, width, texts_per_problem
-        self.epochs, self.learning_rate, self.dropout, self.batch_size = epochs, learning_rate, dropout, batch_size
+    config_class = DistillConfig
+    config: DistillConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
         self.policy = LatentPolicy.from_prior(session.plugin)
         self.counters: dict[str, Any] = {"round": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def prepare(self, run: Run) -> None:
         """There are problems to train on: said before anything is evaluated."""
-        self.session.problems("train", self.problems_per_round, self.session.seed)
+        self.session.problems("train", self.config.problems_per_round, self.session.seed)
 
     def learn(self, run: Run) -> dict:
         """Search and imitate. After an interruption it goes on with the first round that is not done, whose searches that are
         done are not done again."""
         session, counters = self.session, self.counters
         self._resume(run)
-        problems = session.problems("train", self.rounds * self.problems_per_round, session.seed)
-        while counters["round"] < self.rounds:
+        problems = session.problems("train", self.config.rounds * self.config.problems_per_round, session.seed)
+        while counters["round"] < self.config.rounds:
             start, number = time.monotonic(), counters["round"]
-            part = problems[number * self.problems_per_round : (number + 1) * self.problems_per_round]
+            part = problems[number * self.config.problems_per_round : (number + 1) * self.config.problems_per_round]
             if not part:
                 raise DataError(
-                    f"agent.rounds={self.rounds} of agent.problems_per_round={self.problems_per_round} need more problems than "
+                    f"agent.rounds={self.config.rounds} of agent.problems_per_round={self.config.problems_per_round} need more problems than "
                     f"the {len(problems)} of task '{session.task.name}' in split 'train'; lower one of them"
                 )
-            oracle = Oracle(session, self.policy, self.search, self.budget, self.width, texts=self.texts)
+            oracle = Oracle(
+                session,
+                self.policy,
+                self.config.search,
+                self.config.budget,
+                self.config.width,
+                texts=self.config.texts_per_problem,
+            )
             searches = oracle.solve(part, session.seed, run.path / f"round_{number + 1}.jsonl")
             found = [text for s in searches for text in s.solutions]
             texts = self._play(found)
@@ -137,15 +125,15 @@ class Distill(PolicyAgent):
         if not deciding:
             return None
         data = Decisions.of(deciding)
-        optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.config.learning_rate, weight_decay=0.01)
         generator, last = torch.Generator().manual_seed(session.seed + number), 0.0
-        with track(f"imitate {number + 1}", self.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
+        with track(f"imitate {number + 1}", self.config.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
             torch.manual_seed(session.seed + number)
-            for _ in range(self.epochs):
+            for _ in range(self.config.epochs):
                 losses = []
-                for rows in torch.randperm(len(data), generator=generator).split(self.batch_size):
+                for rows in torch.randperm(len(data), generator=generator).split(self.config.batch_size):
                     rows = rows.to(data.z.device)
-                    x = F.dropout(self.policy.standardize(data.hidden[rows]), self.dropout)
+                    x = F.dropout(self.policy.standardize(data.hidden[rows]), self.config.dropout)
                     logits = self.policy.net(x).float().masked_fill(~data.mask[rows], -1e9)
                     losses.append(descend(optimizer, F.cross_entropy(logits, data.z[rows])))
                 last = sum(losses) / len(losses)

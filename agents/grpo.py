@@ -22,12 +22,12 @@ from torch import Tensor
 
 from agents.async_sampler import AsyncGroupSampler
 from agents.base import PolicyAgent
-from agents.checks import above, at_least, check_episodes
-from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
+from agents.checks import check_episodes
+from agents.config import GRPOConfig
+from agents.objective import decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.common.finite import check_finite, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.episode import Decisions, Episode
 from ollm_rl.rollout.sampler import Request
@@ -35,89 +35,26 @@ from ollm_rl.session.local import Session
 
 
 class GRPO(PolicyAgent):
-    """Group-relative policy optimisation of pi(z | h).
-
-    Args:
-        total_episodes: training ends after this many.
-        num_generations: episodes per problem (the group).
-        problems_per_iteration: groups per iteration.
-        learning_rate, minibatches, num_iterations: of the optimiser (Adam); `num_iterations` passes per iteration.
-        beta: weight of the KL to the prior (k3 estimator); use_bias_correction_kl: times the probability ratio.
-        epsilon, epsilon_high: clipping range of the probability ratio.
-        loss_type: `grpo`, `bnpo`, `dr_grpo` or `dapo`: how a loss per decision becomes one number.
-        scale_rewards: `group`, `batch` or `none`: what advantages are divided by.
-        pass_at_k: the objective is the chance that one of k episodes is right; 1 is ordinary GRPO.
-        min_entropy: decisions count only where the prior's entropy exceeds this (nats).
-        target_kl: a pass ends once the policy is this far from the sampling policy (nats); 0 switches it off.
-        max_decisions: the constant by which `dr_grpo` divides.
-        num_problems: size of the training set drawn from split `train`.
-        save_every: iterations between checkpoints.
-        path: a saved policy to start from instead of the prior.
-    """
+    """Group-relative policy optimisation of pi(z | h). Its settings are those of `GRPOConfig`."""
 
     trains_on = True
 
-    def __init__(
-        self,
-        session: Session,
-        total_episodes: int = 4096,
-        num_generations: int = 8,
-        problems_per_iteration: int = 32,
-        learning_rate: float = 1e-4,
-        minibatches: int = 4,
-        num_iterations: int = 2,
-        beta: float = 0.02,
-        use_bias_correction_kl: bool = True,
-        epsilon: float = 0.2,
-        epsilon_high: float | None = 0.28,
-        loss_type: str = "dapo",
-        scale_rewards: str = "none",
-        pass_at_k: int = 3,
-        min_entropy: float = 0.02,
-        target_kl: float = 0.02,
-        max_decisions: int = 32,
-        num_problems: int = 2000,
-        save_every: int = 1,
-        path: str | None = None,
-    ):
-        super().__init__(session)
-        at_least(
-            1, total_episodes=total_episodes, problems_per_iteration=problems_per_iteration, minibatches=minibatches,
-            num_iterations=num_iterations, max_decisions=max_decisions, num_problems=num_problems, save_every=save_every,
-        )  # fmt: skip
-        at_least(2, num_generations=num_generations)
-        at_least(0, beta=beta, epsilon=epsilon, min_entropy=min_entropy, target_kl=target_kl)
-        at_least(0, epsilon_high=epsilon if epsilon_high is None else epsilon_high)
-        above(0, learning_rate=learning_rate)
-        if loss_type not in LOSS_TYPES:
-            raise ConfigurationError(f"agent.loss_type={loss_type!r}; expected one of {', '.join(LOSS_TYPES)}")
-        if scale_rewards not in SCALES:
-            raise ConfigurationError(f"agent.scale_rewards={scale_rewards!r}; expected one of {', '.join(SCALES)}")
-        if not 1 <= pass_at_k < num_generations:
-            raise ConfigurationError(
-                f"agent.pass_at_k={pass_at_k}; expected 1 to {num_generations - 1}, less than agent.num_generations"
-            )
-        self.total_episodes, self.num_generations = total_episodes, num_generations
-        self.problems_per_iteration = problems_per_iteration
-        self.minibatches, self.num_iterations, self.beta = minibatches, num_iterations, beta
-        self.use_bias_correction_kl = use_bias_correction_kl
-        self.epsilon, self.epsilon_high = epsilon, epsilon if epsilon_high is None else epsilon_high
-        self.loss_type, self.scale_rewards, self.max_decisions = loss_type, scale_rewards, max_decisions
-        self.pass_at_k = pass_at_k
-        self.min_entropy, self.target_kl = min_entropy, target_kl
-        self.num_problems, self.save_every = num_problems, save_every
+    config_class = GRPOConfig
+    config: GRPOConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
         self.policy = self.start()
         self.prior = deepcopy(self.policy).requires_grad_(False)
-        self.learning_rate = learning_rate
         self.learn_from(self.policy)
-        if path is not None:
-            self.load(path)
+        if self.config.path is not None:
+            self.load(self.config.path)
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def learn_from(self, policy: Any) -> None:
         """Go on with this policy, and a new optimiser."""
         self.policy = policy
-        self.optimizer = torch.optim.Adam(policy.net.parameters(), lr=self.learning_rate)
+        self.optimizer = torch.optim.Adam(policy.net.parameters(), lr=self.config.learning_rate)
 
     def load(self, path: str | Path) -> None:
         super().load(path)
@@ -137,18 +74,20 @@ class GRPO(PolicyAgent):
 
     def prepare(self, run: Run) -> None:
         """There are problems to train on: said before anything is evaluated."""
-        self.session.problems("train", self.num_problems, self.session.seed)
+        self.session.problems("train", self.config.num_problems, self.session.seed)
 
     def learn(self, run: Run) -> dict:
         self._resume(run)
-        problems = self.session.problems("train", self.num_problems, self.session.seed)
-        per_iteration = self.problems_per_iteration * self.num_generations
-        counters, groups = self.counters, min(self.problems_per_iteration, len(problems))
+        problems = self.session.problems("train", self.config.num_problems, self.session.seed)
+        per_iteration = self.config.problems_per_iteration * self.config.num_generations
+        counters, groups = self.counters, min(self.config.problems_per_iteration, len(problems))
         ahead: AsyncGroupSampler | None = None
         if self.session.max_staleness:
-            ahead = AsyncGroupSampler(self.session, problems, groups, self.num_generations, counters.get("drawn", 0))
-        with track("grpo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
-            while counters["train_episodes"] < self.total_episodes:
+            ahead = AsyncGroupSampler(
+                self.session, problems, groups, self.config.num_generations, counters.get("drawn", 0)
+            )
+        with track("grpo", self.config.total_episodes, "episodes", counters["train_episodes"]) as bar:
+            while counters["train_episodes"] < self.config.total_episodes:
                 start = time.monotonic()
                 counters["iteration"] += 1
                 if ahead is None:
@@ -164,10 +103,10 @@ class GRPO(PolicyAgent):
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
                 figures |= self.session.metrics()
                 step = counters["iteration"]
-                run.log_metrics(step, {**counters, **describe(episodes, self.num_generations), **figures})
+                run.log_metrics(step, {**counters, **describe(episodes, self.config.num_generations), **figures})
                 run.save_rollouts(f"train_{step}", episodes)
-                last = counters["train_episodes"] >= self.total_episodes
-                if step % self.save_every == 0 or last:
+                last = counters["train_episodes"] >= self.config.total_episodes
+                if step % self.config.save_every == 0 or last:
                     self._checkpoint(run, step)
                 bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
         if ahead is not None:
@@ -176,8 +115,8 @@ class GRPO(PolicyAgent):
 
     def _take(self, ahead: AsyncGroupSampler) -> tuple[list[Episode], dict]:
         """Groups that were sampled while earlier ones were learned from."""
-        start, left = time.monotonic(), self.total_episodes - self.counters["train_episodes"]
-        updates = -(-left // (ahead.groups * self.num_generations))
+        start, left = time.monotonic(), self.config.total_episodes - self.counters["train_episodes"]
+        updates = -(-left // (ahead.groups * self.config.num_generations))
         version = self.counters["iteration"] - 1
         episodes, lag = ahead.take(version, lambda: Sampling(deepcopy(self.policy)), updates * ahead.groups)
         self.counters["drawn"] = ahead.drawn
@@ -187,17 +126,17 @@ class GRPO(PolicyAgent):
     def _sample(self, problems: list, iteration: int) -> list[Episode]:
         """Groups of episodes. All randomness follows from the seed and the iteration, so resuming needs no state."""
         draw = np.random.default_rng((self.session.seed, iteration))
-        size = min(self.problems_per_iteration, len(problems))
+        size = min(self.config.problems_per_iteration, len(problems))
         chosen = draw.choice(len(problems), size, replace=False)
-        seeds = draw.integers(2**31, size=(size, self.num_generations))
+        seeds = draw.integers(2**31, size=(size, self.config.num_generations))
         requests = [Request(problems[p], int(s)) for p, row in zip(chosen, seeds, strict=True) for s in row]
         return self.rollout(requests)
 
     def _update(self, episodes: list[Episode], iteration: int) -> dict:
         """A few small steps; figures for the log."""
-        rewards = torch.tensor([e.reward for e in episodes]).view(-1, self.num_generations)
-        credit = pass_at_k_rewards(rewards, self.pass_at_k)
-        advantages = group_advantages(credit, self.scale_rewards).flatten().to(self.session.backbone.device)
+        rewards = torch.tensor([e.reward for e in episodes]).view(-1, self.config.num_generations)
+        credit = pass_at_k_rewards(rewards, self.config.pass_at_k)
+        advantages = group_advantages(credit, self.config.scale_rewards).flatten().to(self.session.backbone.device)
         deciding = [e for e in episodes if e.num_decisions]
         if not deciding:
             return {"num_decisions": 0}
@@ -205,18 +144,23 @@ class GRPO(PolicyAgent):
         advantage = advantages[[i for i, e in enumerate(episodes) if e.num_decisions]][data.owner]
         with torch.no_grad():
             prior = _in_parts(self.prior, data)
-            counts = (-(prior.exp() * prior).sum(-1) > self.min_entropy).float()
+            counts = (-(prior.exp() * prior).sum(-1) > self.config.min_entropy).float()
         shuffle = torch.Generator().manual_seed(self.session.seed * 1_000_003 + iteration)
         # Minibatches hold whole episodes, and only decisions that carry a gradient.
-        per_minibatch = float(counts.sum()) / self.minibatches
-        useful = (counts > 0) & (advantage != 0) if self.beta == 0 else counts > 0
+        per_minibatch = float(counts.sum()) / self.config.minibatches
+        useful = (counts > 0) & (advantage != 0) if self.config.beta == 0 else counts > 0
         kls, clipped, stopped = [], [], 0
-        for _ in range(self.num_iterations):
+        for _ in range(self.config.num_iterations):
             order = torch.randperm(len(deciding), generator=shuffle).to(data.owner.device)
-            for part in order.tensor_split(self.minibatches):
+            for part in order.tensor_split(self.config.minibatches):
                 mine = torch.isin(data.owner, part).nonzero()[:, 0]
                 weights = decision_weights(
-                    data.owner[mine], counts[mine], self.loss_type, self.max_decisions, len(part), per_minibatch
+                    data.owner[mine],
+                    counts[mine],
+                    self.config.loss_type,
+                    self.config.max_decisions,
+                    len(part),
+                    per_minibatch,
                 )[useful[mine]]
                 rows = mine[useful[mine]]
                 if not len(rows):
@@ -229,17 +173,19 @@ class GRPO(PolicyAgent):
                     new,
                     old,
                     advantage[rows],
-                    self.epsilon,
-                    self.epsilon_high,
-                    reference if self.beta else None,
-                    self.beta,
-                    self.use_bias_correction_kl,
+                    self.config.epsilon,
+                    self.config.clip_high,
+                    reference if self.config.beta else None,
+                    self.config.beta,
+                    self.config.use_bias_correction_kl,
                 )
                 with torch.no_grad():
                     ratio = (new - old).exp()
                     kls.append(float((ratio - 1 - (new - old)).mean()))
-                    clipped.append(float(((ratio < 1 - self.epsilon) | (ratio > 1 + self.epsilon_high)).float().mean()))
-                if self.target_kl and kls[-1] > self.target_kl:
+                    clipped.append(
+                        float(((ratio < 1 - self.config.epsilon) | (ratio > 1 + self.config.clip_high)).float().mean())
+                    )
+                if self.config.target_kl and kls[-1] > self.config.target_kl:
                     stopped = 1
                     break
                 descend(self.optimizer, (losses * weights).sum(), max_norm=1.0)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from agents.backbone import PlainBackbone
 from agents.base import digest, model_of
-from agents.checks import above, at_least
+from agents.config import LoRASFTConfig
 from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights
@@ -47,12 +48,13 @@ class LoRA(PlainBackbone):
 
     needs_model = True
 
-    def __init__(self, session: Session, rank: int | None = None, num_examples: int = 0):
+    config_class = LoRASFTConfig
+    config: LoRASFTConfig
+
+    def __init__(self, session: Session, **settings: Any):
         from peft import LoraConfig, get_peft_model
 
-        super().__init__(session)
-        at_least(1, rank=1 if rank is None else rank)
-        at_least(0, num_examples=num_examples)
+        super().__init__(session, **settings)
         model_of(session, "lora_sft or lora_grpo")
         base = session.backbone
         if (
@@ -65,13 +67,13 @@ class LoRA(PlainBackbone):
             )
         dtype = str(base.dtype).removeprefix("torch.")
         self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision)
-        self.rank = rank or matched_rank(self.backbone, session.plugin.num_parameters)
+        self.rank = self.config.rank or matched_rank(self.backbone, session.plugin.num_parameters)
         adapter = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the adapter's initial weights
             self.model = get_peft_model(self.backbone.model, adapter)
         task = copy.copy(session.task)
-        task.examples = task.examples[:num_examples]
+        task.examples = task.examples[: self.config.num_examples]
         self.acting_session = Session(
             self.backbone, session.plugin, task, session.engine_settings, session.seed, session.judge
         )
@@ -168,22 +170,11 @@ class LoRASFT(LoRA):
 
     long_setup = True  # shared by all seeds: parts of a comparison that run side by side begin with one of them
 
-    def __init__(
-        self,
-        session: Session,
-        rank: int | None = None,
-        num_examples: int = 0,
-        num_solutions: int = 4000,
-        sft_seed: int = 0,
-        sft_epochs: int = 1,
-        sft_learning_rate: float = 5e-4,
-        sft_batch_size: int = 32,
-    ):
-        at_least(1, num_solutions=num_solutions, sft_epochs=sft_epochs, sft_batch_size=sft_batch_size)
-        above(0, sft_learning_rate=sft_learning_rate)
-        super().__init__(session, rank, num_examples)
-        self.num_solutions, self.sft_seed = num_solutions, sft_seed
-        self.sft_epochs, self.sft_learning_rate, self.sft_batch_size = sft_epochs, sft_learning_rate, sft_batch_size
+    config_class = LoRASFTConfig
+    config: LoRASFTConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
         self.sft = {"seconds": 0.0, "tokens": 0}
 
     def prepare(self, run: Run) -> None:
@@ -201,11 +192,18 @@ class LoRASFT(LoRA):
     def fit_solutions(self, run: Run | None = None) -> None:
         """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint."""
         session = self.acting_session
-        problems = session.problems("sft", self.num_solutions, self.sft_seed)
+        problems = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
         if any(p.solution is None for p in problems):
             raise DataError(f"agent=lora_sft needs solutions, but task '{session.task.name}' has problems without one")
         text = [(p.problem, p.solution) for p in problems]
-        settings = (self.sft_epochs, self.sft_learning_rate, self.sft_batch_size, self.sft_seed, self.rank, SAMPLING)
+        settings = (
+            self.config.sft_epochs,
+            self.config.sft_learning_rate,
+            self.config.sft_batch_size,
+            self.config.sft_seed,
+            self.rank,
+            SAMPLING,
+        )
         key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), session.prompter.prefix, text, settings)
         path = cache_dir() / "adapters" / key
         with made_by_one(path):
@@ -229,12 +227,12 @@ class LoRASFT(LoRA):
             solution = self.acting_session.prompter.encode_solution(problem.solution)
             rows["input_ids"].append([*prompt, *solution])
             rows["completion_mask"].append([0] * len(prompt) + [1] * len(solution))
-        steps = self.sft_epochs * -(-len(problems) // self.sft_batch_size)
+        steps = self.config.sft_epochs * -(-len(problems) // self.config.sft_batch_size)
         config = SFTConfig(
-            **common_settings(path, self.backbone, self.sft_seed),
-            per_device_train_batch_size=self.sft_batch_size,
-            num_train_epochs=self.sft_epochs,
-            learning_rate=self.sft_learning_rate,
+            **common_settings(path, self.backbone, self.config.sft_seed),
+            per_device_train_batch_size=self.config.sft_batch_size,
+            num_train_epochs=self.config.sft_epochs,
+            learning_rate=self.config.sft_learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=max(1, steps // 30),
             completion_only_loss=True,
@@ -256,4 +254,7 @@ class LoRASFT(LoRA):
             score_few(self.backbone)
             run_trainer(trainer, done)
         self.changed()
-        return {"seconds": time.monotonic() - start, "tokens": self.sft_epochs * sum(map(len, rows["input_ids"]))}
+        return {
+            "seconds": time.monotonic() - start,
+            "tokens": self.config.sft_epochs * sum(map(len, rows["input_ids"])),
+        }

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.backbone import sample
-from agents.checks import above, at_least, check_episodes
+from agents.checks import check_episodes
+from agents.config import LoRAGRPOConfig
 from agents.grpo import describe
 from agents.lora import LoRASFT
-from agents.objective import LOSS_TYPES, SCALES
 from agents.trainers import COUNTERS, common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.common.progress import Bar, track
 from ollm_rl.common.run_dir import Run
@@ -36,63 +36,20 @@ class LoRAGRPO(LoRASFT):
 
     trains_on = True
 
-    def __init__(
-        self,
-        session: Session,
-        total_episodes: int = 4096,
-        num_generations: int = 8,
-        problems_per_iteration: int = 8,
-        learning_rate: float = 1e-4,
-        minibatches: int = 1,
-        num_iterations: int = 1,
-        micro_batch_size: int = 32,
-        beta: float = 0.0,
-        epsilon: float = 0.2,
-        epsilon_high: float | None = 0.28,
-        loss_type: str = "dapo",
-        scale_rewards: str = "group",
-        num_problems: int = 2000,
-        begin: str = "sft",
-        **sft: Any,
-    ):
-        at_least(
-            1, total_episodes=total_episodes, problems_per_iteration=problems_per_iteration, minibatches=minibatches,
-            num_iterations=num_iterations, micro_batch_size=micro_batch_size, num_problems=num_problems,
-        )  # fmt: skip
-        at_least(2, num_generations=num_generations)
-        at_least(0, beta=beta, epsilon=epsilon, epsilon_high=epsilon if epsilon_high is None else epsilon_high)
-        above(0, learning_rate=learning_rate)
-        super().__init__(session, **sft)
-        per_iteration = problems_per_iteration * num_generations
-        if begin not in ("sft", "base"):
-            raise ConfigurationError(f"agent.begin={begin!r}; expected 'sft' or 'base'")
-        if loss_type not in LOSS_TYPES or scale_rewards not in SCALES:
+    config_class = LoRAGRPOConfig
+    config: LoRAGRPOConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
+        if len(session.problems("train", self.config.num_problems, session.seed)) < self.config.problems_per_iteration:
             raise ConfigurationError(
-                f"agent.loss_type={loss_type!r}, agent.scale_rewards={scale_rewards!r}; "
-                f"expected one of {', '.join(LOSS_TYPES)} and one of {', '.join(SCALES)}"
+                f"agent.problems_per_iteration={self.config.problems_per_iteration}, but there are fewer training problems; "
+                "lower it, or raise agent.num_problems"
             )
-        micro_batch_size = min(micro_batch_size, max(1, per_iteration // minibatches))
-        if per_iteration % (minibatches * micro_batch_size):
-            raise ConfigurationError(
-                f"an iteration has {per_iteration} episodes; expected a multiple of agent.minibatches={minibatches} times "
-                f"agent.micro_batch_size={micro_batch_size}"
-            )
-        self.total_episodes, self.per_iteration, self.num_generations = total_episodes, per_iteration, num_generations
-        self.minibatches, self.num_iterations, self.micro = minibatches, num_iterations, micro_batch_size
-        if len(session.problems("train", num_problems, session.seed)) < problems_per_iteration:
-            raise ConfigurationError(
-                f"agent.problems_per_iteration={problems_per_iteration}, but there are fewer training problems; lower it, or "
-                "raise agent.num_problems"
-            )
-        self.objective: dict[str, Any] = {
-            "learning_rate": learning_rate, "beta": beta, "epsilon": epsilon, "epsilon_high": epsilon_high,
-            "loss_type": loss_type, "scale_rewards": scale_rewards,
-        }  # fmt: skip
-        self.num_problems, self.begin = num_problems, begin
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def prepare(self, run: Run) -> None:
-        if self.begin == "sft" and not self.is_loaded:
+        if self.config.begin == "sft" and not self.is_loaded:
             self.fit_solutions()
 
     def learn(self, run: Run) -> dict:
@@ -102,24 +59,24 @@ class LoRAGRPO(LoRASFT):
         self.prepare(run)
         session, path = self.acting_session, run.path / "trainer"
         session.seed = self.session.seed
-        problems = session.problems("train", self.num_problems, session.seed)
+        problems = session.problems("train", self.config.num_problems, session.seed)
         self.problems = problems  # easy ones come several times, for all learners
-        per_iteration = self.minibatches * self.num_iterations  # optimiser steps
-        steps = -(-self.total_episodes // self.per_iteration) * per_iteration
+        per_iteration = self.config.minibatches * self.config.num_iterations  # optimiser steps
+        steps = -(-self.config.total_episodes // self.config.per_iteration) * per_iteration
         config = GRPOConfig(
             **common_settings(path, self.backbone, session.seed),
-            per_device_train_batch_size=self.micro,
-            gradient_accumulation_steps=self.per_iteration // self.minibatches // self.micro,
-            steps_per_generation=self.per_iteration // self.micro,
-            num_generations=self.num_generations,
-            num_iterations=self.num_iterations,
+            per_device_train_batch_size=self.config.micro,
+            gradient_accumulation_steps=self.config.per_iteration // self.config.minibatches // self.config.micro,
+            steps_per_generation=self.config.per_iteration // self.config.micro,
+            num_generations=self.config.num_generations,
+            num_iterations=self.config.num_iterations,
             max_steps=steps,
             max_completion_length=session.engine.max_new_tokens,
             lr_scheduler_type="constant",
-            epsilon_high=self.objective["epsilon_high"] or self.objective["epsilon"],
+            epsilon_high=self.config.epsilon if self.config.epsilon_high is None else self.config.epsilon_high,
             logging_steps=per_iteration,
             save_steps=per_iteration,
-            **{k: v for k, v in self.objective.items() if k != "epsilon_high"},
+            **{k: getattr(self.config, k) for k in ("learning_rate", "beta", "epsilon", "loss_type", "scale_rewards")},
         )
         done = last_checkpoint(path)
         run.truncate_metrics(done[0] // per_iteration if done else 0)
@@ -130,7 +87,7 @@ class LoRAGRPO(LoRASFT):
             return self._costs()
         self.started = time.monotonic()
         self.episodes: list[Episode] = []
-        with track("lora_grpo", self.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
+        with track("lora_grpo", self.config.total_episodes, "episodes", self.counters["train_episodes"]) as bar:
             trainer = GRPOTrainer(
                 self.model, _given_reward, args=config,
                 train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(problems))]}),  # texts may be equal
@@ -199,7 +156,7 @@ class LoRAGRPO(LoRASFT):
             if k in ("loss", "grad_norm", "entropy", "kl") or k.startswith("clip_ratio")
         }
         step = counters["iteration"]
-        run.log_metrics(step, {**counters, **kept, **describe(self.episodes, self.num_generations), **times})
+        run.log_metrics(step, {**counters, **kept, **describe(self.episodes, self.config.num_generations), **times})
         run.save_rollouts(f"train_{step}", self.episodes)
         bar.advance(len(self.episodes), f"reward {np.mean([e.reward for e in self.episodes]):.3f}")
         self.episodes = []

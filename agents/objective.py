@@ -9,9 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
-SCALES = ("group", "batch", "none")
-
 
 def pass_at_k_rewards(rewards: Tensor, k: int) -> Tensor:
     """Each episode's share in pass@k: the mean, over all k episodes of its group that include it, of their best reward.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from agents.base import PolicyAgent
-from agents.checks import above, at_least, within
+from agents.config import PPOConfig
 from ollm_rl.common.finite import check_finite, check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
@@ -49,86 +49,31 @@ FIGURES = (
 
 
 class PPO(PolicyAgent):
-    """RLlib's PPO, or another of its algorithms, on pi(z | h).
-
-    Args:
-        total_episodes: training ends after this many.
-        episodes_per_iteration: whole episodes that an update learns from; episodes_per_problem: those that share a
-            problem, and run as one until they differ.
-        algorithm: a name of RLlib's registry: PPO, APPO, IMPALA.
-        learning_rate, num_epochs, minibatch_size, grad_clip: of the optimiser; a minibatch is so many decisions, and RLlib
-            samples again where an iteration has fewer.
-        gae_lambda: of generalised advantage estimation.
-        clip_param, entropy_coeff, vf_loss_coeff: of the loss, with RLlib's names.
-        beta: weight of the KL to the prior (PPO only).
-        value_width: hidden units of the value head.
-        min_entropy: decisions of which the prior is surer than this (nats) are not learned from.
-        num_env_runners: processes of RLlib that sample; 0: this one does, or the workers of `rollout=ray`.
-        num_problems: size of the training set drawn from split `train`.
-        training: further settings of RLlib's algorithm, as its `training()` takes them.
-        save_every: iterations between checkpoints.
-        path: a saved policy to start from instead of the prior.
-    """
+    """RLlib's PPO, or another of its algorithms, on pi(z | h). Its settings are those of `PPOConfig`."""
 
     trains_on = True
 
-    def __init__(
-        self,
-        session: Session,
-        total_episodes: int = 6144,
-        episodes_per_iteration: int = 256,
-        episodes_per_problem: int = 4,
-        algorithm: str = "PPO",
-        learning_rate: float = 2e-4,
-        num_epochs: int = 4,
-        minibatch_size: int = 256,
-        grad_clip: float | None = 1.0,
-        gae_lambda: float = 1.0,
-        clip_param: float = 0.2,
-        entropy_coeff: float = 0.0,
-        vf_loss_coeff: float = 0.5,
-        beta: float = 0.02,
-        value_width: int = 128,
-        min_entropy: float = 0.02,
-        num_env_runners: int = 0,
-        num_problems: int = 2000,
-        training: dict[str, Any] | None = None,
-        save_every: int = 1,
-        path: str | None = None,
-    ):
-        super().__init__(session)
-        at_least(
-            1, total_episodes=total_episodes, episodes_per_iteration=episodes_per_iteration,
-            episodes_per_problem=episodes_per_problem, num_epochs=num_epochs, minibatch_size=minibatch_size,
-            value_width=value_width, num_problems=num_problems, save_every=save_every,
-        )  # fmt: skip
-        at_least(0, num_env_runners=num_env_runners, vf_loss_coeff=vf_loss_coeff, beta=beta, min_entropy=min_entropy)
-        above(0, learning_rate=learning_rate, clip_param=clip_param, grad_clip=1.0 if grad_clip is None else grad_clip)
-        within(0, 1, gae_lambda=gae_lambda)
-        self.total_episodes, self.algorithm = total_episodes, algorithm
-        self.per_iteration, self.per_problem = episodes_per_iteration, episodes_per_problem
-        self.learning_rate, self.num_epochs, self.minibatch_size = learning_rate, num_epochs, minibatch_size
-        self.grad_clip, self.gae_lambda, self.clip_param = grad_clip, gae_lambda, clip_param
-        self.entropy_coeff, self.vf_loss_coeff, self.beta = entropy_coeff, vf_loss_coeff, beta
-        self.value_width, self.min_entropy = value_width, min_entropy
-        self.num_env_runners, self.num_problems = num_env_runners, num_problems
-        self.training, self.save_every = training or {}, save_every
+    config_class = PPOConfig
+    config: PPOConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
         self.policy = LatentPolicy.from_prior(session.plugin)
-        self.critic = Critic.beside(session.plugin, value_width)
-        if path is not None:
-            self.load(path)
+        self.critic = Critic.beside(session.plugin, self.config.value_width)
+        if self.config.path is not None:
+            self.load(self.config.path)
         self.errors: Any = None  # what went wrong in runners that are other processes
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def prepare(self, run: Run) -> None:
         """There are problems to train on: said before anything is evaluated."""
-        self.session.problems("train", self.num_problems, self.session.seed)
+        self.session.problems("train", self.config.num_problems, self.session.seed)
 
     def learn(self, run: Run) -> dict:
         Session.current = self.session  # what the session in RLlib's configuration becomes when that is copied
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its warnings are about its own defaults
-        start_ray(num_cpus=self.num_env_runners + 4)  # its learner and aggregators are actors too
-        self.errors = ray.remote(num_cpus=0)(Errors).remote() if self.num_env_runners else None
+        start_ray(num_cpus=self.config.num_env_runners + 4)  # its learner and aggregators are actors too
+        self.errors = ray.remote(num_cpus=0)(Errors).remote() if self.config.num_env_runners else None
         algorithm = self._config().build_algo()
         try:
             return self._train(algorithm, run)
@@ -145,8 +90,8 @@ class PPO(PolicyAgent):
             counters |= json.loads((Path(latest[1]) / "counters.json").read_text())
             self._take(algorithm)
         failed = 0  # iterations in a row
-        with track("ppo", self.total_episodes, "episodes", counters["train_episodes"]) as bar:
-            while counters["train_episodes"] < self.total_episodes:
+        with track("ppo", self.config.total_episodes, "episodes", counters["train_episodes"]) as bar:
+            while counters["train_episodes"] < self.config.total_episodes:
                 start, number = time.monotonic(), counters["iteration"] + 1
                 self._seed(number)
                 algorithm.env_runner_group.foreach_env_runner(lambda runner, n=number: _begin(runner, n))
@@ -175,7 +120,7 @@ class PPO(PolicyAgent):
                     "time/iteration_s": took,
                 }
                 run.log_metrics(step, {**counters, **figures, **self.session.metrics()})
-                if step % self.save_every == 0 or counters["train_episodes"] >= self.total_episodes:
+                if step % self.config.save_every == 0 or counters["train_episodes"] >= self.config.total_episodes:
                     self._checkpoint(algorithm, run, step)
                 bar.advance(n, f"reward {figures['reward']:.3f}")
         self._take(algorithm)
@@ -225,50 +170,50 @@ class PPO(PolicyAgent):
         weights = {k: v.cpu().numpy() for k, v in self.policy.state_dict().items()}
         module = RLModuleSpec(
             module_class=LatentModule, observation_space=seen, action_space=chosen,
-            model_config={"sizes": sizes, "weights": weights, "value_width": self.value_width},
+            model_config={"sizes": sizes, "weights": weights, "value_width": self.config.value_width},
         )  # fmt: skip
         try:
-            config = get_trainable_cls(self.algorithm).get_default_config()
+            config = get_trainable_cls(self.config.algorithm).get_default_config()
         except Exception as error:
             raise ConfigurationError(
-                f"agent.algorithm={self.algorithm!r}: RLlib has no such algorithm; expected PPO, APPO or IMPALA"
+                f"agent.algorithm={self.config.algorithm!r}: RLlib has no such algorithm; expected PPO, APPO or IMPALA"
             ) from error
         mine: dict[str, Any] = {
-            "gamma": 1.0, "lr": self.learning_rate, "grad_clip": self.grad_clip,
-            "entropy_coeff": self.entropy_coeff, "vf_loss_coeff": self.vf_loss_coeff,
-            "train_batch_size_per_learner": self.minibatch_size,
+            "gamma": 1.0, "lr": self.config.learning_rate, "grad_clip": self.config.grad_clip,
+            "entropy_coeff": self.config.entropy_coeff, "vf_loss_coeff": self.config.vf_loss_coeff,
+            "train_batch_size_per_learner": self.config.minibatch_size,
         }  # fmt: skip
-        if self.algorithm == "PPO":
+        if self.config.algorithm == "PPO":
             mine |= {
-                "lambda_": self.gae_lambda, "clip_param": self.clip_param, "use_kl_loss": False, "vf_clip_param": 10.0,
-                "num_epochs": self.num_epochs, "minibatch_size": self.minibatch_size,
+                "lambda_": self.config.gae_lambda, "clip_param": self.config.clip_param, "use_kl_loss": False, "vf_clip_param": 10.0,
+                "num_epochs": self.config.num_epochs, "minibatch_size": self.config.minibatch_size,
             }  # fmt: skip
-            config.learners(learner_class=PriorKLLearner, learner_config_dict={"beta": self.beta})
-        runners = max(1, self.num_env_runners)
+            config.learners(learner_class=PriorKLLearner, learner_config_dict={"beta": self.config.beta})
+        runners = max(1, self.config.num_env_runners)
         return (
             config.environment(
                 "ollm_rl/LatentReasoning-v0", observation_space=seen, action_space=chosen,
                 env_config={
-                    "open": self._opener(), "episodes": -(-self.per_iteration // runners), "together": self.per_problem,
-                    "problems": self.num_problems, "min_entropy": self.min_entropy, "seed": session.seed,
+                    "open": self._opener(), "episodes": -(-self.config.episodes_per_iteration // runners), "together": self.config.episodes_per_problem,
+                    "problems": self.config.num_problems, "min_entropy": self.config.min_entropy, "seed": session.seed,
                     "errors": self.errors,
                 },
             )
             .env_runners(
-                env_runner_cls=EpisodeRunner, num_env_runners=self.num_env_runners, num_envs_per_env_runner=1,
-                create_env_on_local_worker=self.num_env_runners == 0, sample_timeout_s=3600.0,
+                env_runner_cls=EpisodeRunner, num_env_runners=self.config.num_env_runners, num_envs_per_env_runner=1,
+                create_env_on_local_worker=self.config.num_env_runners == 0, sample_timeout_s=3600.0,
             )
             .reporting(min_time_s_per_iteration=None)
             .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=PAUSE_S)
             .rl_module(rl_module_spec=module)
             .debugging(seed=session.seed, log_level="ERROR")
-            .training(**(mine | self.training))
+            .training(**(mine | self.config.training))
         )  # fmt: skip
 
     def _opener(self) -> Callable[[], Session]:
         """How a runner comes by its session: it is this process's, or one of its own."""
         session = self.session
-        if not self.num_env_runners:
+        if not self.config.num_env_runners:
             return lambda: session
         if session.serialized_settings is None:
             raise ConfigurationError(

@@ -5,18 +5,18 @@ with perfect data, and is therefore a line to compare reinforcement learning wit
 """
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from agents.base import PolicyAgent
-from agents.checks import above, at_least, within
+from agents.config import ReferenceConfig
 from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
-from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.quality import canonical_labels
@@ -31,44 +31,32 @@ class Reference(PolicyAgent):
         num_solutions, seed: as in the conversion, so that its cached hidden states are reused.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        num_solutions: int = ConversionConfig.num_solutions,
-        seed: int = 0,
-        column: str = "style",
-        value: str = "steps",
-        epochs: int = 6,
-        learning_rate: float = 5e-4,
-        dropout: float = 0.1,
-    ):
-        super().__init__(session)
-        at_least(1, num_solutions=num_solutions, epochs=epochs)
-        above(0, learning_rate=learning_rate)
-        within(0, 1, dropout=dropout)
+    config_class = ReferenceConfig
+    config: ReferenceConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
         self.policy = LatentPolicy.from_prior(session.plugin)
-        self.num_solutions, self.seed, self.column, self.value = num_solutions, seed, column, value
-        self.epochs, self.learning_rate, self.dropout = epochs, learning_rate, dropout
 
     def learn(self, run: Run) -> dict:
         start = time.monotonic()
         session = self.session
-        problems = session.problems("sft", self.num_solutions, self.seed)
-        clean = torch.tensor([p.extra.get(self.column) == self.value for p in problems])
+        problems = session.problems("sft", self.config.num_solutions, self.config.seed)
+        clean = torch.tensor([p.extra.get(self.config.column) == self.config.value for p in problems])
         if not clean.any():
             raise DataError(
-                f"agent=reference found no solution with {self.column}={self.value!r} in task '{session.task.name}'. "
+                f"agent=reference found no solution with {self.config.column}={self.config.value!r} in task '{session.task.name}'. "
                 "Set agent.column and agent.value to a column that marks the good solutions."
             )
         hidden, covered, latent = session.run_on_model(_labelled, problems, clean)
         device = session.backbone.device
-        optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.policy.net.parameters(), lr=self.config.learning_rate, weight_decay=0.01)
         generator = torch.Generator().manual_seed(session.seed)
-        with track("reference", self.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
+        with track("reference", self.config.epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
             torch.manual_seed(session.seed)
-            for _ in range(self.epochs):
+            for _ in range(self.config.epochs):
                 for rows in torch.randperm(len(hidden), generator=generator).split(512):
-                    x = F.dropout(self.policy.standardize(hidden[rows].to(device)), self.dropout)
+                    x = F.dropout(self.policy.standardize(hidden[rows].to(device)), self.config.dropout)
                     losses = F.cross_entropy(self.policy.net(x), latent[rows].to(x.device), reduction="none")
                     descend(optimizer, (losses * covered[rows].to(x.device)).mean())
                 bar.advance()

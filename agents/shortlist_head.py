@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.base import model_of
-from agents.checks import above, at_least, within
+from agents.config import ShortlistHeadConfig
 from agents.grpo import GRPO
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights, descend
@@ -108,51 +108,35 @@ class ShortlistPolicy(nn.Module):
 
 
 class ShortlistHead(GRPO):
-    """GRPO on tokens of the shortlist, from a linear head that was first fitted to the task's solutions.
-
-    Args:
-        num_solutions, sft_seed, sft_epochs, sft_learning_rate, dropout: of that fit, which all seeds share.
-        num_tokens: that the head has rows for; None for as many as make it as large as the plug-in.
-        settings: those of `GRPO`.
-    """
+    """GRPO on tokens of the shortlist, from a linear head that was first fitted to the task's solutions."""
 
     acts_on_logits = True
     needs_model = True
 
-    def __init__(
-        self,
-        session: Session,
-        num_solutions: int = 4000,
-        sft_seed: int = 0,
-        sft_epochs: int = 6,
-        sft_learning_rate: float = 1e-3,
-        dropout: float = 0.1,
-        num_tokens: int | None = None,
-        **settings: Any,
-    ):
+    config_class = ShortlistHeadConfig
+    config: ShortlistHeadConfig
+
+    def __init__(self, session: Session, **settings: Any):
         model_of(session, "shortlist_head")
-        at_least(1, num_solutions=num_solutions, sft_epochs=sft_epochs, num_tokens=num_tokens or 1)
-        above(0, sft_learning_rate=sft_learning_rate)
-        within(0, 1, dropout=dropout)
-        self.fit = dict(
-            num_solutions=num_solutions, epochs=sft_epochs, learning_rate=sft_learning_rate, dropout=dropout
-        )
-        self.sft_seed, self.num_tokens = sft_seed, num_tokens
         super().__init__(session, **settings)
 
     def start(self) -> ShortlistPolicy:
         """The head fitted to the solutions: from the cache, or fitted now."""
         session = self.session
-        num_tokens = self.num_tokens or max(2, session.plugin.num_parameters // session.backbone.hidden_size)
-        problems = session.problems("sft", int(self.fit["num_solutions"]), self.sft_seed)
+        num_tokens = self.config.num_tokens or max(2, session.plugin.num_parameters // session.backbone.hidden_size)
+        problems = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
         if any(p.solution is None for p in problems):
             raise DataError(
                 f"agent=shortlist_head needs solutions, but task '{session.task.name}' has problems without one"
             )
         text = [(p.problem, p.solution) for p in problems]
         shortlist = session.plugin.config.shortlist
-        parts = (session.backbone.fingerprint, str(session.backbone.dtype), session.prompter.prefix, text, self.fit)
-        path = cache_dir() / "heads" / key_of(*parts, self.sft_seed, num_tokens, shortlist)
+        fit = {
+            "num_solutions": self.config.num_solutions, "epochs": self.config.sft_epochs,
+            "learning_rate": self.config.sft_learning_rate, "dropout": self.config.dropout,
+        }  # fmt: skip
+        parts = (session.backbone.fingerprint, str(session.backbone.dtype), session.prompter.prefix, text, fit)
+        path = cache_dir() / "heads" / key_of(*parts, self.config.sft_seed, num_tokens, shortlist)
         with made_by_one(path):
             if not (path / "head.json").exists():
                 states = cached_hidden_states(session.backbone, session.prompter, problems, shortlist).all()
@@ -172,15 +156,15 @@ class ShortlistHead(GRPO):
         tokens = (often + len(states) * said.clamp_max(1)).topk(min(num_tokens, backbone.vocab_size)).indices
         head = ShortlistPolicy(backbone, tokens).to(backbone.device)
         head.standardize.fit(states.hidden.to(backbone.device))
-        optimizer = torch.optim.AdamW(head.net.parameters(), lr=self.fit["learning_rate"], weight_decay=0.01)
-        order = torch.Generator().manual_seed(self.sft_seed)
-        epochs = int(self.fit["epochs"])
+        optimizer = torch.optim.AdamW(head.net.parameters(), lr=self.config.sft_learning_rate, weight_decay=0.01)
+        order = torch.Generator().manual_seed(self.config.sft_seed)
+        epochs = self.config.sft_epochs
         with track("full head on solutions", epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.sft_seed)
+            torch.manual_seed(self.config.sft_seed)
             for _ in range(epochs):
                 for rows in torch.randperm(len(states), generator=order).split(1024):
                     part = states.select(rows)
-                    x = F.dropout(head.standardize(part.hidden.to(backbone.device)), self.fit["dropout"])
+                    x = F.dropout(head.standardize(part.hidden.to(backbone.device)), self.config.dropout)
                     ids = part.ids.long().to(backbone.device)
                     logits = backbone.after_head(part.logits.to(backbone.device)) + head.change(x, ids)
                     loss = F.cross_entropy(logits, part.target.to(backbone.device))

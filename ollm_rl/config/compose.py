@@ -3,6 +3,7 @@
 Everything wrong with a key or a value is found here, before a model is loaded.
 """
 
+import inspect
 import os
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, members, suggestion
+from ollm_rl.common.settings import settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError
@@ -214,3 +216,12 @@ def locate(target: str, key: str = "agent._target_") -> Any:
 def on_cluster(rollout: DictConfig) -> bool:
     """Whether there is a Ray cluster to run on: one that is named, or that of the Ray job which this process is."""
     return bool(rollout.address or os.environ.get("RAY_ADDRESS"))
+
+
+def settings_taken(kind: Any) -> list[str]:
+    """The names of the settings that an agent's class takes: those of its `config_class`, else its constructor's arguments."""
+    config = getattr(kind, "config_class", None)
+    parameters = inspect.signature(kind).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][1:]
+    return own + (list(settings_of(config)) if config is not None and takes_all else [])

@@ -4,7 +4,7 @@ import inspect
 
 from omegaconf import DictConfig
 
-from ollm_rl.config.compose import locate, to_dict
+from ollm_rl.config.compose import locate, settings_taken, to_dict
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle import Oracle
@@ -19,10 +19,12 @@ def make_agent(session: Session, agent: DictConfig, policy: str | None = None):
     """
     kind = locate(agent._target_)
     values = {k: v for k, v in to_dict(agent).items() if k != "_target_"}
+    names = settings_taken(kind)
     try:
         inspect.signature(kind).bind(session, **values)
+        if names and (wrong := [name for name in values if name not in names]):
+            raise TypeError(f"got an unexpected setting '{wrong[0]}'")
     except TypeError as error:
-        names = list(inspect.signature(kind).parameters)[1:]
         hint = "".join(did_you_mean(k, names) for k in values if k not in names)
         expected = f"It takes {', '.join(names) or 'no settings'}."
         raise ConfigurationError(f"agent._target_={agent._target_}: {error}. {expected}{hint}") from error

@@ -1,10 +1,9 @@
 """Overrides of comparisons: which are for all agents, for one, for a task, for a quick run."""
 
-import inspect
 from functools import cache
 
 from ollm_rl.common.config_files import GROUPS, members, suggestion
-from ollm_rl.config.compose import Settings, compose, locate
+from ollm_rl.config.compose import Settings, compose, locate, settings_taken
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
 
@@ -77,6 +76,6 @@ def _settings_of(name: str) -> list[str]:
     if name in members("agent"):
         return [k for k in compose([f"agent={name}"]).config.agent if k != "_target_"]
     if "." in name:
-        return list(inspect.signature(locate(name)).parameters)[1:]
+        return settings_taken(locate(name))
     names = [m for m in members("agent") if m != "custom"]
     raise ConfigurationError(f"unknown agent '{name}'; expected one of {', '.join(names)}.{suggestion(name, names)}")

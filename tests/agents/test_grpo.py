@@ -110,7 +110,7 @@ def test_save_and_load_give_the_same_choices(tiny, tmp_path):
 
 
 def test_settings_are_checked(tiny):
-    with pytest.raises(ConfigurationError, match="at least 2"):
+    with pytest.raises(ConfigurationError, match="an integer from 2"):
         GRPO(tiny, num_generations=1)
     with pytest.raises(ConfigurationError, match="expected one of grpo"):
         GRPO(tiny, loss_type="ppo")

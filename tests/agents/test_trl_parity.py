@@ -8,7 +8,8 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from agents.objective import LOSS_TYPES, SCALES, decision_weights, group_advantages, grpo_loss
+from agents.config import LOSS_TYPES, SCALES
+from agents.objective import decision_weights, group_advantages, grpo_loss
 from ollm_rl.models.tiny import tiny_tokenizer
 
 GROUP, PROBLEMS, MINIBATCHES, MOST = 4, 6, 3, 9

@@ -239,7 +239,7 @@ def test_the_doctor_lists_malformed_golds(tmp_path, capsys):
         (["train", "reward.timeout_s=-1"], "expected a positive number of seconds"),
         (["train", "task.max_new_tokens=many"], "expected an integer"),
         (["evaluate", "task=reasoning_gym", "task.dataset=gsm_symbol"], "Did you mean 'gsm_symbolic'?"),
-        (["train", "agent.num_generations=1", *QUICK_KEYS], "at least 2"),
+        (["train", "agent.num_generations=1", *QUICK_KEYS], "an integer from 2"),
     ],
 )
 def test_mistakes_exit_with_2_and_a_remedy(arguments, words, capsys, tmp_path):

@@ -1,0 +1,181 @@
+"""The settings of all agents that come with the toolkit. Imports no torch: the command line checks them before anything is loaded."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ollm_rl.common.settings import MOST_SEEDS, Config, setting
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.config import ConversionConfig
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+SCALES = ("group", "batch", "none")
+
+
+@dataclass(frozen=True)
+class AgentConfig(Config):
+    """Of an agent without settings."""
+
+    section: ClassVar[str] = "agent"
+
+
+@dataclass(frozen=True)
+class GRPOConfig(AgentConfig):
+    """Of `agents.grpo.GRPO`, with TRL's names where it has one."""
+
+    total_episodes: int = setting(4096, "training ends after this many", at_least=1)
+    num_generations: int = setting(8, "episodes per problem: the group", at_least=2)
+    problems_per_iteration: int = setting(32, "groups per iteration", at_least=1)
+    learning_rate: float = setting(1e-4, "of Adam", above=0)
+    minibatches: int = setting(4, "optimiser steps of a pass", at_least=1)
+    num_iterations: int = setting(2, "passes per iteration", at_least=1)
+    beta: float = setting(0.02, "weight of the KL to the prior (k3 estimator)", at_least=0)
+    use_bias_correction_kl: bool = setting(True, "that KL times the probability ratio")
+    epsilon: float = setting(0.2, "clipping range of the probability ratio, below 1", at_least=0)
+    epsilon_high: float | None = setting(0.28, "the same above 1; null: `epsilon`", at_least=0)
+    loss_type: str = setting("dapo", "how a loss per decision becomes one number", choices=LOSS_TYPES)
+    scale_rewards: str = setting("none", "what advantages are divided by", choices=SCALES)
+    pass_at_k: int = setting(3, "the objective is that one of k episodes is right; 1 is ordinary GRPO", at_least=1)
+    min_entropy: float = setting(0.02, "decisions where the prior is surer than this (nats) do not count", at_least=0)
+    target_kl: float = setting(0.02, "a pass ends this far (nats) from the sampling policy; 0: never", at_least=0)
+    max_decisions: int = setting(32, "the constant that `dr_grpo` divides by", at_least=1)
+    num_problems: int = setting(2000, "training problems drawn from split `train`", at_least=1)
+    save_every: int = setting(1, "iterations between checkpoints", at_least=1)
+    path: str | None = setting(None, "directory of a policy to start from instead of the prior", path=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pass_at_k >= self.num_generations:
+            raise self.refuse("pass_at_k", f"1 to {self.num_generations - 1}, less than agent.num_generations")
+
+    @property
+    def clip_high(self) -> float:
+        """How far the probability ratio may exceed 1."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+@dataclass(frozen=True)
+class ShortlistHeadConfig(GRPOConfig):
+    """Of `agents.shortlist_head.ShortlistHead`: GRPO's, and those of the fit to solutions that comes before."""
+
+    num_solutions: int = setting(ConversionConfig.num_solutions, "solutions that the head is fitted to", at_least=1)
+    sft_seed: int = setting(ConversionConfig.seed, "of the solutions", at_least=0, at_most=MOST_SEEDS)
+    sft_epochs: int = setting(6, "passes over the solutions", at_least=1)
+    sft_learning_rate: float = setting(1e-3, "of AdamW in that fit", above=0)
+    dropout: float = setting(0.1, "of the head's inputs in that fit", at_least=0, at_most=1)
+    num_tokens: int | None = setting(
+        None, "rows of the head; null: as many as make it as large as the plug-in", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class PPOConfig(AgentConfig):
+    """Of `agents.ppo.PPO`, with RLlib's names where it has one."""
+
+    total_episodes: int = setting(6144, "training ends after this many", at_least=1)
+    episodes_per_iteration: int = setting(256, "whole episodes that an update learns from", at_least=1)
+    episodes_per_problem: int = setting(
+        4, "episodes that share a problem, and run as one until they differ", at_least=1
+    )
+    algorithm: str = setting("PPO", "a name of RLlib's registry: PPO, APPO, IMPALA")
+    learning_rate: float = setting(2e-4, "of Adam", above=0)
+    num_epochs: int = setting(4, "passes per iteration", at_least=1)
+    minibatch_size: int = setting(256, "decisions of a minibatch", at_least=1)
+    grad_clip: float | None = setting(1.0, "largest norm of a gradient; null: no limit", above=0)
+    gae_lambda: float = setting(1.0, "of generalised advantage estimation", at_least=0, at_most=1)
+    clip_param: float = setting(0.2, "clipping range of the probability ratio", above=0)
+    entropy_coeff: float = setting(0.0, "weight of the entropy")
+    vf_loss_coeff: float = setting(0.5, "weight of the value head's loss", at_least=0)
+    beta: float = setting(0.02, "weight of the KL to the prior (PPO only)", at_least=0)
+    value_width: int = setting(128, "hidden units of the value head", at_least=1)
+    min_entropy: float = setting(0.02, "decisions where the prior is surer than this (nats) do not count", at_least=0)
+    num_env_runners: int = setting(
+        0, "processes of RLlib that sample; 0: this one, or the workers of rollout=ray", at_least=0
+    )
+    num_problems: int = setting(2000, "training problems drawn from split `train`", at_least=1)
+    training: dict[str, Any] = setting({}, "further settings of RLlib's algorithm, as its `training()` takes them")
+    save_every: int = setting(1, "iterations between checkpoints", at_least=1)
+    path: str | None = setting(None, "directory of a policy to start from instead of the prior", path=True)
+
+
+@dataclass(frozen=True)
+class DistillConfig(AgentConfig):
+    """Of `agents.distill.Distill`."""
+
+    rounds: int = setting(2, "of search and imitation, each on new problems", at_least=1)
+    problems_per_round: int = setting(400, "problems that are searched in a round", at_least=1)
+    search: str = setting("best_of_n", "how they are searched, as `oracle.search`")
+    budget: int = setting(400, "generated tokens per problem and search", at_least=1)
+    texts_per_problem: int = setting(4, "solved texts that are looked for, no two the same", at_least=1)
+    width: int | None = setting(None, "as `oracle.width`", at_least=1)
+    epochs: int = setting(8, "passes of imitation", at_least=1)
+    learning_rate: float = setting(5e-4, "of AdamW", above=0)
+    dropout: float = setting(0.1, "of the policy's inputs", at_least=0, at_most=1)
+    batch_size: int = setting(512, "decisions of an optimiser step", at_least=1)
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(AgentConfig):
+    """Of `agents.reference.Reference`."""
+
+    num_solutions: int = setting(
+        ConversionConfig.num_solutions, "solutions, the clean ones of which are imitated", at_least=1
+    )
+    seed: int = setting(ConversionConfig.seed, "of the solutions", at_least=0, at_most=MOST_SEEDS)
+    column: str = setting("style", "the column that marks clean solutions")
+    value: str = setting("steps", "what it says of them")
+    epochs: int = setting(6, "passes", at_least=1)
+    learning_rate: float = setting(5e-4, "of AdamW", above=0)
+    dropout: float = setting(0.1, "of the policy's inputs", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class LoRASFTConfig(AgentConfig):
+    """Of `agents.lora.LoRASFT`: an adapter fitted to solutions by TRL's `SFTTrainer`."""
+
+    rank: int | None = setting(None, "of the adapter; null: about as many parameters as the plug-in", at_least=1)
+    num_examples: int = setting(0, "solved problems in its prompts", at_least=0)
+    num_solutions: int = setting(ConversionConfig.num_solutions, "solutions that it is fitted to", at_least=1)
+    sft_seed: int = setting(ConversionConfig.seed, "of the solutions", at_least=0, at_most=MOST_SEEDS)
+    sft_epochs: int = setting(1, "passes over the solutions", at_least=1)
+    sft_learning_rate: float = setting(5e-4, "of AdamW in that fit", above=0)
+    sft_batch_size: int = setting(32, "solutions of an optimiser step", at_least=1)
+
+
+@dataclass(frozen=True)
+class LoRAGRPOConfig(LoRASFTConfig):
+    """Of `agents.lora_grpo.LoRAGRPO`: TRL's `GRPOTrainer`; names and defaults of the objective are TRL's."""
+
+    begin: str = setting(
+        "sft", "`sft`: from the adapter of lora_sft; `base`: a new one (set num_examples too)", choices=("sft", "base")
+    )
+    total_episodes: int = setting(GRPOConfig.total_episodes, "training ends after this many", at_least=1)
+    num_generations: int = setting(GRPOConfig.num_generations, "episodes per problem: the group", at_least=2)
+    problems_per_iteration: int = setting(8, "groups per iteration, an optimiser step each, as TRL does it", at_least=1)
+    learning_rate: float = setting(1e-4, "of AdamW", above=0)
+    minibatches: int = setting(1, "optimiser steps of a pass", at_least=1)
+    num_iterations: int = setting(1, "passes per iteration", at_least=1)
+    micro_batch_size: int = setting(32, "episodes of a forward and backward pass", at_least=1)
+    beta: float = setting(0.0, "weight of the KL to the model that training began with", at_least=0)
+    epsilon: float = setting(0.2, "clipping range of the probability ratio, below 1", at_least=0)
+    epsilon_high: float | None = setting(0.28, "the same above 1; null: `epsilon`", at_least=0)
+    loss_type: str = setting("dapo", "how a loss per token becomes one number", choices=LOSS_TYPES)
+    scale_rewards: str = setting("group", "what advantages are divided by", choices=SCALES)
+    num_problems: int = setting(GRPOConfig.num_problems, "training problems drawn from split `train`", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_iteration % (self.minibatches * self.micro):
+            raise ConfigurationError(
+                f"an iteration has {self.per_iteration} episodes; expected a multiple of agent.minibatches={self.minibatches} "
+                f"times agent.micro_batch_size={self.micro}"
+            )
+
+    @property
+    def per_iteration(self) -> int:
+        """Episodes of an iteration."""
+        return self.problems_per_iteration * self.num_generations
+
+    @property
+    def micro(self) -> int:
+        """Episodes of a forward and backward pass, no more than a minibatch has."""
+        return min(self.micro_batch_size, max(1, self.per_iteration // self.minibatches))

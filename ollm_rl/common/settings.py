@@ -1,0 +1,205 @@
+"""Settings as frozen dataclasses: type, default, what is allowed and a line for the docs stand in one place.
+
+A class of settings inherits from `Config` and declares each with `setting`. Everything else follows from it: the checks
+of values given in Python, the reading and checking of `key=value` on the command line, Hydra's schemas, `--dry-run` and
+the tables of `docs/configuration.md`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
+
+from ollm_rl.errors import ConfigurationError, did_you_mean
+
+MOST = 2**31 - 1  # of integers where nothing else is said
+MOST_SEEDS = 2**32 - 1  # as many as numpy's oldest generators take
+HUGE = 1e30  # numbers from here on overflow float32 in an optimiser
+
+
+def setting(
+    default: Any,
+    doc: str = "",
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] = (),
+    path: bool = False,
+    literal: bool = False,
+) -> Any:
+    """A field of a `Config`.
+
+    Args:
+        default: its value where nobody sets it; lists and dictionaries are copied.
+        doc: what it is, in a line.
+        at_least, above, at_most: limits of a number.
+        choices: the texts that are allowed.
+        path: it names a file or directory: `~` is the home directory, commas are part of it.
+        literal: a text in which nothing has a meaning, not even `${...}`.
+    """
+    metadata = {
+        "doc": doc, "at_least": at_least, "above": above, "at_most": at_most, "choices": tuple(choices), "path": path,
+        "literal": literal,
+    }  # fmt: skip
+    if isinstance(default, list | dict):
+        kept = default
+        return field(default_factory=lambda: type(kept)(kept), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Setting(NamedTuple):
+    """What is known of one setting.
+
+    Attributes:
+        kind: bool, int, float, str, list or dict. item: of a list's items. nullable: None is allowed.
+    """
+
+    name: str
+    kind: type
+    item: type | None
+    nullable: bool
+    default: Any
+    rules: Mapping[str, Any]
+
+    @property
+    def expected(self) -> str:
+        """What is allowed, in words."""
+        return ("null or " if self.nullable else "") + self._kind()
+
+    def _kind(self) -> str:
+        rules = self.rules
+        if rules.get("choices"):
+            return f"one of {', '.join(rules['choices'])}"
+        if self.kind is int:
+            low, high = self.limits
+            return f"an integer from {low} to {high}" if low is not None else "an integer"
+        if self.kind is float:
+            low, above, high = rules.get("at_least"), rules.get("above"), rules.get("at_most")
+            if high is not None:
+                return (
+                    f"a number from {low} to {high}" if low is not None else f"a number above {above}, at most {high}"
+                )
+            return (
+                f"a number above {above}"
+                if above is not None
+                else "a number"
+                if low is None
+                else f"a number of at least {low}"
+            )
+        such_as = {} if self.default is MISSING or not self.default else {list: self.default, dict: self.default}
+        if self.kind is list:
+            return f"a list such as [{','.join(map(str, such_as.get(list, ['a', 'b'])))}]"
+        return {bool: "true or false", str: "a text", dict: "settings such as {key:1}"}.get(self.kind, "a value")
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Least and most of an integer."""
+        rules = self.rules
+        low = rules.get("at_least") if rules.get("above") is None else rules["above"] + 1
+        return low, MOST if rules.get("at_most") is None else rules["at_most"]
+
+    def check(self, key: str, value: Any) -> None:
+        """Whether `value` may stand here.
+
+        Raises:
+            ConfigurationError: not so; the message has what was expected.
+        """
+        if not self.allows(value):
+            near = did_you_mean(str(value), self.rules.get("choices") or ())
+            raise ConfigurationError(f"{key}={_shown(value)}; expected {self.expected}.{near}".removesuffix("."))
+
+    def allows(self, value: Any) -> bool:
+        if value is None:
+            return self.nullable
+        rules = self.rules
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if self.kind in (int, float):
+            number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
+            return number and math.isfinite(value) and abs(value) < HUGE and self._within(value)
+        if self.kind is str:
+            return isinstance(value, str) and (not rules.get("choices") or value in rules["choices"])
+        if self.kind is list:
+            good = isinstance(value, list | tuple)
+            return good and all(self.item is None or type(item) is self.item for item in value)
+        return isinstance(value, Mapping) if self.kind is dict else True
+
+    def _within(self, value: float) -> bool:
+        if self.kind is int:
+            low, high = self.limits
+            return (low is None or low <= value) and value <= (high or MOST) and value >= -MOST
+        low, above, high = (self.rules.get(rule) for rule in ("at_least", "above", "at_most"))
+        return (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value!s:.120}"
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """The settings that a dataclass has, by name, in its order."""
+    hints = get_type_hints(kind)
+    return {f.name: _setting(f, hints[f.name]) for f in fields(kind)}
+
+
+def _setting(f: Field, hint: Any) -> Setting:
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    nullable = NoneType in kinds
+    kind = next((k for k in kinds if k is not NoneType), object)
+    item = next(iter(get_args(kind)), None) if get_origin(kind) is list else None
+    default = f.default_factory() if f.default_factory is not MISSING else f.default
+    return Setting(f.name, get_origin(kind) or kind, item, nullable, default, f.metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of all classes of settings: values are checked when one is made.
+
+    Attributes:
+        section: what stands before a setting's name in messages and on the command line, such as `agent`.
+
+    Raises:
+        ConfigurationError: a value that is not allowed.
+    """
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, known in settings_of(type(self)).items():
+            known.check(self.key(name), getattr(self, name))
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """A setting's full name."""
+        return f"{cls.section}.{name}" if cls.section else name
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], owner: str = "") -> Self:
+        """From named values.
+
+        Args:
+            owner: whose settings these are, for the message.
+
+        Raises:
+            ConfigurationError: there is no such setting, or its value is not allowed.
+        """
+        known = settings_of(cls)
+        if wrong := [name for name in values if name not in known]:
+            whose = owner or cls.section or cls.__name__
+            raise ConfigurationError(
+                f"{whose} has no setting '{wrong[0]}'; it takes {', '.join(known) or 'none'}.{did_you_mean(wrong[0], known)}"
+            )
+        return cls(**values)
+
+    def refuse(self, name: str, expected: str) -> ConfigurationError:
+        """The error that says so of a value that does not fit the others."""
+        return ConfigurationError(f"{self.key(name)}={_shown(getattr(self, name))}; expected {expected}")
+
+
+def defaults(kind: type) -> Iterator[tuple[str, Any]]:
+    """Names and defaults of a dataclass's settings; those without a default are left out."""
+    yield from ((name, known.default) for name, known in settings_of(kind).items() if known.default is not MISSING)
