@@ -53,7 +53,7 @@ def test_the_ray_jobs_command_is_one_of_ours():
 
     words = yaml.safe_load(FILES["kuberay_rayjob.yaml"].read_text())["spec"]["entrypoint"].split()
     assert words[:4] == ["python", "-m", "ollm_rl", "train"]
-    preflight(compose(words[4:]).config)
+    preflight(compose(words[4:]))
 
 
 def test_versions_are_the_pinned_ones():

@@ -82,11 +82,11 @@ def _dispatch(arguments: list[str]) -> None:
         settings = compose(overrides)
     if "--dry-run" in flags:
         for each in [settings, *map(compose, jobs[1:])]:
-            check_values(each.config)
+            check_values(each.config, each.choices)
         from ollm_rl.cli.estimate import print_estimate
 
         print_estimate(settings, out)
         return
     if command != "doctor":
-        preflight(settings.config)
+        preflight(settings)
     COMMANDS[command](settings, overrides)

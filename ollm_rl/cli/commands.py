@@ -81,7 +81,7 @@ def compare(settings: Settings, overrides: list[str], command: str = "compare") 
     tasks = of_tasks(overrides, settings)
     for mine, given in tasks.values():  # a user error in the last agent should not show after the first has trained
         for name in mine.config.agents:
-            preflight(trial_settings(given, mine, name).config)
+            preflight(trial_settings(given, mine, name))
     if "" in tasks:
         mine, given = tasks[""]
         run = _run(recorded := with_overrides(mine, given), command)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from ollm_rl.common.cache import cache_dir
-from ollm_rl.config.compose import MATH_VERIFY, Settings, locate, to_dict
+from ollm_rl.common.locate import locate
+from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.errors import OLLMError
 from ollm_rl.models.backbone import describe, load_backbone
 from ollm_rl.models.precision import prefer_bf16

@@ -7,40 +7,39 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ollm_rl.common.config_files import paths
 from ollm_rl.common.run_dir import stored_json
 from ollm_rl.config.compose import Settings, compose, on_cluster, preflight
-from ollm_rl.config.overrides import FREE_TEXT, PATHS
 from ollm_rl.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
+ONE_VALUE = ("inspect.prompt", "runs_dir", "name")
 SWEPT = ("convert", "train", "evaluate", "oracle")  # `compare` has agents=[...] and seeds=[...]
 
 
 def alternatives(override: str) -> list[str]:
-    """`key=a,b` as `key=a` and `key=b`; commas in brackets, braces and quotes separate nothing.
+    """`key=a,b`, `key=range(0,3)` and whatever else Hydra's grammar has for several values, as `key=a` and `key=b`.
 
-    Nor do those of a path, unless it is not there and all of its parts are.
+    Commas belong to a path, unless it is not there and all of its parts are.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     key, sign, value = override.partition("=")
     key = key.lstrip("+")
-    if key in (*FREE_TEXT, "runs_dir") or not sign:
+    if key in ONE_VALUE or not sign:
         return [override]
-    parts, depth, quote = [""], 0, ""
-    for at, c in enumerate(value):
-        if quote:
-            quote = "" if c == quote else quote
-        elif c in "'\"" and (c in value[at + 1 :]):  # an apostrophe alone quotes nothing
-            quote = c
-        else:
-            depth += (c in "[{(") - (c in ")}]")
-        if c == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += c
-    if len(parts) > 1 and (key in PATHS or key == "backbone") and not _are_several(parts, value, key in HUB_KEYS):
+    if key == "backbone" or key in paths():
+        parts = value.split(",")
+        several = len(parts) > 1 and _are_several(parts, value, key in HUB_KEYS)
+        return [f"{key}={part}" for part in parts] if several else [override]
+    try:
+        read = OverridesParser.create().parse_override(f"key={value}")
+        values = list(read.sweep_string_iterator()) if read.is_sweep_override() else [value]
+    except (HydraException, RecursionError):  # a text that is taken as it stands, or a mistake that is said later
         return [override]
-    return [f"{key}={part}" for part in parts]
+    return [f"{key}={each}" for each in values]
 
 
 def _are_several(parts: list[str], whole: str, may_be_remote: bool) -> bool:
@@ -97,7 +96,7 @@ def run_all(command: str, jobs: list[list[str]], run: Callable[[str, Settings, l
     """
     settings = [compose(job) for job in jobs]
     for each in settings:
-        preflight(each.config)
+        preflight(each)
     folders = [Path(each.config.runs_dir) / (each.config.name or command) for each in settings]
     if not on_cluster(settings[0].config.rollout):
         for job, each, folder in zip(jobs, settings, folders, strict=True):
@@ -116,7 +115,7 @@ def _job(command: str, overrides: list[str]) -> None:
     from ollm_rl.cli.commands import COMMANDS
 
     settings = compose(overrides)
-    preflight(settings.config)
+    preflight(settings)
     COMMANDS[command](settings, overrides)
 
 

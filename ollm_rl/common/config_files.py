@@ -1,17 +1,24 @@
-"""The files of `configs/`: which groups there are, what each offers, and what a file says."""
+"""The groups of settings: which there are, what each offers, and the defaults of every setting.
 
-from collections.abc import Iterable
-from importlib import resources
+A group's member is a file of `configs/<group>/`. Its first entry under `defaults` names the dataclass that has the settings
+with their defaults, or another member; the file itself says what differs. A member without either is open: a class of the
+user's, with settings of its own.
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module, resources
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from ollm_rl.common.settings import Config, Setting, defaults, settings_of
 from ollm_rl.errors import did_you_mean
 
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
 
 
-OPEN_GROUPS = ("agent", "reward")  # a class of the user's can stand there
+OPEN_GROUPS = ("agent", "reward", "task")  # a class of the user's can stand there
 
 # What settings, and agents with their settings, were called in earlier releases.
 RENAMED = {
@@ -36,22 +43,127 @@ def new_name(key: str) -> str:
     return RENAMED.get(key, f"{RENAMED_CHOICES.get(owner, owner)}{dot}{rest}")
 
 
+# The dataclasses, by the name that files of `configs/` give them. By name and not by import: agents and searches are above this.
+SCHEMAS = {
+    "backbone": {"BackboneConfig": "ollm_rl.models.config"},
+    "plugin": {"PlugInChoice": "ollm_rl.options.config"},
+    "task": {
+        "ChainSumConfig": "ollm_rl.tasks.generated", "LegCountingConfig": "ollm_rl.tasks.generated",
+        "ReasoningGymConfig": "ollm_rl.tasks.generated", "JsonlConfig": "ollm_rl.tasks.records", "GSM8KConfig": "ollm_rl.tasks.records",
+        "OmniMathConfig": "ollm_rl.tasks.records", "HubSolutionsConfig": "ollm_rl.tasks.records",
+    },
+    "reward": {"MathVerifyConfig": "ollm_rl.reward.functions"},
+    "engine": {"EngineConfig": "ollm_rl.rollout.config"},
+    "agent": dict.fromkeys((
+            "AgentConfig", "GRPOConfig", "ShortlistHeadConfig", "PPOConfig", "DistillConfig", "ReferenceConfig", "LoRASFTConfig",
+            "LoRAGRPOConfig",
+    ), "agents.config"),
+    "oracle": {"OracleConfig": "ollm_rl.oracle.config"},
+    "rollout": {"RolloutConfig": "ollm_rl.cluster.config"},
+}  # fmt: skip
+# Sections of the root, and the settings that stand in it without a section.
+SECTIONS = {
+    "convert": ("ConvertConfig", "ollm_rl.options.config"), "evaluate": ("EvaluateConfig", "ollm_rl.evaluation.config"),
+    "inspect": ("InspectConfig", "ollm_rl.evaluation.config"),
+}  # fmt: skip
+ROOT = (("RunConfig", "ollm_rl.common.run_settings"), ("ComparisonConfig", "ollm_rl.experiments.config"))
+
+
 def members(group: str) -> list[str]:
-    """The names that a group offers; files that begin with an underscore are parts of others."""
+    """The names that a group offers."""
     folder = resources.files("configs") / group
-    names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def schema(group: str, name: str) -> type[Config] | None:
+    """The dataclass of a group's member; None for an open one."""
+    for other in _defaults(group, name):
+        if other in SCHEMAS.get(group, {}):
+            return getattr(import_module(SCHEMAS[group][other]), other)
+        return schema(group, other)
+    return None
+
+
+def section(name: str) -> type[Config]:
+    """The dataclass of a section of the root."""
+    kind, module = SECTIONS[name]
+    return getattr(import_module(module), kind)
+
+
+def roots() -> list[type[Config]]:
+    """The dataclasses of the settings that stand in no section."""
+    return [getattr(import_module(module), kind) for kind, module in ROOT]
+
+
+def known_settings(choices: Mapping[str, str]) -> dict[str, Setting]:
+    """All settings, by full name, where these members are chosen; those of open members are not known."""
+    found = {name: known for kind in roots() for name, known in settings_of(kind).items()}
+    kinds: dict[str, type[Config] | None] = {name: section(name) for name in SECTIONS}
+    kinds |= {group: schema(group, choices[group]) for group in SCHEMAS}
+    for prefix, kind in kinds.items():
+        found |= {f"{prefix}.{name}": known for name, known in (settings_of(kind) if kind else {}).items()}
+    return found
+
+
+def paths() -> set[str]:
+    """Full names of the settings that name files or directories, whichever members are chosen."""
+    kinds = [("", kind) for kind in roots()]
+    for group, names in SCHEMAS.items():
+        kinds += [(f"{group}.", getattr(import_module(module), name)) for name, module in names.items()]
+    return {
+        prefix + name for prefix, kind in kinds for name, known in settings_of(kind).items() if known.rules.get("path")
+    }
+
+
+def register_schemas() -> None:
+    """Tell Hydra of the dataclasses, under the names that the files of `configs/` use."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for group, kinds in SCHEMAS.items():
+        for name, module in kinds.items():
+            extra = {"_target_": "???"} if group in OPEN_GROUPS and group != "task" else {}
+            store.store(group=group, name=name, node=_node(getattr(import_module(module), name), extra))
+    root = {name: _node(section(name)) for name in SECTIONS}
+    for kind in roots():
+        root |= _node(kind)
+    store.store(name="defaults", node=root)
+
+
+def _node(kind: type[Config], extra: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What Hydra composes with. Values are checked by the dataclass itself, with messages that help."""
+    return {**extra, **dict(defaults(kind))}
 
 
 def group_file(group: str, name: str) -> Any:
-    """A member of a group with what it takes over from others."""
+    """A member of a group with its defaults and what it takes over from others."""
     own = config_file(f"{group}/{name}.yaml")
-    others = [o for o in own.pop("defaults", []) if isinstance(o, str) and o != "_self_"]
-    return OmegaConf.merge(*(group_file(group, other) for other in others), own)
+    own.pop("defaults", None)
+    parts = []
+    for other in _defaults(group, name):
+        if other in SCHEMAS.get(group, {}):
+            parts.append(OmegaConf.create(_node(getattr(import_module(SCHEMAS[group][other]), other))))
+        else:
+            parts.append(group_file(group, other))
+    return OmegaConf.merge(*parts, own)
+
+
+def root_file() -> Any:
+    """The settings of the root with their defaults."""
+    own = config_file("config.yaml")
+    own.pop("defaults", None)
+    sections = OmegaConf.create({name: _node(section(name)) for name in SECTIONS})
+    return OmegaConf.merge(*(OmegaConf.create(_node(kind)) for kind in roots()), sections, own)
 
 
 def config_file(name: str) -> Any:
+    """A file of `configs/` as it stands."""
     return OmegaConf.create((resources.files("configs") / name).read_text())
+
+
+def _defaults(group: str, name: str) -> list[str]:
+    listed = config_file(f"{group}/{name}.yaml").get("defaults", [])
+    return [other for other in listed if isinstance(other, str) and other != "_self_"]
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

@@ -17,7 +17,16 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, RENAMED_TARGETS, config_file, group_file, members, new_name
+from ollm_rl.common.config_files import (
+    GROUPS,
+    OPEN_GROUPS,
+    RENAMED_TARGETS,
+    config_file,
+    group_file,
+    members,
+    new_name,
+    root_file,
+)
 from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
@@ -105,7 +114,7 @@ def _shipped(key: str, now: Mapping[str, Any]) -> list[Any]:
     """The values that today's files give `key` where nobody sets it; those of a class's settings, if it is this class."""
     group, _, rest = key.partition(".")
     files = [
-        (key, config_file("config.yaml")),
+        (key, root_file()),
         *((key, config_file(f"experiment/{name}.yaml")) for name in members("experiment")),
     ]
     if group in GROUPS:

@@ -5,19 +5,26 @@ Everything wrong with a key or a value is found here, before a model is loaded.
 
 import inspect
 import os
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ollm_rl.common.config_files import GROUPS, OPEN_GROUPS, members, suggestion
-from ollm_rl.common.settings import settings_of
+from ollm_rl.common.config_files import (
+    GROUPS,
+    OPEN_GROUPS,
+    known_settings,
+    members,
+    register_schemas,
+    schema,
+    suggestion,
+)
+from ollm_rl.common.locate import locate
+from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
-from ollm_rl.config.overrides import FREE_TEXT, PATHS, check_kind, pair, value_of
+from ollm_rl.config.overrides import pair, value_of
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError
 from ollm_rl.tasks import make_task
 
@@ -62,17 +69,18 @@ def compose(overrides: list[str]) -> Settings:
     groups, values = _split(overrides)
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
+    register_schemas()
     with initialize_config_module("configs", version_base="1.3"):
         base = hydra_compose("config", overrides=groups, return_hydra_config=True)
     choices = {group: str(base.hydra.runtime.choices[group]) for group in GROUPS}
     config = base.copy()
     with open_dict(config):
         del config["hydra"]
-    known = to_dict(config)
+    known = known_settings(choices)
+    open_groups = {group for group in OPEN_GROUPS if schema(group, choices[group]) is None}
     given: dict[str, str] = {}
     for key, text in values:
-        group = key.partition(".")[0]
-        value = value_of(key, text, known, group in OPEN_GROUPS and choices[group] == "custom")
+        value = value_of(key, text, known, open_groups)
         given[key] = text
         try:
             OmegaConf.update(config, key, value, merge=True, force_add=True)
@@ -91,16 +99,13 @@ def compose(overrides: list[str]) -> Settings:
     return Settings(config, choices)
 
 
-def _after_resolution(config: DictConfig, known: dict, given: dict[str, str]) -> None:
-    """Kinds of the values that referred to others, and home directories."""
+def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: dict[str, str]) -> None:
+    """Values that referred to others, and home directories."""
     for key, text in given.items():
-        if "${" in text and key not in FREE_TEXT:
-            default: Any = known
-            for part in key.split("."):
-                default = default.get(part) if isinstance(default, dict) else None
-            check_kind(key, text, default, OmegaConf.select(config, key))
-    for key in PATHS:
-        value = OmegaConf.select(config, key)
+        if "${" in text and key in known and not known[key].rules.get("literal"):
+            known[key].check(key, OmegaConf.select(config, key))
+    for key, found in known.items():
+        value = OmegaConf.select(config, key) if found.rules.get("path") else None
         if isinstance(value, str) and value.startswith("~"):
             OmegaConf.update(config, key, os.path.expanduser(value))
 
@@ -129,21 +134,21 @@ def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
             )
     values += [(key, value) for key, value in pairs if key not in GROUPS]
     for group in OPEN_GROUPS:
-        if group not in chosen and any(key == f"{group}._target_" for key, _ in values):
+        if any(key == f"{group}._target_" for key, _ in values):
             chosen[group] = "custom"  # the user's own: none of the default's settings
     return [f"{group}={choice}" for group, choice in chosen.items()], values
 
 
-def preflight(config: DictConfig) -> None:
+def preflight(settings: Settings) -> None:
     """The checks that need no model and no torch: values, directories, data, paths and the agent's class.
 
     Raises:
         OLLMError: the first of them that is not right.
     """
-    check_values(config)
+    config = settings.config
+    check_values(config, settings.choices)
     check_folders(config)
     make_task(**to_dict(config.task))
-    _check_rollout(config.rollout)
     name = str(config.backbone.name)
     if name.startswith((".", "/", "~")) and not os.path.isfile(Path(name) / "config.json"):
         raise BackboneError(
@@ -165,52 +170,11 @@ def preflight(config: DictConfig) -> None:
         locate(config.reward._target_, "reward._target_")
 
 
-def _check_rollout(rollout: DictConfig) -> None:
-    for key in ("hang_s", "max_failures", "num_cpus_per_worker"):
-        if not rollout[key] > 0:
-            raise ConfigurationError(f"rollout.{key}={rollout[key]}; expected a positive number")
-    for key in ("num_workers", "num_gpus_per_worker", "max_staleness"):
-        if rollout[key] < 0:
-            raise ConfigurationError(f"rollout.{key}={rollout[key]}; expected zero or more")
-    if rollout.max_staleness and not rollout.num_workers:
-        raise ConfigurationError(
-            f"rollout.max_staleness={rollout.max_staleness} lets rollouts run beside learning; that needs "
-            "rollout.num_workers of at least 1"
-        )
-    if (rollout.num_workers or rollout.address) and find_spec("ray") is None:
-        raise ConfigurationError(
-            "rollout.num_workers and rollout.address need Ray. Install it with `pip install 'ollm_rl[rllib]'`."
-        )
-
-
 def to_dict(node: DictConfig) -> dict[str, Any]:
     """A part of the configuration as plain Python values."""
     value = OmegaConf.to_container(node, resolve=True)
     assert isinstance(value, dict)
     return {str(k): v for k, v in value.items()}
-
-
-def locate(target: str, key: str = "agent._target_") -> Any:
-    """The class or function that a dotted name stands for; the working directory is searched too.
-
-    Raises:
-        ConfigurationError: there is no such module or class, or its module cannot be imported.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    module, _, name = str(target).rpartition(".")
-    remedy = "Expected <module>.<name>, the module importable from the working directory or installed."
-    try:
-        found = getattr(import_module(module), name, None) if module.strip(".") else None
-    except Exception as error:  # a module may raise anything
-        said = (
-            error if isinstance(error, ModuleNotFoundError) else f"importing it raised {type(error).__name__}: {error}"
-        )
-        raise ConfigurationError(f"{key}={target}: {said}. {remedy}") from error
-    if not callable(found):
-        what = f"no '{name}'" if found is None else f"'{name}' is no class or function"
-        raise ConfigurationError(f"{key}={target}: {what} in '{module}'. {remedy}")
-    return found
 
 
 def on_cluster(rollout: DictConfig) -> bool:

@@ -1,28 +1,18 @@
 """Overrides as they are typed: `key=value`, whatever characters the value holds.
 
-Where a key's value is a text or a path, it is taken as it stands, so that paths may hold spaces, quotes, equals signs and
-commas; a value in quotes is what stands between them. All other values follow Hydra's grammar: numbers, `true`, `null`,
-`[a,b]`, `{a:1}`. In both, `${key}` is the value of another key, and `\\${` a dollar sign and a brace.
+Where a setting is a text, its value is taken as it stands, so that paths may hold spaces, quotes, equals signs and commas; a
+value in quotes is what stands between them. All other values follow Hydra's grammar: numbers, `true`, `null`, `[a,b]`,
+`{a:1}`. In both, `${key}` is the value of another key, and `\\${` a dollar sign and a brace.
 """
 
-import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ollm_rl.common.config_files import new_name
+from ollm_rl.common.settings import Setting
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
-FREE_TEXT = ("inspect.prompt",)  # nothing in it has a meaning
-# Of files and directories: `~` is the home directory.
-PATHS = (
-    "task.path", "task.hub_id", "plugin.path", "policy", "backbone.name", "runs_dir", "agent.path", "oracle.critic",
-)  # fmt: skip
-# Texts, although their default may be null.
-TEXTS = (
-    *FREE_TEXT, *PATHS, "name", "task.domain", "task.source", "backbone.revision", "backbone.quantization",
-    "rollout.address", "agent._target_", "reward._target_",
-)  # fmt: skip
-NULLABLE = ("rollout.address",)  # whatever its default
 SHOWN = 120  # characters of a value in a message
 
 
@@ -47,63 +37,41 @@ def pair(override: str) -> tuple[str, str]:
     return key, text
 
 
-def value_of(key: str, text: str, known: dict, is_open: bool) -> Any:
+def value_of(key: str, text: str, known: Mapping[str, Setting], open_groups: set[str]) -> Any:
     """The value of an override.
 
     Args:
-        known: all keys with their defaults, as nested dictionaries.
-        is_open: whether the key's group takes settings that are not known here.
+        known: all settings by full name.
+        open_groups: groups whose member is a class of the user's, with settings that are not known here.
 
     Raises:
-        ConfigurationError: there is no such key, or the value cannot be read or is not of the kind of the default.
+        ConfigurationError: there is no such key, or the value cannot be read or is not allowed.
     """
-    node: Any = known
-    parts = key.split(".")
-    for i, part in enumerate(parts):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-            continue
-        # The settings of a class of the user's, or of somebody else's, such as task.params
-        foreign = (is_open and i == 1) or (i > 0 and node == {})
-        if foreign and all(re.fullmatch(r"[^\W\d][\w-]*", rest) for rest in parts[i:]):
+    found = known.get(key)
+    if found is None:
+        if _is_foreign(key, known, open_groups):
             return _foreign(key, text)
-        raise ConfigurationError(_unknown(key, node if i else None, known))
-    if isinstance(node, dict) and node:
-        raise ConfigurationError(f"'{key}' is a group of settings; set one of {', '.join(node)}")
-    if key in FREE_TEXT:
+        raise ConfigurationError(_unknown(key, known))
+    if found.rules.get("literal"):
         return text.replace("${", r"\${")
     if not text:
-        raise ConfigurationError(f"{key}= has no value; expected {_kind(key, node)}")
-    value = _text(key, text, node) if _is_text(key, node) else _read(key, text, node)
+        raise ConfigurationError(f"{key}= has no value; expected {found.expected}")
+    value = _text(key, text) if found.kind is str else _read(key, text, found)
     if not (isinstance(value, str) and "${" in value):
-        check_kind(key, text, node, value)
+        found.check(key, value)
     return value
 
 
-def check_kind(key: str, text: str, default: Any, value: Any) -> None:
-    """Whether a value, without references to others, is of the kind of the default.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigurationError(f"{key}={text}; expected a finite number{_such_as(default)}")
-    kind = type(default)
-    if _is_text(key, default):
-        good = isinstance(value, str) or (value is None and (default is None or key in NULLABLE))
-    elif isinstance(default, bool) or isinstance(value, bool):
-        good = default is None or type(value) is kind
-    else:
-        good = default is None or isinstance(value, (int, float) if kind is float else kind)
-    if not good:
-        raise ConfigurationError(f"{key}={text:.{SHOWN}}; expected {_kind(key, default)}")
+def _is_foreign(key: str, known: Mapping[str, Setting], open_groups: set[str]) -> bool:
+    """Whether a key is a setting of a class of the user's, or of somebody else's, such as `task.params.size`."""
+    group, *rest = key.split(".")
+    if not rest or not all(re.fullmatch(r"[^\W\d][\w-]*", part) for part in rest):
+        return False
+    above = [".".join([group, *rest[:i]]) for i in range(1, len(rest))]
+    return group in open_groups or any(known[name].kind is dict for name in above if name in known)
 
 
-def _is_text(key: str, default: Any) -> bool:
-    return key in TEXTS or isinstance(default, str)
-
-
-def _text(key: str, text: str, default: Any) -> str | None:
+def _text(key: str, text: str) -> str | None:
     if text == "null":
         return None
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -112,18 +80,19 @@ def _text(key: str, text: str, default: Any) -> str | None:
     return text
 
 
-def _read(key: str, text: str, default: Any) -> Any:
+def _read(key: str, text: str, found: Setting) -> Any:
     value = _parsed(key, text)
     if value is _UNREADABLE:
-        raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; expected {_kind(key, default)}")
+        raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; expected {found.expected}")
     return value
 
 
 def _foreign(key: str, text: str) -> Any:
     value = _parsed(key, text)
-    if value is _UNREADABLE and key not in TEXTS and text.lstrip().startswith(("[", "{", "'", '"')):
+    is_text = key.endswith("._target_")
+    if value is _UNREADABLE and not is_text and text.lstrip().startswith(("[", "{", "'", '"')):
         raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; a bracket, a brace or a quote does not close")
-    return text if value is _UNREADABLE or key in TEXTS else value
+    return text if value is _UNREADABLE or is_text else value
 
 
 _UNREADABLE = object()
@@ -146,36 +115,18 @@ def _parsed(key: str, text: str) -> Any:
     return read.value()
 
 
-def _unknown(key: str, node: Any, known: dict) -> str:
-    names, last = keys(known), key.rsplit(".", 1)[-1]
-    near = did_you_mean(key, names) or did_you_mean(last, names)
-    if not near:
-        tails = {k.rsplit(".", 1)[-1]: k for k in names}
-        hit = did_you_mean(last, tails)
-        near = hit.replace(hit.split("'")[1], tails[hit.split("'")[1]]) if hit else ""
-    here = ", ".join(sorted(map(str, node))) if isinstance(node, dict) else ""
-    return f"unknown key '{key:.{SHOWN}}'; expected one of {here or 'the keys that --dry-run prints'}.{near}"
-
-
-def keys(node: dict, prefix: str = "") -> list[str]:
-    """The full names of all keys in nested dictionaries."""
-    found = []
-    for key, value in node.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += keys(value, f"{prefix}{key}.")
-    return found
-
-
-def _kind(key: str, default: Any) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a number", list: "a list", dict: "settings"}
-    kind = "a text" if _is_text(key, default) else names.get(type(default), "a value")
-    return kind + _such_as(default)
-
-
-def _such_as(default: Any) -> str:
-    if isinstance(default, dict):
-        return " such as {key:1}"
-    if isinstance(default, list):
-        return f" such as [{','.join(map(str, default)) or 'a,b'}]"
-    return "" if default in (None, "", "???") else f" such as {default}"
+def _unknown(key: str, known: Mapping[str, Setting]) -> str:
+    last, tails = key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1]: name for name in known}
+    near = did_you_mean(key, known)
+    if not near and (hit := did_you_mean(last, tails)):
+        tail = hit.split("'")[1]
+        near = hit.replace(tail, tails[tail])
+    within = [name for name in known if name.startswith(f"{key}.")]
+    if within:
+        return f"'{key}' is a group of settings; set one of {', '.join(name.rpartition('.')[2] for name in within)}"
+    beside = sorted(
+        name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0] != ""
+    )
+    return (
+        f"unknown key '{key:.{SHOWN}}'; expected one of {', '.join(beside) or 'the keys that --dry-run prints'}.{near}"
+    )

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
-from ollm_rl.config.compose import Settings, locate, on_cluster
+from ollm_rl.config.compose import Settings, on_cluster
 from ollm_rl.evaluation.comparison import pool_curves, summarize, trial_dir
 from ollm_rl.experiments.oracle_run import run_oracle
 from ollm_rl.experiments.overrides import trial_settings

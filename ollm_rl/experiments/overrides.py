@@ -3,7 +3,8 @@
 from functools import cache
 
 from ollm_rl.common.config_files import GROUPS, members, suggestion
-from ollm_rl.config.compose import Settings, compose, locate, settings_taken
+from ollm_rl.common.locate import locate
+from ollm_rl.config.compose import Settings, compose, settings_taken
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
 

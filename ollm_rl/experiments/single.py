@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import RESULTS, Run, stored_json
-from ollm_rl.config.compose import Settings, locate, to_dict
+from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_ood, kl_from_start
 from ollm_rl.evaluation.replay import changes, replay

@@ -1,94 +1,74 @@
 """Settings of a plug-in and of its conversion. Imports no torch: the command line checks them before anything is loaded."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 
 OBJECTIVES = ("cover", "expected", "em", "gumbel")  # as `ollm_rl.options.objectives` has them
 
 
 @dataclass(frozen=True)
-class PlugInConfig:
-    """Sizes of a plug-in.
+class PlugInConfig(Config):
+    """Sizes of a plug-in."""
 
-    Attributes:
-        num_options: K.
-        encoder_width, decoder_width, prior_width: hidden units of a layer.
-        encoder_depth, decoder_depth, prior_depth: hidden layers.
-        shortlist: number of candidate tokens of a step.
-        init_scale: standard deviation of the options' initial differences, in hidden units.
+    section: ClassVar[str] = "plugin"
 
-    Raises:
-        ConfigurationError: a size that is not a positive integer, or K below 2.
-    """
-
-    num_options: int = 10
-    encoder_width: int = 384
-    encoder_depth: int = 2
-    decoder_width: int = 384
-    decoder_depth: int = 1
-    prior_width: int = 384
-    prior_depth: int = 2
-    shortlist: int = 48
-    init_scale: float = 1.0
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            least = 2 if name in ("num_options", "shortlist") else 1
-            if name != "init_scale" and (type(value) is not int or value < least):
-                raise ConfigurationError(f"plugin.{name}={value}; expected an integer of at least {least}")
-        if not self.init_scale > 0:
-            raise ConfigurationError(
-                f"plugin.init_scale={self.init_scale}; expected a positive number: options that start equal stay equal"
-            )
+    num_options: int = setting(10, "K", at_least=2)
+    encoder_width: int = setting(384, "hidden units of a layer of the encoder", at_least=1)
+    encoder_depth: int = setting(2, "hidden layers of the encoder", at_least=1)
+    decoder_width: int = setting(384, "hidden units of a layer of the decoder", at_least=1)
+    decoder_depth: int = setting(1, "hidden layers of the decoder", at_least=1)
+    prior_width: int = setting(384, "hidden units of a layer of the prior", at_least=1)
+    prior_depth: int = setting(2, "hidden layers of the prior", at_least=1)
+    shortlist: int = setting(48, "candidate tokens of a step", at_least=2)
+    init_scale: float = setting(
+        1.0, "standard deviation of the options' initial differences; options that start equal stay equal", above=0
+    )
 
 
 @dataclass(frozen=True)
-class ConversionConfig:
-    """Settings of a conversion.
+class PlugInChoice(PlugInConfig):
+    """Which plug-in: one that is there, or the sizes of a new one."""
 
-    Attributes:
-        objective: `cover`, `expected`, `em` or `gumbel`, see `ollm_rl.options.objectives`.
-        prior_target: `canonical` or `encoder`, see the module's text.
-        num_solutions, num_heldout: pairs to train on (split `sft`) and to report on (split `tune`).
-        epochs, prior_epochs: passes of phase 1 and 2.
-        easy_keep_prob: share of the positions of which the backbone is sure that an epoch looks at.
-        hard_assignment: share of the canonical option in q (objective `cover`).
-        first_option_weight: weight of option 0's cross-entropy on every gold token (objective `cover`).
-        off_shortlist_penalty: weight of keeping options to their shortlists (`ollm_rl.options.shortlist_loss`).
-        bias_penalty: weight of the biases' squared norm, as a share of the hidden states'.
-        kl_target: of q to the uniform distribution, in nats, or None (all objectives but `cover`).
-        kl_rate: how fast the weight moves that holds it.
-        temperature: of the draw (objective `gumbel`).
-    """
+    path: str | None = setting(None, "directory of a plug-in; null converts one, or takes it from the cache", path=True)
 
-    objective: str = "cover"
-    prior_target: str = "canonical"
-    num_solutions: int = 4000
-    num_heldout: int = 300
-    epochs: int = 6
-    prior_epochs: int = 6
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    prior_dropout: float = 0.1
-    easy_keep_prob: float = 0.25
-    hard_assignment: float = 0.7
-    first_option_weight: float = 1.0
-    off_shortlist_penalty: float = 0.1
-    bias_penalty: float = 0.1
-    kl_target: float | None = None
-    kl_rate: float = 0.02
-    temperature: float = 1.0
-    seed: int = 0
+
+@dataclass(frozen=True)
+class ConvertConfig(Config):
+    """How a plug-in is trained."""
+
+    section: ClassVar[str] = "convert"
+
+    objective: str = setting("cover", "what phase 1 minimises, see docs/options.md", choices=OBJECTIVES)
+    prior_target: str = setting("canonical", "what the prior imitates in phase 2", choices=("canonical", "encoder"))
+    num_solutions: int = setting(4000, "solutions of split `sft` to train on", at_least=1)
+    num_heldout: int = setting(300, "solutions of split `tune` to report on", at_least=1)
+    epochs: int = setting(6, "passes of phase 1", at_least=0)
+    prior_epochs: int = setting(6, "passes of phase 2", at_least=0)
+    batch_size: int = setting(1024, "positions of an optimiser step", at_least=1)
+    learning_rate: float = setting(1e-3, "of AdamW", above=0)
+    weight_decay: float = setting(0.01, "of AdamW", at_least=0)
+    prior_dropout: float = setting(0.1, "of the inputs in phase 2", at_least=0, at_most=1)
+    easy_keep_prob: float = setting(
+        0.25, "share of the positions of which the backbone is sure that an epoch looks at", at_least=0, at_most=1
+    )
+    hard_assignment: float = setting(0.7, "cover: share of the canonical option in q", at_least=0, at_most=1)
+    first_option_weight: float = setting(
+        1.0, "cover: weight of option 0's cross-entropy on every gold token", at_least=0
+    )
+    off_shortlist_penalty: float = setting(0.1, "weight of keeping options to their shortlists", at_least=0)
+    bias_penalty: float = setting(0.1, "weight of the biases' squared norm, relative to the hidden states'", at_least=0)
+    kl_target: float | None = setting(
+        None, "nats from the uniform distribution that expected, em and gumbel hold; the paper's is 0.2", above=0
+    )
+    kl_rate: float = setting(0.02, "how fast the weight moves that holds it", at_least=0)
+    temperature: float = setting(1.0, "gumbel: of the draw", above=0)
+    seed: int = setting(0, "of the solutions, and of training on them", at_least=0, at_most=MOST_SEEDS)
+
+
+@dataclass(frozen=True)
+class ConversionConfig(ConvertConfig):
+    """A whole conversion: how a plug-in is trained, and its sizes."""
+
     plugin: PlugInConfig = field(default_factory=PlugInConfig)
-
-    def __post_init__(self):
-        if self.objective not in OBJECTIVES:
-            raise ConfigurationError(f"convert.objective={self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
-        if self.kl_target is not None and (isinstance(self.kl_target, str) or not self.kl_target > 0):
-            raise ConfigurationError(
-                f"convert.kl_target={self.kl_target!r}; expected null or a positive number of nats"
-            )
-        if self.prior_target not in ("canonical", "encoder"):
-            raise ConfigurationError(f"convert.prior_target={self.prior_target!r}; expected 'canonical' or 'encoder'")

@@ -5,24 +5,37 @@ problem (`answer`, `solution`, `problem`, `id` and whatever its data set has), `
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.reward.answers import extract_answer
-from ollm_rl.reward.verifier import Verifier
+from ollm_rl.reward.verifier import TIMEOUT_S, Verifier
+
+
+@dataclass(frozen=True)
+class MathVerifyConfig(Config):
+    """Of `MathVerify`."""
+
+    section: ClassVar[str] = "reward"
+
+    timeout_s: float = setting(TIMEOUT_S, "limit of one symbolic comparison, in seconds", above=0)
+    column: str = setting("answer", "the column of the gold answer")
 
 
 class MathVerify:
-    """1.0 if the final answer equals the gold one, which stands in the column `answer`; else 0.0.
+    """1.0 if the final answer equals the gold one, which stands in a column of the problem; else 0.0.
 
-    Args:
-        timeout_s: limit of one symbolic comparison, in seconds.
-        column: where the gold answer is.
+    `MathVerify()` or `MathVerify(timeout_s=5)`; the settings are those of `MathVerifyConfig`.
     """
 
+    config_class = MathVerifyConfig
     __name__ = "math_verify"  # TRL's trainers name rewards by it
 
-    def __init__(self, timeout_s: float = 2.0, column: str = "answer"):
-        self.verifier, self.column = Verifier(timeout_s), column
+    def __init__(self, **settings: Any):
+        config = MathVerifyConfig.of(settings, "reward math_verify")
+        self.verifier, self.column = Verifier(config.timeout_s), config.column
 
     def __call__(
         self,

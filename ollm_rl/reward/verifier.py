@@ -18,6 +18,7 @@ from ollm_rl.reward.sandbox import WorkerPool
 
 MAX_ANSWER = 2_000  # characters; a longer "answer" is not one
 CACHED_VERDICTS = 100_000
+TIMEOUT_S = 2.0  # of one symbolic comparison
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Verifier:
         num_workers: comparisons at a time in `check_many`; the number of processors by default.
     """
 
-    def __init__(self, timeout_s: float = 2.0, num_workers: int | None = None):
+    def __init__(self, timeout_s: float = TIMEOUT_S, num_workers: int | None = None):
         if timeout_s <= 0:
             raise ConfigurationError(f"timeout_s={timeout_s}; expected a positive number of seconds")
         self.timeout_s, self.num_workers = timeout_s, num_workers or os.cpu_count() or 1

@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config.compose import Settings, locate, to_dict
+from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import plugin_for

@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Callable
 
+from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError, did_you_mean
-from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket
+from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket
 from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
 from ollm_rl.tasks.records import GSM8K, HubSolutions, Jsonl, OmniMath
 
 __all__ = [
-    "GSM8K", "SPLITS", "TASKS", "ChainSum", "HubSolutions", "Jsonl", "LegCounting", "OmniMath", "Problem", "ReasoningGym", "Task", "bucket",
+    "GSM8K", "SPLITS", "TASKS", "ChainSum", "HubSolutions", "Jsonl", "LegCounting", "OmniMath", "Problem", "ReasoningGym", "Task", "TaskConfig", "bucket",
     "make_task",
 ]  # fmt: skip
 
@@ -24,19 +25,39 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def make_task(name: str, **settings) -> Task:
-    """A task by name.
+def make_task(name: str | None = None, **settings) -> Task:
+    """A task by name: one of ours, or `<module>.<Class>` (also as `_target_`) of one's own, a `Task` whose constructor takes the settings.
+
+    `make_task("chain_sum", max_terms=5)`
 
     Raises:
         ConfigurationError: there is no task of that name, or it has no such setting.
         DataError: its data cannot be read.
     """
+    target = settings.pop("_target_", name if name is not None and "." in name else None)
+    if target is not None:
+        return _own_task(str(target), settings)
     if name not in TASKS:
         raise ConfigurationError(
-            f"unknown task '{name}'; expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)}"
+            f"unknown task '{name}'; expected one of {', '.join(TASKS)}, or <module>.<Class>.{did_you_mean(str(name), TASKS)}"
         )
+    return TASKS[name](name=name, **settings)
+
+
+def _own_task(target: str, settings: dict) -> Task:
+    kind = locate(target, "task._target_")
     try:
-        inspect.signature(TASKS[name]).bind(**settings)
+        inspect.signature(kind).bind(**settings)
     except TypeError as error:
-        raise ConfigurationError(f"task '{name}': {error}") from error
-    return TASKS[name](**settings)
+        names = list(inspect.signature(kind).parameters)
+        hint = "".join(did_you_mean(key, names) for key in settings if key not in names)
+        raise ConfigurationError(
+            f"task._target_={target}: {error}. It takes {', '.join(names) or 'no settings'}.{hint}"
+        ) from error
+    task = kind(**settings)
+    if missing := [name for name in ("problems", "examples") if not hasattr(task, name)]:
+        raise ConfigurationError(f"task._target_={target} has no '{missing[0]}'; see docs/tasks.md")
+    for attribute, default in (("name", kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens)):
+        if not hasattr(task, attribute):
+            setattr(task, attribute, default)
+    return task

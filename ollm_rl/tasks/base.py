@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
 
 SPLITS = ("sft", "train", "tune", "test")
@@ -28,6 +29,17 @@ class Problem:
     extra: dict = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TaskConfig(Config):
+    """What every task has."""
+
+    section: ClassVar[str] = "task"
+
+    name: str = setting("task", "for tables and files")
+    num_examples: int = setting(3, "solved problems in every prompt", at_least=0)
+    max_new_tokens: int = setting(256, "token budget of an episode", at_least=1)
+
+
 class Task(ABC):
     """A source of problems.
 
@@ -41,6 +53,8 @@ class Task(ABC):
 
     ood_variants: ClassVar[dict[str, dict]] = {}
     notes: Sequence[str] = ()
+
+    config_class: ClassVar[type[TaskConfig]] = TaskConfig  # of the settings of its constructor
 
     name: str
     examples: list[Problem]

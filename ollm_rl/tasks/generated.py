@@ -4,13 +4,76 @@ import hashlib
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
-from ollm_rl.tasks.base import Problem, Task, bucket, check_split, format_answer
+from ollm_rl.tasks.base import Problem, Task, TaskConfig, bucket, check_split, format_answer
 
 CHUNK = 2_000  # problems that are generated at a time
+
+
+@dataclass(frozen=True)
+class ReasoningGymConfig(TaskConfig):
+    """Of `ReasoningGym`."""
+
+    name: str = setting("reasoning_gym", "for tables and files")
+    dataset: str = setting("gsm_symbolic", "a data set of reasoning_gym")
+    params: dict[str, Any] = setting({}, "its settings, as task.params.<name>=<value>")
+    max_new_tokens: int = setting(128, "token budget of an episode", at_least=1)
+
+
+@dataclass(frozen=True)
+class MixedQualityConfig(TaskConfig):
+    """Of tasks with solutions of mixed quality."""
+
+    direct_share: float = setting(0.6, "share of solutions that jump straight to the answer", at_least=0, at_most=1)
+    wording: str = setting("{problem}", "what a problem says, with {problem} where its own part comes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "{problem}" not in self.wording:
+            raise ConfigurationError(
+                f"task.wording={self.wording!r}; expected {{problem}} in it, where the problem's own part comes"
+            )
+
+
+@dataclass(frozen=True)
+class ChainSumConfig(MixedQualityConfig):
+    """Of `ChainSum`."""
+
+    name: str = setting("chain_sum", "for tables and files")
+    min_terms: int = setting(2, "numbers of a sum, at least", at_least=2)
+    max_terms: int = setting(4, "numbers of a sum, at most", at_least=2)
+    min_digits: int = setting(1, "digits of a number, at least", at_least=1)
+    max_digits: int = setting(1, "digits of a number, at most", at_least=1)
+    wording: str = setting(r"{problem} = ? Put the final answer in \boxed{}.", "what a problem says")
+    max_new_tokens: int = setting(48, "token budget of an episode", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_terms > self.max_terms:
+            raise ConfigurationError(
+                f"task: expected 2 <= min_terms <= max_terms, got {self.min_terms} and {self.max_terms}"
+            )
+
+
+@dataclass(frozen=True)
+class LegCountingConfig(MixedQualityConfig):
+    """Of `LegCounting`."""
+
+    name: str = setting("leg_counting", "for tables and files")
+    min_animals: int = setting(1, "kinds of animals in a problem, at least", at_least=1)
+    max_animals: int = setting(3, "kinds of animals in a problem, at most", at_least=1)
+    min_instances: int = setting(1, "animals of a kind, at least", at_least=1)
+    max_instances: int = setting(5, "animals of a kind, at most", at_least=1)
+    wording: str = setting(
+        r"How many legs are there in total if you have {problem}? Put the final answer in \boxed{}.",
+        "what a problem says",
+    )
+    max_new_tokens: int = setting(80, "token budget of an episode", at_least=1)
 
 
 class ReasoningGym(Task):
@@ -18,33 +81,28 @@ class ReasoningGym(Task):
 
     Its solutions are the worked ones where the data set has them, and the bare answer otherwise. Judge answers that
     are no mathematics with `reward=reasoning_gym`. Problems of `tune` and `test` are unique.
-
-    Args:
-        dataset: its name in reasoning_gym.
-        params: its settings.
-        num_examples: solved problems in every prompt.
-        max_new_tokens: token budget of an episode.
     """
 
-    def __init__(
-        self,
-        dataset: str,
-        params: dict[str, Any] | None = None,
-        num_examples: int = 3,
-        max_new_tokens: int = 128,
-        name: str = "reasoning_gym",
-    ):
+    config_class: ClassVar[type[TaskConfig]] = ReasoningGymConfig
+    config: Any
+
+    def __init__(self, **settings: Any):
+        self.config = config = self.config_class.of(settings, f"task '{self.config_class.name}'")
+        self.name, self.max_new_tokens = config.name, config.max_new_tokens
+        self._open(config)
+        self._generate(0, 1)  # wrong settings show here
+        self.examples = self._draw("examples", config.num_examples, 0)
+
+    def _open(self, config: Any) -> None:
+        """Take `dataset` and `params` from the settings."""
         from reasoning_gym.factory import DATASETS
 
-        if dataset not in DATASETS:
+        if config.dataset not in DATASETS:
             raise ConfigurationError(
-                f"task.dataset={dataset}: reasoning_gym has no such data set.{did_you_mean(str(dataset), DATASETS)} "
+                f"task.dataset={config.dataset}: reasoning_gym has no such data set.{did_you_mean(config.dataset, DATASETS)} "
                 f"It has {', '.join(sorted(DATASETS))}."
             )
-        self.name, self.dataset, self.params = name, dataset, dict(params or {})
-        self.max_new_tokens = max_new_tokens
-        self._generate(0, 1)  # wrong settings show here
-        self.examples = self._draw("examples", num_examples, 0)
+        self.dataset, self.params = config.dataset, dict(config.params)
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         check_split(split)
@@ -102,21 +160,9 @@ class MixedQuality(ReasoningGym):
 
     `Problem.extra["style"]` says which (`direct` or `steps`). Problems of `tune` and `test` are unique; `sft` and `train` may
     repeat (there are only 200 sums of two one-digit terms).
-
-    Args:
-        direct_share: share of the solutions that say the answer only.
-        wording: what a problem says, with `{problem}` where its own part comes.
     """
 
-    def __init__(self, dataset: str, params: dict, direct_share: float, wording: str, num_examples: int, **rest):
-        if not 0 <= direct_share <= 1:
-            raise ConfigurationError(f"task.direct_share={direct_share}; expected a number from 0 to 1")
-        if "{problem}" not in wording:
-            raise ConfigurationError(
-                f"task.wording={wording!r}; expected {{problem}} in it, where the problem's own part comes"
-            )
-        self.direct_share, self.wording = direct_share, wording
-        super().__init__(dataset, params, num_examples, **rest)
+    config: Any  # a `MixedQualityConfig`
 
     @abstractmethod
     def own_part(self, item: dict) -> str:
@@ -137,12 +183,12 @@ class MixedQuality(ReasoningGym):
         return self.own_part(item)
 
     def _problem(self, item: dict, id: str, split: str, styles: random.Random) -> Problem:
-        share = 0.0 if split == "examples" else self.direct_share
+        share = 0.0 if split == "examples" else self.config.direct_share
         style = "direct" if styles.random() < share else "steps"
         lines = self.steps(item) if style == "steps" else []
         return Problem(
             id=id,
-            problem=self.wording.replace("{problem}", self.own_part(item)),
+            problem=self.config.wording.replace("{problem}", self.own_part(item)),
             answer=item["answer"],
             solution="\n".join([*lines, format_answer(item["answer"])]),
             extra={"style": style, "difficulty": self.difficulty(item), "metadata": item["metadata"]},
@@ -158,24 +204,11 @@ class ChainSum(MixedQuality):
         "another wording": {"wording": r"What is {problem}? Give the result in \boxed{}."},
     }
 
-    def __init__(
-        self,
-        min_terms: int = 2,
-        max_terms: int = 4,
-        min_digits: int = 1,
-        max_digits: int = 1,
-        direct_share: float = 0.6,
-        wording: str = r"{problem} = ? Put the final answer in \boxed{}.",
-        num_examples: int = 3,
-        max_new_tokens: int = 48,
-        name: str = "chain_sum",
-    ):
-        if not 2 <= min_terms <= max_terms:
-            raise ConfigurationError(f"task: expected 2 <= min_terms <= max_terms, got {min_terms} and {max_terms}")
-        params = dict(min_terms=min_terms, max_terms=max_terms, min_digits=min_digits, max_digits=max_digits)
-        super().__init__(
-            "chain_sum", params, direct_share, wording, num_examples, max_new_tokens=max_new_tokens, name=name
-        )
+    config_class = ChainSumConfig
+
+    def _open(self, config: ChainSumConfig) -> None:
+        self.dataset = "chain_sum"
+        self.params = {name: getattr(config, name) for name in ("min_terms", "max_terms", "min_digits", "max_digits")}
 
     def own_part(self, item: dict) -> str:
         return item["metadata"]["expression"]
@@ -207,24 +240,11 @@ class LegCounting(MixedQuality):
         },
     }
 
-    def __init__(
-        self,
-        min_animals: int = 1,
-        max_animals: int = 3,
-        min_instances: int = 1,
-        max_instances: int = 5,
-        direct_share: float = 0.6,
-        wording: str = r"How many legs are there in total if you have {problem}? Put the final answer in \boxed{}.",
-        num_examples: int = 3,
-        max_new_tokens: int = 80,
-        name: str = "leg_counting",
-    ):
-        params = dict(
-            min_animals=min_animals, max_animals=max_animals, min_instances=min_instances, max_instances=max_instances
-        )
-        super().__init__(
-            "leg_counting", params, direct_share, wording, num_examples, max_new_tokens=max_new_tokens, name=name
-        )
+    config_class = LegCountingConfig
+
+    def _open(self, config: LegCountingConfig) -> None:
+        names = ("min_animals", "max_animals", "min_instances", "max_instances")
+        self.dataset, self.params = "leg_counting", {name: getattr(config, name) for name in names}
 
     def own_part(self, item: dict) -> str:
         return ", ".join(_named(count, animal) for animal, count in item["metadata"]["animals"].items())

@@ -7,13 +7,15 @@ import math
 import random
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
+from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
 from ollm_rl.reward.answers import extract_answer, repair_escapes
-from ollm_rl.tasks.base import SPLITS, Problem, Task, bucket, check_split, format_answer, values_of
+from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket, check_split, format_answer, values_of
 from ollm_rl.tasks.reading import MARKS, VALIDATION, known_mark, read_hub, read_lines
 from ollm_rl.tasks.twins import Row, canonical, separate, with_own_ids
 
@@ -47,6 +49,57 @@ FIELDS: tuple[tuple[str, bool, tuple[type, ...], str], ...] = (
 )
 
 
+@dataclass(frozen=True)
+class JsonlConfig(TaskConfig):
+    """Of `Jsonl`."""
+
+    name: str = setting("jsonl", "for tables and files")
+    path: str | None = setting(None, 'file of {"problem", "answer", "solution"} lines', path=True)
+    num_examples: int = setting(2, "`sft` lines with a short solution that stand in every prompt", at_least=0)
+    domain: str | None = setting(None, "keep problems whose domain holds this text, in any case")
+    source: str | None = setting(None, "keep problems whose source holds this text, in any case")
+    min_difficulty: float | None = setting(None, "keep problems of at least this difficulty")
+    max_difficulty: float | None = setting(None, "keep problems of at most this difficulty")
+    easiest: int | None = setting(None, "keep so many of the least difficult problems of every split", at_least=1)
+
+
+@dataclass(frozen=True)
+class GSM8KConfig(JsonlConfig):
+    """Of `GSM8K`."""
+
+    name: str = setting("gsm8k", "for tables and files")
+    path: str | None = setting(None, "a local copy; null reads the hub", path=True)
+    hub_id: str = setting("openai/gsm8k", "the data set on the hub", path=True)
+    num_examples: int = setting(3, "`sft` lines with a short solution that stand in every prompt", at_least=0)
+
+
+@dataclass(frozen=True)
+class OmniMathConfig(JsonlConfig):
+    """Of `OmniMath`."""
+
+    name: str = setting("omni_math", "for tables and files")
+    path: str | None = setting(None, "a local copy; null reads the hub", path=True)
+    hub_id: str = setting("KbsdJames/Omni-MATH", "the data set on the hub", path=True)
+    num_examples: int = setting(3, "solved problems of our own that stand in every prompt", at_least=0)
+    max_new_tokens: int = setting(512, "token budget of an episode", at_least=1)
+
+
+@dataclass(frozen=True)
+class HubSolutionsConfig(TaskConfig):
+    """Of `HubSolutions`."""
+
+    name: str = setting("open_math_reasoning", "for tables and files")
+    hub_id: str = setting("nvidia/OpenMathReasoning", "a data set, streamed; a local directory will do", path=True)
+    hub_split: str = setting("cot", "its split")
+    problem: str = setting("problem", "its column of problems")
+    solution: str = setting("generated_solution", "its column of solutions")
+    answer: str = setting("expected_answer", "its column of answers")
+    max_characters: int = setting(8000, "of a solution", at_least=1)
+    buffer: int = setting(10_000, "rows among which the stream is shuffled", at_least=1)
+    num_examples: int = setting(0, "solved problems of our own that stand in every prompt", at_least=0)
+    max_new_tokens: int = setting(2048, "token budget of an episode", at_least=1)
+
+
 class Jsonl(Task):
     """Problems from a JSON-lines file with the fields `problem`, `answer`, and optionally `id`, `solution`, `split`,
     `domain` (a text or a list of texts), `difficulty` (a number) and `source`.
@@ -61,40 +114,22 @@ class Jsonl(Task):
     Attributes:
         notes: what is odd in the data and was put right, also logged.
         left_out: the problems of lines that were left out for their twins.
-
-    Args:
-        path: the file.
-        num_examples: `sft` lines with a short solution that stand in every prompt.
-        domain, source: keep problems whose domain (source) holds this text, in any case.
-        min_difficulty, max_difficulty: keep problems between these, both included.
-        easiest: keep so many of the least difficult problems of every split.
-        max_new_tokens: token budget of an episode.
     """
 
-    def __init__(
-        self,
-        path: str | None = None,
-        num_examples: int = 2,
-        domain: str | None = None,
-        source: str | None = None,
-        min_difficulty: float | None = None,
-        max_difficulty: float | None = None,
-        easiest: int | None = None,
-        max_new_tokens: int = 256,
-        name: str = "jsonl",
-    ):
-        self.name, self.max_new_tokens = name, max_new_tokens
-        self.domain, self.source, self.easiest = domain, source, easiest
-        self.min_difficulty, self.max_difficulty = min_difficulty, max_difficulty
-        self._check_settings()
-        if path is None and type(self) is Jsonl:
+    config_class: ClassVar[type[JsonlConfig]] = JsonlConfig
+    config: Any
+
+    def __init__(self, **settings: Any):
+        self.config = config = self.config_class.of(settings, f"task '{self.config_class.name}'")
+        self.name, self.max_new_tokens = config.name, config.max_new_tokens
+        if config.path is None and type(self) is Jsonl:
             raise ConfigurationError("task=jsonl needs a file; give task.path=<file.jsonl>")
-        rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows(path)])
+        rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows(config.path)])
         self.by_split, self.left_out, more = separate(self._spread(rows))
         self.notes = [*notes, *more]
         for note in self.notes:
-            _say(f"task '{name}': {note}")
-        self.examples = self._take_examples(num_examples)
+            _say(f"task '{self.name}': {note}")
+        self.examples = self._take_examples(config.num_examples)
         self._filter()
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
@@ -164,24 +199,13 @@ class Jsonl(Task):
 
     # Filters
 
-    def _check_settings(self) -> None:
-        for key in ("min_difficulty", "max_difficulty"):
-            value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ConfigurationError(f"task.{key}={value}; expected a number")
-        if self.easiest is not None and (type(self.easiest) is not int or self.easiest < 1):
-            raise ConfigurationError(f"task.easiest={self.easiest}; expected a positive integer")
-        for key in ("domain", "source"):
-            if (value := getattr(self, key)) is not None and not isinstance(value, str):
-                raise ConfigurationError(f"task.{key}={value}; expected a text")
-
     def _filter(self) -> None:
         everything = [p for split in self.by_split.values() for p in split]
         for key, field in (
             ("domain", "domain"), ("source", "source"), ("min_difficulty", "difficulty"),
             ("max_difficulty", "difficulty"), ("easiest", "difficulty"),
         ):  # fmt: skip
-            if (value := getattr(self, key)) is None:
+            if (value := getattr(self.config, key)) is None:
                 continue
             if not any(p.extra.get(field) is not None for p in everything):
                 raise ConfigurationError(f"task.{key}={value}: no problem of task '{self.name}' has a '{field}'")
@@ -236,19 +260,10 @@ class GSM8K(Jsonl):
     Read from the hub, or from `path`, in the original form (`question`, `answer` with its `####`) or as `Jsonl`.
     """
 
-    def __init__(
-        self,
-        path: str | None = None,
-        hub_id: str = "openai/gsm8k",
-        num_examples: int = 3,
-        name: str = "gsm8k",
-        **filters,
-    ):
-        self.hub_id = hub_id
-        super().__init__(path, num_examples, name=name, **filters)
+    config_class = GSM8KConfig
 
     def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
-        return read_lines(path) if path is not None else read_hub(self.hub_id, "main")
+        return read_lines(path) if path is not None else read_hub(self.config.hub_id, "main")
 
     def _parse(self, row: Any, where: str) -> tuple[Problem, str | None]:
         if isinstance(row, dict) and "question" in row and "####" in str(row.get("answer")):
@@ -266,16 +281,10 @@ class OmniMath(Jsonl):
     `test`. Its solutions are too long to stand in a prompt; short ones of our own do.
     """
 
-    def __init__(
-        self, path: str | None = None, hub_id: str = "KbsdJames/Omni-MATH", num_examples: int = 3,
-        max_new_tokens: int = 512,
-        name: str = "omni_math", **filters,
-    ):  # fmt: skip
-        self.hub_id = hub_id
-        super().__init__(path, num_examples, max_new_tokens=max_new_tokens, name=name, **filters)
+    config_class = OmniMathConfig
 
     def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
-        return read_lines(path) if path is not None else read_hub(self.hub_id)
+        return read_lines(path) if path is not None else read_hub(self.config.hub_id)
 
     def _spread(self, rows: list[Row]) -> dict[str, list[Row]]:
         return {split: [] for split in SPLITS} | {"test": rows}
@@ -290,31 +299,23 @@ class HubSolutions(Task):
     By default nvidia/OpenMathReasoning (arXiv 2504.16891). A problem's split follows from a hash of its text (up to spacing
     and Unicode forms), so that all of its solutions are in one; outside of `sft` it counts once. Rows without an answer or with
     a longer solution are left out.
-
-    Args:
-        hub_id, hub_split: the data set and its split; a local directory will do.
-        problem, solution, answer: its columns.
-        max_characters: of a solution.
-        buffer: rows among which the stream is shuffled.
-        max_new_tokens: token budget of an episode.
     """
 
-    def __init__(
-        self,
-        hub_id: str = "nvidia/OpenMathReasoning",
-        hub_split: str = "cot",
-        problem: str = "problem",
-        solution: str = "generated_solution",
-        answer: str = "expected_answer",
-        max_characters: int = 8000,
-        buffer: int = 10_000,
-        num_examples: int = 0,
-        max_new_tokens: int = 2048,
-        name: str = "open_math_reasoning",
-    ):
-        self.hub_id, self.hub_split, self.columns = hub_id, hub_split, (problem, solution, answer)
-        self.max_characters, self.buffer, self.max_new_tokens, self.name = max_characters, buffer, max_new_tokens, name
-        self.examples = EXAMPLES[:num_examples]
+    config_class = HubSolutionsConfig
+
+    def __init__(self, **settings: Any):
+        self.config = config = HubSolutionsConfig.of(settings, "task 'open_math_reasoning'")
+        self.hub_id, self.hub_split, self.columns = (
+            config.hub_id,
+            config.hub_split,
+            (config.problem, config.solution, config.answer),
+        )
+        self.max_characters, self.buffer, self.max_new_tokens = (
+            config.max_characters,
+            config.buffer,
+            config.max_new_tokens,
+        )
+        self.name, self.examples = config.name, EXAMPLES[: config.num_examples]
         self._known: dict[tuple[str, int, int], list[Problem]] = {}
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:

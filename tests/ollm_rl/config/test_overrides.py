@@ -253,7 +253,7 @@ def test_nothing_that_is_typed_ends_in_a_traceback(capsys, monkeypatch):
         try:
             command = draw.choice(("train", "compare", "oracle"))
             main([command, "--dry-run", "backbone=tiny", *overrides])
-            preflight(compose(["backbone=tiny", *overrides]).config)
+            preflight(compose(["backbone=tiny", *overrides]))
         except OLLMError as error:
             assert str(error), overrides
         except SystemExit as stopped:

@@ -19,7 +19,7 @@ def test_it_is_saved_with_its_backbone(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="no critic"):
         Critic.from_pretrained(tmp_path / "none", "one")
     with pytest.raises(CheckpointError, match="oracle.critic"):
-        preflight(compose([f"oracle.critic={tmp_path / 'none'}"]).config)
+        preflight(compose([f"oracle.critic={tmp_path / 'none'}"]))
 
 
 def test_the_branch_of_a_text_that_it_values_comes_first():

@@ -82,8 +82,8 @@ def constant():
     return 1.0
 
 
-def factory(deviation_penalty: float):
-    return lambda completions, **columns: [deviation_penalty for _ in completions]
+def factory(bonus: float):
+    return lambda completions, **columns: [bonus for _ in completions]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""The class or function that a dotted name stands for."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ollm_rl.errors import ConfigurationError
+
+
+def locate(target: str, key: str = "agent._target_") -> Any:
+    """The class or function that a dotted name stands for; the working directory is searched too.
+
+    Raises:
+        ConfigurationError: there is no such module or class, or its module cannot be imported.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module, _, name = str(target).rpartition(".")
+    remedy = "Expected <module>.<name>, the module importable from the working directory or installed."
+    try:
+        found = getattr(import_module(module), name, None) if module.strip(".") else None
+    except Exception as error:  # a module may raise anything
+        said = (
+            error if isinstance(error, ModuleNotFoundError) else f"importing it raised {type(error).__name__}: {error}"
+        )
+        raise ConfigurationError(f"{key}={target}: {said}. {remedy}") from error
+    if not callable(found):
+        what = f"no '{name}'" if found is None else f"'{name}' is no class or function"
+        raise ConfigurationError(f"{key}={target}: {what} in '{module}'. {remedy}")
+    return found

@@ -1,0 +1,33 @@
+"""Settings of evaluations and of the inspection of options. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ollm_rl.common.settings import Config, setting
+from ollm_rl.tasks.base import SPLITS
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """What agents are evaluated on, and how often."""
+
+    section: ClassVar[str] = "evaluate"
+
+    split: str = setting("test", "where the problems come from", choices=SPLITS)
+    num_problems: int = setting(200, "problems, one greedy answer each", at_least=1)
+    samples: int = setting(8, "sampled answers per problem, for avg@k, pass@k and maj@k; 0: none", at_least=0)
+    num_ood: int = setting(0, "test problems of each of the task's out-of-distribution variants", at_least=0)
+    num_kl: int = setting(0, "problems for the KL from where training started", at_least=0)
+    every: int | None = setting(None, "iterations between evaluations while training; null: none", at_least=1)
+    every_problems: int = setting(50, "problems of split `tune` for those", at_least=1)
+
+
+@dataclass(frozen=True)
+class InspectConfig(Config):
+    """What `inspect` shows."""
+
+    section: ClassVar[str] = "inspect"
+
+    split: str = setting("tune", "where the problems come from", choices=SPLITS)
+    num_problems: int = setting(20, "problems whose solutions are shown", at_least=1)
+    prompt: str | None = setting(None, "a text to answer in the terminal, in place of the page", literal=True)

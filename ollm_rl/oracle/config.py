@@ -1,0 +1,73 @@
+"""Settings of the oracle's searches. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ollm_rl.common.settings import Config, setting
+from ollm_rl.errors import ConfigurationError, did_you_mean
+
+TREES = ("best_first", "puct", "beam", "exhaustive")
+SEARCHES = (*TREES, "best_of_n", "teacher_forced")
+
+
+@dataclass(frozen=True)
+class SearchConfig(Config):
+    """One search."""
+
+    section: ClassVar[str] = "oracle"
+
+    search: str = setting("best_first", f"{', '.join(SEARCHES)}, or <module>.<class> of a frontier of your own")
+    budget: int = setting(1000, "generated tokens per problem", at_least=1)
+    max_tries: int | None = setting(
+        None, "texts per problem that the verifier is asked about; null: no limit", at_least=1
+    )
+    max_seconds: float | None = setting(
+        None, "for all problems, then every search stops with what it has; null: no limit", above=0
+    )
+    stop_when_solved: bool = setting(True, "false: a search goes on for the shortest solved text")
+    width: int | None = setting(
+        None, "most texts of one problem at the same time; null: 8 of beam and best_of_n, 32 of the others", at_least=1
+    )
+    slots: int = setting(64, "most texts of all problems at the same time", at_least=1)
+    keep_gib: float = setting(2.0, "memory for keys and values that branches go on from", at_least=0)
+    deviation_penalty: float = setting(
+        0.0, "best_first: nats that a text is put back by for every choice that is not the policy's first"
+    )
+    length_penalty: float = setting(
+        1.0, "best_first: puts branches that need fewer tokens first; 1 is by probability per token, 0 by probability"
+    )
+    exploration: float = setting(1.5, "puct: weight of the policy's probability")
+    params: dict[str, Any] = setting({}, "settings of a frontier of your own")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_search(self.search)
+
+
+@dataclass(frozen=True)
+class OracleConfig(SearchConfig):
+    """What the command `oracle` does."""
+
+    critic: str | None = setting(
+        None, "puct: directory of a critic, such as runs/<name>/policy of agent=ppo", path=True
+    )
+    num_problems: int = setting(200, "problems that are searched", at_least=1)
+    also: list[str] = setting([], "other searches on the same problems, for the table and the plot")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.also:
+            check_search(name)
+
+
+def check_search(name: str) -> None:
+    """Whether there can be a search of that name; one with dots is the user's own and is looked up later.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if name not in SEARCHES and not ("." in name and all(part.isidentifier() for part in name.split("."))):
+        raise ConfigurationError(
+            f"unknown search '{name}' of the oracle; expected one of {', '.join(SEARCHES)}, or <module>.<class>."
+            f"{did_you_mean(name, SEARCHES)}"
+        )
