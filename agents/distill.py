@@ -20,7 +20,7 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
 from ollm_rl.options.policies import LatentPolicy
-from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.teacher import played
 from ollm_rl.rollout.episode import Decisions, Episode, unpack
 from ollm_rl.rollout.sampler import Request
@@ -32,7 +32,7 @@ class Distill(PolicyAgent):
 
     Args:
         rounds: of search and imitation, each on new problems.
-        problems_per_round, budget, search, width: what is searched, and how; see `ollm_rl.oracle.Oracle`.
+        problems_per_round, budget, search, width: what is searched, and how; see `ollm_rl.oracle.oracle.Oracle`.
         texts_per_problem: solved texts that are looked for, no two the same. Several samples teach what the policy can
             do; the first text that a tree search solves is often a guess that it would not make again.
         epochs, learning_rate, dropout, batch_size: of imitation, which starts from the prior in every round.
@@ -66,13 +66,9 @@ class Distill(PolicyAgent):
                     f"agent.rounds={self.config.rounds} of agent.problems_per_round={self.config.problems_per_round} need more problems than "
                     f"the {len(problems)} of task '{session.task.name}' in split 'train'; lower one of them"
                 )
+            config = self.config
             oracle = Oracle(
-                session,
-                self.policy,
-                self.config.search,
-                self.config.budget,
-                self.config.width,
-                texts=self.config.texts_per_problem,
+                session, self.policy, config.search, config.budget, config.width, texts=config.texts_per_problem
             )
             searches = oracle.solve(part, session.seed, run.path / f"round_{number + 1}.jsonl")
             found = [text for s in searches for text in s.solutions]

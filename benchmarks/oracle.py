@@ -20,7 +20,9 @@ import torch
 
 from ollm_rl.config.compose import compose
 from ollm_rl.experiments.oracle_run import search_policy
-from ollm_rl.oracle import Oracle, Search, summarize_searches
+from ollm_rl.oracle.oracle import Oracle
+from ollm_rl.oracle.search import Search
+from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.report.plots import draw_curves
 from ollm_rl.session.opening import open_session

@@ -187,7 +187,9 @@ def _time_per_token(session: Session, episodes: int) -> float:
 @torch.inference_mode()
 def _step_at(session: Session, context: int, steps: int, rows: int = 8) -> tuple[float, float]:
     """Median seconds of a decode step of the engine with so many own tokens before it, and of its attention alone."""
-    engine = RolloutEngine(session.lm, session.prompter, rows, steps + 1, context)
+    engine = RolloutEngine(
+        session.lm, session.prompter, num_slots=rows, max_new_tokens=steps + 1, max_prompt_tokens=context
+    )
     engine.admit([[1] * 8] * rows)
     engine.lengths[:] = context
     taken = [_seconds(lambda: engine.advance(engine.options.tokens[:, 0])) for _ in range(steps)]
@@ -278,7 +280,7 @@ def decode_rates(
     and head alone as CUDA graphs (the limit), and `generate`; and of the prompts' prefill.
     """
     backbone = lm.backbone
-    engine = RolloutEngine(lm, _NoPrefix(), batch, steps, prompt)
+    engine = RolloutEngine(lm, _NoPrefix(), num_slots=batch, max_new_tokens=steps, max_prompt_tokens=prompt)
     ids = torch.randint(3, backbone.vocab_size, (batch, prompt), device=backbone.device)
 
     def of_engine() -> None:

@@ -10,9 +10,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.models.config import BackboneConfig
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import Session, make_session
 from ollm_rl.tasks import Problem
+from ollm_rl.tasks.generated import ChainSumConfig
 
 
 class LatentReasoningVectorEnv(VectorEnv):
@@ -39,10 +41,10 @@ class LatentReasoningVectorEnv(VectorEnv):
     def __init__(
         self,
         num_envs: int = 1,
-        backbone: str = "smollm2",
-        task: str | dict = "chain_sum",
+        backbone: str = BackboneConfig.name,
+        task: str | dict = ChainSumConfig.name,
         plugin: str | None = None,
-        dtype: str = "auto",
+        dtype: str = BackboneConfig.dtype,
         split: str = "train",
         num_problems: int = 1000,
         problem_seed: int = 0,

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from ollm_rl.cluster.config import RolloutConfig
 from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
@@ -211,10 +212,10 @@ class Pool:
         make: Callable[..., Any],
         args: Sequence[Any] = (),
         num_workers: int = 1,
-        num_cpus: float = 1,
-        num_gpus: float = 0,
-        hang_s: float = 120,
-        max_failures: int = 5,
+        num_cpus: float = RolloutConfig.num_cpus_per_worker,
+        num_gpus: float = RolloutConfig.num_gpus_per_worker,
+        hang_s: float = RolloutConfig.hang_s,
+        max_failures: int = RolloutConfig.max_failures,
     ):
         self.make, self.args = make, tuple(args)
         self.hang_s, self.max_failures = hang_s, max_failures

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ollm_rl.common.checkpoints import newest_whole, seal
 from ollm_rl.common.run_config import LIMITS, changes, read
 from ollm_rl.common.run_lock import LOCK, OWNER, hold, release
+from ollm_rl.common.run_settings import RunConfig
 from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Run:
         ConfigurationError: the directory cannot be written.
     """
 
-    def __init__(self, root: str | Path, name: str, config: str, resume: str = "auto"):
+    def __init__(self, root: str | Path, name: str, config: str, resume: str = RunConfig.resume):
         self.path = Path(root) / name
         if resume not in ("auto", "never", "must"):
             raise ConfigurationError(f"resume={resume!r}; expected 'auto', 'never' or 'must'")

@@ -161,13 +161,25 @@ def preflight(settings: Settings) -> None:
             raise CheckpointError(
                 f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote."
             )
+    for name in (config.oracle.search, *config.oracle.also):
+        if "." in name:
+            locate(name, "oracle.search")
     kind = locate(config.agent._target_)
+    if schema("agent", settings.choices["agent"]) is None and hasattr(kind, "config_class"):
+        _check_own(kind, {k: v for k, v in to_dict(config.agent).items() if k != "_target_"})
     if getattr(kind, "needs_model", False) and config.rollout.num_workers:
         raise ConfigurationError(
             f"agent._target_={config.agent._target_} needs the model in its own process; use rollout=local"
         )
     if config.reward._target_ != MATH_VERIFY:  # that one is known to be there, and costs its imports
         locate(config.reward._target_, "reward._target_")
+
+
+def _check_own(kind: Any, values: dict[str, Any]) -> None:
+    """The settings of an agent from outside that declares them by a `config_class`, as ours do."""
+    names = settings_of(kind.config_class)
+    if set(values) <= set(names):
+        kind.config_class.of(values)
 
 
 def to_dict(node: DictConfig) -> dict[str, Any]:

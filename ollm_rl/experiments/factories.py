@@ -8,7 +8,7 @@ from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import settings_taken, to_dict
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.options.policies import Critic
-from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.session.local import Session
 
 

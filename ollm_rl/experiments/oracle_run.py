@@ -11,7 +11,8 @@ from ollm_rl.evaluation.comparison import replays_of
 from ollm_rl.evaluation.replay import replay
 from ollm_rl.experiments.factories import make_agent, make_oracle
 from ollm_rl.experiments.single import SHOWN, SessionCache, is_done
-from ollm_rl.oracle import Oracle, summarize_searches
+from ollm_rl.oracle.oracle import Oracle
+from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.session.local import Session
 

@@ -17,6 +17,7 @@ from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import BackboneError, ConfigurationError
 from ollm_rl.models import driving
 from ollm_rl.models.attention import KVCache
+from ollm_rl.models.config import BackboneConfig
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import smollm2_dir
 from ollm_rl.models.tiny import tiny_model, tiny_tokenizer
@@ -149,11 +150,11 @@ def _fingerprint(model: Any) -> str:
 
 
 def load_backbone(
-    name: str = "smollm2",
-    dtype: str = "auto",
-    device: str = "auto",
-    revision: str | None = None,
-    quantization: str | None = None,
+    name: str = BackboneConfig.name,
+    dtype: str = BackboneConfig.dtype,
+    device: str = BackboneConfig.device,
+    revision: str | None = BackboneConfig.revision,
+    quantization: str | None = BackboneConfig.quantization,
 ) -> Backbone:
     """Load a backbone by name.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.modules import PlugIn, canonical, checkpoint_dir
 
 
@@ -36,7 +37,9 @@ class OptionLM:
         self.backbone, self.plugin = backbone, plugin.to(backbone.device)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str = "auto", device: str = "auto") -> "OptionLM":
+    def from_pretrained(
+        cls, path: str | Path, dtype: str = BackboneConfig.dtype, device: str = BackboneConfig.device
+    ) -> "OptionLM":
         """The plug-in in `path` (a directory or a hub id) with the backbone, and its revision, that it was made for.
 
         Raises:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,13 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import Critic, choose
-from ollm_rl.oracle.search import FRONTIERS, Frontier, Search, new_frontier
+from ollm_rl.oracle.config import SearchConfig
+from ollm_rl.oracle.search import Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
-SEARCHES = (*FRONTIERS, "best_of_n")
 WIDTHS = {"beam": 8, "best_of_n": 8}
 
 
@@ -35,19 +36,10 @@ class Oracle:
     """Search with a policy's log-probabilities.
 
     Args:
-        policy: such as `LatentPolicy`.
-        search: `best_first`, `puct`, `beam`, `exhaustive` or `best_of_n`.
-        budget: generated tokens per problem.
-        width: most texts of one problem that are followed at the same time, by default 8 of `beam` and `best_of_n` and
-            32 of the others.
-        slots: most texts of all problems that a tree search follows at the same time.
-        keep_gib: memory for keys and values of texts that branches go on from.
-        deviation_penalty, length_penalty: of `best_first`, see `BestFirst`; exploration: of `puct`.
+        policy: log-probabilities (n, K) of hidden states and masks, such as a `LatentPolicy`.
+        search, budget, width: of `SearchConfig`, which also has the other settings.
         critic: of `puct`, see there.
-        max_tries: texts per problem that the verifier is asked about, or None.
-        max_seconds: for all problems; then every search stops with what it has. None: no limit.
-        stop_when_solved: a problem's search ends with the first solved text, or with `texts` of them, no two the same;
-            else it goes on for the shortest one.
+        texts: a problem's search ends with so many solved texts, no two the same.
 
     Attributes:
         occupancy: mean share of `slots` that a decode step of the last tree search in this process used.
@@ -57,38 +49,26 @@ class Oracle:
         self,
         session: Session,
         policy: Policy,
-        search: str = "best_first",
-        budget: int = 1000,
-        width: int | None = None,
-        slots: int = 64,
-        keep_gib: float = 2.0,
-        deviation_penalty: float = 0.0,
-        length_penalty: float = 1.0,
-        exploration: float = 1.5,
+        search: str = SearchConfig.search,
+        budget: int = SearchConfig.budget,
+        width: int | None = SearchConfig.width,
         critic: Critic | None = None,
-        max_tries: int | None = None,
-        max_seconds: float | None = None,
-        stop_when_solved: bool = True,
         texts: int = 1,
+        **settings: Any,
     ):
-        if search not in SEARCHES:
-            raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(SEARCHES)}")
-        width = WIDTHS.get(search, 32) if width is None else width
-        least = {"budget": budget, "width": width, "slots": slots, "texts": texts}
-        for name, value in least.items():  # with none of them a search would wait for ever
-            if not value >= 1:
-                raise ConfigurationError(f"oracle.{name}={value}; expected at least 1")
-        self.session, self.policy = session, policy
-        self.search, self.budget, self.width, self.keep_gib = search, budget, width, keep_gib
-        self.slots, self.deviation_penalty, self.length_penalty, self.exploration = (
-            slots,
-            deviation_penalty,
-            length_penalty,
-            exploration,
-        )
-        self.critic = critic if search == "puct" else None
-        self.max_tries, self.max_seconds, self.stop_when_solved = max_tries, max_seconds, stop_when_solved
-        self.texts = texts
+        settings |= {"search": search, "budget": budget, "width": width}
+        self.config = config = SearchConfig.of(settings, "the oracle")
+        if config.search == "teacher_forced":
+            raise ConfigurationError(
+                "oracle.search='teacher_forced' is no search; call ollm_rl.oracle.teacher.teacher_forced"
+            )
+        if texts < 1:
+            raise ConfigurationError(f"oracle: texts={texts}; expected at least 1")
+        self.session, self.policy, self.texts = session, policy, texts
+        self.search, self.budget = config.search, config.budget
+        self.width = WIDTHS.get(config.search, 32) if config.width is None else config.width
+        self.critic = critic if config.search == "puct" else None
+        self._new_frontier()  # one of the user's own is looked up now, and not on a worker
         self.occupancy: float | None = None
 
     def solve(self, problems: Sequence[Problem], seed: int = 0, store: Path | None = None) -> list[Search]:
@@ -106,7 +86,7 @@ class Oracle:
             searches[at].restore(record)
         # By place: several problems may have one id.
         open_ones = [(at, p) for at, p in enumerate(problems) if at not in done]
-        deadline = None if self.max_seconds is None else time.time() + self.max_seconds
+        deadline = None if self.config.max_seconds is None else time.time() + self.config.max_seconds
         with track(f"oracle {self.search}", len(searches), "problems", done=len(done)) as bar:
             for record in self.session.map(_search, open_ones, self, seed, deadline):
                 searches[record["position"]].restore(record)
@@ -125,7 +105,7 @@ class Oracle:
         """
         searches = [Search(p, self._new_frontier()) for _, p in problems]
         places = {id(s): at for s, (at, _) in zip(searches, problems, strict=True)}
-        limits = self.budget, self.width, self.slots, self.keep_gib
+        limits = self.budget, self.width, self.config.slots, self.config.keep_gib
         tree = TreeSearch(self.session, self.policy, self._open, *limits, self.critic)
         run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         for search in run:
@@ -135,11 +115,11 @@ class Oracle:
     def _new_frontier(self) -> Frontier:
         if self.search == "best_of_n":
             return Frontier()
-        return new_frontier(self.search, self.deviation_penalty, self.length_penalty, self.exploration)
+        return new_frontier(self.config)
 
     def _open(self, search: Search) -> bool:
-        wanted = len(search.solutions) < self.texts or not self.stop_when_solved
-        left = self.max_tries is None or search.tried < self.max_tries
+        wanted = len(search.solutions) < self.texts or not self.config.stop_when_solved
+        left = self.config.max_tries is None or search.tried < self.config.max_tries
         return wanted and left and search.spent < self.budget
 
     def _best_of_n(self, searches: list[Search], seed: int, deadline: float | None) -> Iterator[Search]:

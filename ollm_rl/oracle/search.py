@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.oracle.config import SearchConfig
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
 
@@ -99,7 +101,7 @@ class BestFirst(Frontier):
             probability per token. What a branch needs is what the text that it leaves went on to say.
     """
 
-    def __init__(self, deviation_penalty: float = 0.0, length_penalty: float = 0.0):
+    def __init__(self, deviation_penalty: float, length_penalty: float):
         super().__init__()
         self.deviation_penalty, self.length_penalty = deviation_penalty, length_penalty
         self._heap: list[tuple[float, int, Branch]] = []
@@ -168,7 +170,7 @@ class Puct(Frontier):
     first choices make of it. If there is a critic, its value of the state is one reward more.
     """
 
-    def __init__(self, exploration: float = 1.5):
+    def __init__(self, exploration: float):
         super().__init__()
         self.exploration, self.root = exploration, Node()
 
@@ -219,18 +221,30 @@ FRONTIERS: dict[str, type[Frontier]] = {
 }  # fmt: skip
 
 
-def new_frontier(search: str, deviation_penalty: float, length_penalty: float, exploration: float) -> Frontier:
-    """The frontier of a tree search.
+def new_frontier(config: SearchConfig) -> Frontier:
+    """The frontier of a tree search: one of ours, or the user's own, whose class is called with `params`.
 
     Raises:
-        ConfigurationError: there is no such search.
+        ConfigurationError: there is no such class, it is no `Frontier`, or it does not take these settings.
     """
-    if search not in FRONTIERS:
-        raise ConfigurationError(f"oracle.search={search!r}; expected one of {', '.join(FRONTIERS)}, best_of_n")
-    kind = FRONTIERS[search]
+    if "." in config.search:
+        return _own_frontier(config)
+    kind = FRONTIERS[config.search]
     if kind is Puct:
-        return Puct(exploration)
-    return kind(deviation_penalty, length_penalty) if issubclass(kind, BestFirst) else kind()
+        return Puct(config.exploration)
+    return kind(config.deviation_penalty, config.length_penalty) if issubclass(kind, BestFirst) else kind()
+
+
+def _own_frontier(config: SearchConfig) -> Frontier:
+    kind = locate(config.search, "oracle.search")
+    if not (isinstance(kind, type) and issubclass(kind, Frontier)):
+        raise ConfigurationError(
+            f"oracle.search={config.search} is no frontier; expected a class that inherits from ollm_rl.oracle.search.Frontier"
+        )
+    try:
+        return kind(**config.params)
+    except TypeError as error:
+        raise ConfigurationError(f"oracle.search={config.search}: {error}; check oracle.params") from error
 
 
 @dataclass

@@ -8,6 +8,7 @@ the oracle drive them themselves.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.models.cuda_graphs import GraphedSteps
 from ollm_rl.options.option_lm import OptionLM, Options
+from ollm_rl.rollout.config import EngineConfig
 from ollm_rl.tasks.prompts import Prompter
 
 PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are not part of the cache's budget
@@ -90,12 +92,7 @@ class RolloutEngine:
     """Steps up to `num_slots` episodes at once.
 
     Args:
-        num_slots: most episodes at once; with `kv_cache_gib`, fewer if the budget holds fewer.
-        max_new_tokens: token budget of an episode.
-        max_prompt_tokens: room for prompts after the shared prefix; grows where it can.
-        kv_cache_gib: budget of the KV cache, the shared prefix included; None for what `num_slots` take.
-        cuda_graphs: replay decode steps as CUDA graphs where there is a GPU and it can be done.
-        profile: measure where the time goes (`profiler`).
+        settings: those of `EngineConfig`.
 
     Attributes:
         hidden: (n, d), what the head reads, of the n active rows.
@@ -105,30 +102,24 @@ class RolloutEngine:
             several episodes share count once.
     """
 
-    def __init__(
-        self,
-        lm: OptionLM,
-        prompter: Prompter,
-        num_slots: int = 128,
-        max_new_tokens: int = 48,
-        max_prompt_tokens: int = 64,
-        kv_cache_gib: float | None = None,
-        cuda_graphs: bool = True,
-        profile: bool = False,
-    ):
-        if num_slots < 1 or max_new_tokens < 1:
+    def __init__(self, lm: OptionLM, prompter: Prompter, **settings: Any):
+        config = EngineConfig.of(settings)
+        if config.max_new_tokens is None:
             raise ConfigurationError(
-                f"engine: expected at least one slot and one new token, got num_slots={num_slots}, "
-                f"max_new_tokens={max_new_tokens}"
+                "engine.max_new_tokens=null; expected the token budget of an episode, or a task that has one"
             )
         self.lm, self.prompter, self.backbone = lm, prompter, lm.backbone
-        self.most_slots, self.max_new_tokens, self.kv_cache_gib = num_slots, max_new_tokens, kv_cache_gib
-        self.cuda_graphs = cuda_graphs
+        self.most_slots, self.max_new_tokens, self.kv_cache_gib = (
+            config.num_slots,
+            config.max_new_tokens,
+            config.kv_cache_gib,
+        )
+        self.cuda_graphs = config.cuda_graphs
         self.eos_ids = self.backbone.eos_ids
-        self.profiler = Profiler(profile)
+        self.profiler = Profiler(config.profile)
         self.check_room(1)
         self.prefix = prefill_prefix(self.backbone, prompter.prefix)
-        self._allocate(max_prompt_tokens)
+        self._allocate(config.max_prompt_tokens)
         self.num_tokens = 0
         self.clear()
 

@@ -10,6 +10,7 @@ from ollm_rl.common import heartbeat
 from ollm_rl.common.progress import Bar
 from ollm_rl.errors import DataError
 from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import plugin_for
 from ollm_rl.options.modules import PlugIn
@@ -20,6 +21,7 @@ from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import Judge
 from ollm_rl.rollout.sampler import Act, Request, rollout
 from ollm_rl.tasks import SPLITS, Problem, Task, make_task
+from ollm_rl.tasks.generated import ChainSumConfig
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ class Session:
         self.backbone, self.plugin, self.task, self.seed = backbone, plugin, task, seed
         self.prompter = Prompter.for_task(backbone, task)
         self.lm = OptionLM(backbone, plugin)
-        self.engine_settings = {"max_new_tokens": task.max_new_tokens, **(engine or {})}
+        given = {name: value for name, value in (engine or {}).items() if value is not None}
+        self.engine_settings = {"max_new_tokens": task.max_new_tokens, **given}
         self.judge = judge or Judge(MathVerify())
         self.conversion: dict = {}
         self._judged_s = self.judge.seconds
@@ -166,17 +169,21 @@ def _current() -> Session:
 
 @cache
 def shared_backbone(
-    name: str, dtype: str, device: str = "auto", revision: str | None = None, quantization: str | None = None
+    name: str,
+    dtype: str,
+    device: str = BackboneConfig.device,
+    revision: str | None = None,
+    quantization: str | None = None,
 ) -> Backbone:
     """One backbone per process and name, however many environments use it."""
     return load_backbone(name, dtype, device, revision, quantization)
 
 
 def make_session(
-    backbone: str = "smollm2",
-    task: str | dict = "chain_sum",
+    backbone: str = BackboneConfig.name,
+    task: str | dict = ChainSumConfig.name,
     plugin: str | None = None,
-    dtype: str = "auto",
+    dtype: str = BackboneConfig.dtype,
     seed: int = 0,
     engine: dict[str, Any] | None = None,
     convert: ConversionConfig | None = None,

@@ -81,8 +81,9 @@ def open_in_worker(serialized_settings: tuple[Any, dict[str, str]], seed: int, p
 def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:
     """Refuse solutions that the backbone cannot read, and a budget that holds no episode, before a conversion is begun; say it if
     it holds fewer than wanted."""
-    check_room(backbone, len(Prompter.for_task(backbone, task).prefix) + 1, engine["max_new_tokens"])
-    prefix, own = len(Prompter.for_task(backbone, task).prefix), engine["max_prompt_tokens"] + engine["max_new_tokens"]
+    budget = engine["max_new_tokens"] or task.max_new_tokens
+    check_room(backbone, len(Prompter.for_task(backbone, task).prefix) + 1, budget)
+    prefix, own = len(Prompter.for_task(backbone, task).prefix), engine["max_prompt_tokens"] + budget
     slots = slots_within(backbone, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
     if slots < engine["num_slots"]:
         log.info("engine.kv_cache_gib=%s holds %d episodes at once", engine["kv_cache_gib"], slots)

@@ -10,8 +10,7 @@ from agents.prior import Prior
 from ollm_rl.common.run_dir import Run, whole_lines
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.options.policies import Sampling
-from ollm_rl.oracle import Search
-from ollm_rl.oracle.search import Frontier
+from ollm_rl.oracle.search import Frontier, Search
 from ollm_rl.oracle.teacher import _Following
 from ollm_rl.rollout.episode import Decisions
 from ollm_rl.rollout.sampler import Request, _Row

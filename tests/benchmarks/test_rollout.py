@@ -11,8 +11,7 @@ import rollout as rollout_benchmark
 import rollout_sections as sections
 
 from ollm_rl.models.backbone import load_backbone
-from ollm_rl.oracle import Search
-from ollm_rl.oracle.search import Frontier
+from ollm_rl.oracle.search import Frontier, Search
 from ollm_rl.tasks import Problem
 
 

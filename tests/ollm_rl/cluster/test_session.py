@@ -20,7 +20,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.evaluator import evaluate
 from ollm_rl.evaluation.replay import replay
 from ollm_rl.experiments.oracle_run import search_policy
-from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.session.opening import open_session, task_of
 from tests.conftest import QUICK_KEYS
 from tests.ollm_rl.cluster.faulty import Once

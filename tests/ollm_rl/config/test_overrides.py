@@ -9,10 +9,9 @@ from omegaconf import OmegaConf
 
 from ollm_rl.cli.app import main
 from ollm_rl.cli.sweep import combinations
-from ollm_rl.common.config_files import GROUPS
+from ollm_rl.common.config_files import GROUPS, known_settings
 from ollm_rl.config.checks import check_values
-from ollm_rl.config.compose import compose, preflight, to_dict
-from ollm_rl.config.overrides import keys
+from ollm_rl.config.compose import compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError
 from tests.conftest import QUICK_KEYS
 
@@ -184,11 +183,11 @@ def test_numbers_of_nothing_are_refused_before_anything_starts(given, nothing_st
 
 
 def test_a_class_of_the_users_own_may_count_as_it_likes():
-    config = compose(
+    settings = compose(
         ["agent._target_=collections.Counter", "agent.total_episodes=-1", "agent.path=~x [y", "agent.rank=none"]
-    ).config
-    check_values(config)
-    assert config.agent.path == "~x [y"
+    )
+    check_values(settings.config, settings.choices)
+    assert settings.config.agent.path == "~x [y"
 
 
 def test_directories_that_cannot_be_written_are_said_before_anything_starts(
@@ -247,7 +246,7 @@ def test_nothing_that_is_typed_ends_in_a_traceback(capsys, monkeypatch):
     )  # generates problems: too slow for so many
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
     draw = random.Random(0)
-    known = [*KEYS, *GROUPS, *keys(to_dict(compose(["agent=ppo", "task=jsonl"]).config))]
+    known = [*KEYS, *GROUPS, *known_settings(compose(["agent=ppo", "task=jsonl"]).choices)]
     given = [[*draw.choice(PREFIXES), f"{draw.choice(known)}={draw.choice(VALUES)}"] for _ in range(80)]
     for overrides in given:
         try:

@@ -6,7 +6,7 @@ import torch
 from ollm_rl.config.compose import compose, preflight
 from ollm_rl.errors import CheckpointError
 from ollm_rl.options.policies import Critic
-from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.search import Branch, Choice, Puct
 
 

@@ -15,8 +15,9 @@ from ollm_rl.evaluation.replay import replay
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.oracle import FRONTIERS, Oracle, summarize_searches
-from ollm_rl.oracle.oracle import SEARCHES
+from ollm_rl.oracle.oracle import SEARCHES, Oracle
+from ollm_rl.oracle.search import FRONTIERS
+from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import ChainSum
 

@@ -1,0 +1,81 @@
+"""docs/configuration.md, from the dataclasses: `python -m ollm_rl.config.document > docs/configuration.md`."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ollm_rl.common.config_files import GROUPS, SCHEMAS, SECTIONS, config_file, members, roots, schema, section
+from ollm_rl.common.settings import MOST, Config, Setting, settings_of
+
+HEAD = """# Configuration
+
+Every setting with its default and what is allowed. This page is made from the dataclasses that have them (`python -m
+ollm_rl.config.document > docs/configuration.md`); a test keeps it true.
+
+`group=choice` takes a member of a group, `group.key=value` sets one key; `ollm-rl <command> --dry-run` prints the result. `null` stands
+for "not set" where "null or ..." is allowed. In Python the same names are arguments: `ol.make_agent("grpo", session, beta=0.05)`.
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    parts = [HEAD, "## Settings of every command\n", _table("", roots())]
+    for name in SECTIONS:
+        parts += [f"## {name}\n", _about(section(name)), _table(f"{name}.", [section(name)])]
+    for group in GROUPS:
+        parts += [f"## {group}=\n", *_group(group)]
+    return "\n".join(part for part in parts if part)
+
+
+def _group(group: str) -> Iterator[str]:
+    kinds: dict[type[Config] | None, list[str]] = {}
+    for name in members(group):
+        kinds.setdefault(schema(group, name) if group in SCHEMAS else None, []).append(name)
+    for kind, names in kinds.items():
+        lines = [f"- `{group}={name}`{_differences(group, name)}" for name in names]
+        yield "\n".join(lines) + "\n"
+        if kind is not None:
+            yield _about(kind)
+            yield _table(f"{group}.", [kind])
+
+
+def _about(kind: type[Config]) -> str:
+    return f"{(kind.__doc__ or '').strip()}\n"
+
+
+def _differences(group: str, name: str) -> str:
+    """What a member's file says."""
+    own = OmegaConf.to_container(config_file(f"{group}/{name}.yaml"), resolve=False)
+    assert isinstance(own, Mapping | None)
+    values = {key: value for key, value in (own or {}).items() if key not in ("defaults", "shape")}
+    said = ", ".join(f"`{key}: {_shown(value)}`" for key, value in values.items() if not isinstance(value, dict))
+    return f": {said}" if said else ""
+
+
+def _table(prefix: str, kinds: list[type[Config]]) -> str:
+    rows = [_row(prefix, known) for kind in kinds for known in settings_of(kind).values()]
+    return (
+        "\n".join(["| key | default | allowed | |", "|---|---|---|---|", *rows]) + "\n" if rows else "(no settings)\n"
+    )
+
+
+def _row(prefix: str, known: Setting) -> str:
+    cells = [
+        f"`{prefix}{known.name}`",
+        f"`{_shown(known.default)}`",
+        re.sub(rf"from (\d+) to {MOST}\b", r"of at least \1", known.expected),
+        known.rules.get("doc", ""),
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(list(value)) if isinstance(value, list | tuple) else str(value)
+
+
+if __name__ == "__main__":
+    print(document(), end="")
