@@ -14,7 +14,7 @@ from ollm_rl.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
-ONE_VALUE = ("inspect.prompt", "runs_dir", "name")
+ONE_VALUE = ("inspect.prompt", "runs_dir")
 SWEPT = ("convert", "train", "evaluate", "oracle")  # `compare` has agents=[...] and seeds=[...]
 
 

@@ -91,6 +91,8 @@ class Setting(NamedTuple):
         such_as = {} if self.default is MISSING or not self.default else {list: self.default, dict: self.default}
         if self.kind is list:
             return f"a list such as [{','.join(map(str, such_as.get(list, ['a', 'b'])))}]"
+        if self.kind is str and isinstance(self.default, str) and self.default:
+            return f"a text such as {self.default}"
         return {bool: "true or false", str: "a text", dict: "settings such as {key:1}"}.get(self.kind, "a value")
 
     @property
@@ -100,15 +102,21 @@ class Setting(NamedTuple):
         low = rules.get("at_least") if rules.get("above") is None else rules["above"] + 1
         return low, MOST if rules.get("at_most") is None else rules["at_most"]
 
-    def check(self, key: str, value: Any) -> None:
+    def check(self, key: str, value: Any, said: str | None = None) -> None:
         """Whether `value` may stand here.
+
+        Args:
+            said: how it was written, for the message.
 
         Raises:
             ConfigurationError: not so; the message has what was expected.
         """
         if not self.allows(value):
-            near = did_you_mean(str(value), self.rules.get("choices") or ())
-            raise ConfigurationError(f"{key}={_shown(value)}; expected {self.expected}.{near}".removesuffix("."))
+            near, expected = did_you_mean(str(value), self.rules.get("choices") or ()), self.expected
+            if isinstance(value, float) and not math.isfinite(value):
+                expected = expected.replace("a number", "a finite number")
+            shown = _shown(value) if said is None else f"{said:.120}"
+            raise ConfigurationError(f"{key}={shown}; expected {expected}.{near}".removesuffix("."))
 
     def allows(self, value: Any) -> bool:
         if value is None:

@@ -103,7 +103,7 @@ def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: d
     """Values that referred to others, and home directories."""
     for key, text in given.items():
         if "${" in text and key in known and not known[key].rules.get("literal"):
-            known[key].check(key, OmegaConf.select(config, key))
+            known[key].check(key, OmegaConf.select(config, key), text)
     for key, found in known.items():
         value = OmegaConf.select(config, key) if found.rules.get("path") else None
         if isinstance(value, str) and value.startswith("~"):

@@ -50,7 +50,7 @@ def _differences(group: str, name: str) -> str:
     own = OmegaConf.to_container(config_file(f"{group}/{name}.yaml"), resolve=False)
     assert isinstance(own, Mapping | None)
     values = {key: value for key, value in (own or {}).items() if key not in ("defaults", "shape")}
-    said = ", ".join(f"`{key}: {_shown(value)}`" for key, value in values.items() if not isinstance(value, dict))
+    said = ", ".join(f"`{key!s}: {_shown(value)}`" for key, value in values.items() if not isinstance(value, dict))
     return f": {said}" if said else ""
 
 

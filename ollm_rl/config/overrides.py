@@ -58,7 +58,7 @@ def value_of(key: str, text: str, known: Mapping[str, Setting], open_groups: set
         raise ConfigurationError(f"{key}= has no value; expected {found.expected}")
     value = _text(key, text) if found.kind is str else _read(key, text, found)
     if not (isinstance(value, str) and "${" in value):
-        found.check(key, value)
+        found.check(key, value, text)
     return value
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from ollm_rl.cli.app import main
 from ollm_rl.cli.sweep import alternatives, combinations
+from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
 from tests.conftest import QUICK_KEYS
 
@@ -33,7 +34,15 @@ def test_every_combination_has_a_name_of_its_own():
 @pytest.mark.parametrize("wrong", ["seed=0,", "name=a,b"])
 def test_what_cannot_be_combined_is_said(wrong):
     with pytest.raises(ConfigurationError, match="cannot read"):
-        combinations([wrong])
+        for job in combinations([wrong]):
+            compose(job)
+
+
+def test_several_values_may_be_written_as_in_hydra():
+    assert alternatives("seed=range(0,3)") == ["seed=0", "seed=1", "seed=2"]
+    assert alternatives("agent=choice(grpo,ppo)") == ["agent=grpo", "agent=ppo"]
+    assert alternatives("seeds=[0,1]") == ["seeds=[0,1]"]
+    assert alternatives("task.wording=Don't add {problem}, tell me") == ["task.wording=Don't add {problem}, tell me"]
 
 
 def test_a_mistake_in_the_last_combination_shows_before_the_first_runs(tmp_path, capsys):
