@@ -19,6 +19,8 @@ from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
+from ollm_rl.options.modules import masked
+from ollm_rl.options.option_lm import NO_LATENT
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.teacher import played
@@ -108,7 +110,7 @@ class Distill(PolicyAgent):
         One in some thousand comes out differently in bf16, where batches of another size round otherwise: it is left out.
         """
         session = self.session
-        texts = [(Request(e.problem, i), [z for z in e.latents if z >= 0]) for i, e in enumerate(found)]
+        texts = [(Request(e.problem, i), [z for z in e.latents if z != NO_LATENT]) for i, e in enumerate(found)]
         packed = session.map(played, texts)
         episodes = [unpack(p, [e.problem], session.backbone.device)[0] for p, e in zip(packed, found, strict=True)]
         return [p for p, e in zip(episodes, found, strict=True) if p.tokens == e.tokens]
@@ -130,7 +132,7 @@ class Distill(PolicyAgent):
                 for rows in torch.randperm(len(data), generator=generator).split(self.config.batch_size):
                     rows = rows.to(data.z.device)
                     x = F.dropout(self.policy.standardize(data.hidden[rows]), self.config.dropout)
-                    logits = self.policy.net(x).float().masked_fill(~data.mask[rows], -1e9)
+                    logits = masked(self.policy.net(x).float(), data.mask[rows])
                     losses.append(descend(optimizer, F.cross_entropy(logits, data.z[rows])))
                 last = sum(losses) / len(losses)
                 bar.advance(1, f"loss {last:.3f}")

@@ -241,7 +241,7 @@ def describe(episodes: list[Episode], group: int) -> dict:
         f"pass_at_{group}": float(rewards.max(1).mean()),
         "frac_reward_zero_std": float((rewards.std(1) == 0).mean()),
         "completions/mean_length": float(np.mean([len(e.tokens) for e in episodes])),
-        "completions/clipped_ratio": float(np.mean([e.stop == "length" for e in episodes])),
+        "completions/clipped_ratio": float(np.mean([e.truncated for e in episodes])),
         "decisions/mean": float(np.mean([e.num_decisions for e in episodes])),
         "no_answer_rate": float(np.mean([e.answer is None for e in episodes])),
     }

@@ -11,7 +11,8 @@ from gymnasium.vector.utils import batch_space
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.config import BackboneConfig
-from ollm_rl.rollout.episode import Episode
+from ollm_rl.options.option_lm import NO_LATENT
+from ollm_rl.rollout.episode import Episode, stop_reason
 from ollm_rl.session.local import Session, make_session
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.generated import ChainSumConfig
@@ -129,8 +130,8 @@ class LatentReasoningVectorEnv(VectorEnv):
         done = [i for i in range(self.num_envs) if self.episodes[i].stop]
         for i in done:
             self.ended[i] = True
-            terminated[i] = self.episodes[i].stop == "eos"
-            truncated[i] = self.episodes[i].stop == "length"
+            truncated[i] = self.episodes[i].truncated
+            terminated[i] = not truncated[i]
         self._finish(done, rewards, infos)
         return self._observe(), rewards, terminated, truncated, infos
 
@@ -153,17 +154,12 @@ class LatentReasoningVectorEnv(VectorEnv):
         """One token for each of `rows`; rows whose episode ends are not advanced."""
         if not rows:
             return
-        tokens, deciding = self.engine.options.tokens, self.engine.options.decision.tolist()
+        tokens, recorded = self.engine.options.tokens.tolist(), self.engine.options.latents.tolist()
         on, fed = [], []
         for i, z in zip(rows, latents, strict=True):
-            episode, token = self.episodes[i], int(tokens[i, z])
-            episode.tokens.append(token)
-            episode.latents.append(z if deciding[i] else -1)
-            self.decisions[i] += deciding[i]
-            if token in self.session.backbone.eos_ids:
-                episode.stop = "eos"
-            elif len(episode.tokens) >= self.engine.max_new_tokens:
-                episode.stop = "length"
+            episode, token, latent = self.episodes[i], tokens[i][z], recorded[i][z]
+            episode.append(token, latent, self.engine.eos_ids, self.engine.max_new_tokens)
+            self.decisions[i] += latent != NO_LATENT
             if not episode.stop:
                 on.append(i)
                 fed.append(token)
@@ -191,8 +187,8 @@ class LatentReasoningVectorEnv(VectorEnv):
             self._feed(waiting, [0] * len(waiting))
 
     def _ends(self, i: int, token: int) -> bool:
-        spent = len(self.episodes[i].tokens) + 1 >= self.engine.max_new_tokens
-        return spent or token in self.session.backbone.eos_ids
+        after = len(self.episodes[i].tokens) + 1
+        return bool(stop_reason(token, after, self.engine.eos_ids, self.engine.max_new_tokens))
 
     def _observe(self):
         hidden = self.engine.hidden.float().cpu().numpy().copy()  # the engine writes over its own

@@ -89,7 +89,7 @@ def _inspected(session: Session, problems: list[Problem]) -> list[list[Position]
 def _positions(session: Session, hidden: Tensor, logits: Tensor, options: Options, x: Tensor) -> Iterator[Position]:
     """A position for each of the states (n, d) with their options and gold tokens `x` (n,)."""
     plugin, decode = session.plugin, session.backbone.tokenizer.decode
-    prior = plugin.prior_logits(hidden).masked_fill(~options.mask, -1e9).softmax(-1)
+    prior = plugin.prior_logits(hidden, options.mask).softmax(-1)
     picks = plugin.encoder_logits(hidden, session.backbone.head.weight[x]).argmax(-1).tolist()
     log_p = logits.float().log_softmax(-1)
     entropies = -(log_p.exp() * log_p).sum(-1)
@@ -147,7 +147,7 @@ def inspect_prompt(session: Session, prompt: str) -> dict:
     """The prior's greedy answer to a prompt, with what every option would have said; as `replay` gives it."""
 
     def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        z = session.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
+        z = session.plugin.prior_logits(hidden, mask).argmax(-1)
         return z, torch.zeros(len(z), device=z.device)
 
     request = Request(Problem("prompt", prompt, ""))

@@ -4,6 +4,7 @@ from collections import Counter
 
 import torch
 
+from ollm_rl.options.option_lm import NO_LATENT
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import Session
@@ -36,7 +37,7 @@ def _replay(session: Session, engine: RolloutEngine, episodes: list[Episode]) ->
     position = 0
     while active:
         tokens, mask = engine.options.tokens, engine.options.mask
-        prior = session.plugin.prior_logits(engine.hidden).masked_fill(~mask, -1e9).softmax(-1)
+        prior = session.plugin.prior_logits(engine.hidden, mask).softmax(-1)
         for row, i in enumerate(active):
             offered = [
                 (z, tokenizer.decode([int(tokens[row, z])]), round(float(prior[row, z]), 4))
@@ -64,7 +65,7 @@ def changes(session: Session, episodes: list[Episode], most: int = 8) -> dict:
     decisions, found = 0, Counter[tuple[str, str]]()
     for episode in replay(session, episodes):
         for step in episode["steps"]:
-            if step["latent"] >= 0 and len(step["options"]) > 1:
+            if step["latent"] != NO_LATENT and len(step["options"]) > 1:
                 decisions += 1
                 _, favourite, _ = max(step["options"], key=lambda option: option[2])
                 if favourite != step["token"]:

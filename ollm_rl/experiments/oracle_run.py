@@ -2,7 +2,7 @@
 
 import time
 
-import torch
+from torch import Tensor
 
 from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings
@@ -14,6 +14,7 @@ from ollm_rl.experiments.single import SHOWN, SessionCache, is_done
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
+from ollm_rl.oracle.tree import Policy
 from ollm_rl.session.local import Session
 
 
@@ -47,7 +48,7 @@ def run_oracle(
         return rows, curves
 
 
-def search_policy(session: Session, settings: Settings):
+def search_policy(session: Session, settings: Settings) -> Policy:
     """Log-probabilities to search with: those of the policy given by `policy=`, else the prior's."""
     if settings.config.policy is not None:
         agent = make_agent(session, settings.config.agent, settings.config.policy)
@@ -55,8 +56,8 @@ def search_policy(session: Session, settings: Settings):
             return agent.policy
         raise ConfigurationError(f"agent '{settings.agent_name}' has no log-probabilities to search with")
 
-    def prior(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return session.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).log_softmax(-1)
+    def prior(hidden: Tensor, mask: Tensor) -> Tensor:
+        return session.plugin.prior_log_probs(hidden, mask)  # sent to a worker, it asks the plug-in there
 
     return prior
 

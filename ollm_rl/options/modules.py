@@ -22,6 +22,7 @@ from ollm_rl.errors import CheckpointError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import PlugInConfig
 
+IMPOSSIBLE = -1e9  # a masked latent's logit: finite, so that probability zero times its logarithm is zero, not NaN
 FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
 
 
@@ -31,6 +32,11 @@ def mlp(inputs: int, width: int, outputs: int, depth: int = 2) -> nn.Sequential:
     for i in range(depth):
         layers += [nn.Linear(width if i else inputs, width), nn.GELU()]
     return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits (n, K) with latents that `mask` (n, K) excludes practically impossible; None excludes none."""
+    return logits if mask is None else logits.masked_fill(~mask, IMPOSSIBLE)
 
 
 class Standardize(nn.Module):
@@ -123,9 +129,13 @@ class PlugIn(nn.Module):
             hidden = torch.cat([hidden, hidden.new_zeros(FEW - n, hidden.shape[1])])
         return self.decoder(self.standardize(hidden))[:n]
 
-    def prior_logits(self, hidden: Tensor) -> Tensor:
-        """log pi0(z | h) up to a constant: (n, d) -> (n, K)."""
-        return self.prior(self.standardize(hidden))
+    def prior_logits(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log pi0(z | h) up to a constant: (n, d) -> (n, K), among the latents that `mask` (n, K) allows."""
+        return masked(self.prior(self.standardize(hidden)), mask)
+
+    def prior_log_probs(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log pi0(z | h): (n, d) -> (n, K), among the latents that `mask` (n, K) allows."""
+        return self.prior_logits(hidden, mask).log_softmax(-1)
 
     def encoder_logits(self, hidden: Tensor, token_embedding: Tensor) -> Tensor:
         """log q(z | h, x) up to a constant; `token_embedding` (n, d) is the gold token's row of the head."""

@@ -11,6 +11,8 @@ from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.modules import PlugIn, canonical, checkpoint_dir
 
+NO_LATENT = -1  # on record for a token that was nobody's choice among latents
+
 
 @dataclass
 class Options:
@@ -26,8 +28,14 @@ class Options:
 
     @property
     def decision(self) -> Tensor:
-        """(n,) bool: the options decode to more than one token."""
+        """(n,) bool: the options decode to more than one token; elsewhere the position is forced, and any says the same."""
         return self.mask[:, 1:].any(-1)
+
+    @property
+    def latents(self) -> Tensor:
+        """(n, K) int64: what is on record as the latent of a token that an option gives: its number, or `NO_LATENT` if forced."""
+        numbers = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return torch.where(self.decision[:, None], numbers, NO_LATENT)
 
 
 class OptionLM:

@@ -104,7 +104,7 @@ def _metrics(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[st
     """The figures of n positions (n,), their entropy, and the prior's probabilities (n, K)."""
     logits = option_logits(backbone, plugin, batch)
     decoded, target = logits.argmax(-1), batch.target[:, None]
-    log_prior = plugin.prior_logits(batch.hidden).log_softmax(-1)
+    log_prior = plugin.prior_log_probs(batch.hidden)
     log_q = plugin.encoder_logits(batch.hidden, backbone.head.weight[batch.gold]).log_softmax(-1)
     log_p = logits.log_softmax(-1).gather(2, target[..., None].expand(-1, logits.shape[1], 1))[..., 0]
     own = backbone.after_head(batch.logits).masked_fill(batch.logits.isneginf(), float("-inf")).log_softmax(-1)

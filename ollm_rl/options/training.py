@@ -147,7 +147,7 @@ def _train_decoder(
                     logits_of=shortlist_logits(backbone, batch),
                     biases=decoder_biases(backbone, plugin, batch),
                     target=batch.target,
-                    log_prior=plugin.prior_logits(batch.hidden).log_softmax(-1),
+                    log_prior=plugin.prior_log_probs(batch.hidden),
                     log_q=plugin.encoder_logits(batch.hidden, weight[batch.gold]).log_softmax(-1),
                 )
                 loss, kl, logits = objective(at, config, controller.weight)

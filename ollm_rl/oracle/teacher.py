@@ -26,12 +26,12 @@ class _Following:
     """
 
     def __init__(self, latents: Sequence[int], session: Session):
-        self._left, self._workspace = iter(latents), session
+        self._left, self._session = iter(latents), session
 
     def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         z = next(self._left, None)
         if z is None:
-            best = self._workspace.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).argmax(-1)
+            best = self._session.plugin.prior_logits(hidden, mask).argmax(-1)
         else:
             best = torch.full((len(hidden),), z, device=hidden.device)
         return best, torch.zeros(len(hidden), device=hidden.device)

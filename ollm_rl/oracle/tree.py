@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ollm_rl.options.option_lm import NO_LATENT, Options
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.kv_store import KeptTexts
 from ollm_rl.oracle.search import Branch, Choice, Search
 from ollm_rl.rollout.engine import stay_in_place
-from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.episode import EOS, LENGTH, Episode, stop_reason
 from ollm_rl.rollout.sampler import REFILL
 from ollm_rl.session.local import Session
 
@@ -48,10 +49,10 @@ class _Wave:
 class _Step:
     """What every engine row could say next, and how likely the policy finds it: plain lists, for many small looks."""
 
-    def __init__(self, tokens: Tensor, mask: Tensor, decision: Tensor, log_probs: Tensor, values: Tensor | None):
-        self.tokens, self.masks, self.deciding = tokens.tolist(), mask.tolist(), decision.tolist()
+    def __init__(self, options: Options, log_probs: Tensor, values: Tensor | None):
+        self.tokens, self.masks, self.latents = options.tokens.tolist(), options.mask.tolist(), options.latents.tolist()
         self.scores, self.best = log_probs.tolist(), log_probs.argmax(-1).tolist()
-        self.values = [0.0] * len(tokens) if values is None else values.tolist()
+        self.values = [0.0] * len(self.tokens) if values is None else values.tolist()
         self.ranks = log_probs.argsort(-1, descending=True).argsort(-1).tolist()
 
     def allowed(self, i: int) -> list[int]:
@@ -60,9 +61,10 @@ class _Step:
     def said(self, row: _Row, z: int) -> tuple[int, int, Choice | None]:
         """Token, latent and choice of a text that goes on with latent z: as `Branch.child` and `extend` take them."""
         i = row.row
-        if not self.deciding[i]:
-            return self.tokens[i][z], -1, None
-        return self.tokens[i][z], z, Choice(len(row.branch.tokens), self.ranks[i][z], self.scores[i][z])
+        token, latent = self.tokens[i][z], self.latents[i][z]
+        if latent == NO_LATENT:
+            return token, latent, None
+        return token, latent, Choice(len(row.branch.tokens), self.ranks[i][z], self.scores[i][z])
 
 
 class TreeSearch:
@@ -179,7 +181,7 @@ class TreeSearch:
         options = self.engine.options
         log_probs = self.policy(self.engine.hidden, options.mask)
         values = None if self.critic is None else self.critic(self.engine.hidden)
-        step = _Step(options.tokens, options.mask, options.decision, log_probs, values)
+        step = _Step(options, log_probs, values)
         ended: list[tuple[Search, _Row]] = []
         for wave in waves:
             ready = [row for row in wave.rows if not row.fresh and not self._ended(row.branch)]
@@ -209,7 +211,11 @@ class TreeSearch:
     def _beam_step(self, search: Search, rows: list[_Row], step: _Step, room: int) -> list[_Row]:
         """The `room` likeliest texts with one more token; of the others, what is not on its way waits in the frontier."""
         scores = [
-            (-row.branch.log_prob - (step.scores[row.row][z] if step.deciding[row.row] else 0.0), order, z)
+            (
+                -row.branch.log_prob - (0.0 if step.latents[row.row][z] == NO_LATENT else step.scores[row.row][z]),
+                order,
+                z,
+            )
             for order, row in enumerate(rows)
             for z in step.allowed(row.row)
         ]
@@ -233,15 +239,13 @@ class TreeSearch:
 
     def _ended(self, branch: Branch) -> bool:
         if not branch.stop and branch.tokens:
-            if branch.tokens[-1] in self.engine.eos_ids:
-                branch.stop = "eos"
-            elif len(branch.tokens) >= self.engine.max_new_tokens:
-                branch.stop = "length"
+            tokens, engine = branch.tokens, self.engine
+            branch.stop = stop_reason(tokens[-1], len(tokens), engine.eos_ids, engine.max_new_tokens)
         return bool(branch.stop)
 
     def _judge(self, ended: list[tuple[Search, _Row]]) -> None:
         """Verdicts on the whole texts among those that ended, in one call."""
-        whole = [(search, row.branch) for search, row in ended if row.branch.stop in ("eos", "length")]
+        whole = [(search, row.branch) for search, row in ended if row.branch.stop in (EOS, LENGTH)]
         decode = self.session.prompter.decode
         episodes = [
             Episode(s.problem, 0, list(b.tokens), list(b.latents), b.stop, text=decode(b.tokens)) for s, b in whole

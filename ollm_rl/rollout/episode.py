@@ -9,6 +9,15 @@ from torch import Tensor
 
 from ollm_rl.tasks import Problem
 
+EOS, LENGTH = "eos", "length"  # why an episode ends: with its text, or cut off by its token budget
+
+
+def stop_reason(token: int, num_tokens: int, eos_ids: Sequence[int], max_new_tokens: int) -> str:
+    """Why a text of `num_tokens` generated tokens, `token` the last of them, ends: `EOS`, `LENGTH`, or "" if it goes on."""
+    if token in eos_ids:
+        return EOS
+    return LENGTH if num_tokens >= max_new_tokens else ""
+
 
 @dataclass
 class Episode:
@@ -41,6 +50,17 @@ class Episode:
     reward: float = 0.0
     verdict: str = ""
     policy_version: int | None = None
+
+    def append(self, token: int, latent: int, eos_ids: Sequence[int], max_new_tokens: int) -> None:
+        """One more token, after which the episode may have ended (`stop`)."""
+        self.tokens.append(token)
+        self.latents.append(latent)
+        self.stop = stop_reason(token, len(self.tokens), eos_ids, max_new_tokens)
+
+    @property
+    def truncated(self) -> bool:
+        """It was cut off by the token budget."""
+        return self.stop == LENGTH
 
     @property
     def solved(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.option_lm import NO_LATENT
 from ollm_rl.rollout.engine import RolloutEngine, stay_in_place
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
@@ -102,14 +103,15 @@ class _Rollout:
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
             everybody = self.from_logits or not self.skip_forced
-            asked = torch.ones_like(at, dtype=torch.bool) if everybody else engine.options.decision[at]
+            options = engine.options
+            asked = torch.ones_like(at, dtype=torch.bool) if everybody else options.decision[at]
             chosen = self._ask(rows, at, asked.nonzero()[:, 0])
             if self.from_logits:
-                tokens, latents = chosen, torch.full_like(chosen, -1)
+                tokens, latents = chosen, torch.full_like(chosen, NO_LATENT)
             else:
-                tokens, latents = engine.options.tokens[at, chosen], torch.where(asked, chosen, -1)
+                tokens, latents = options.tokens[at, chosen], chosen if everybody else options.latents[at, chosen]
             for row, token, latent in zip(rows, tokens.tolist(), latents.tolist(), strict=True):
-                row.append(token, latent, engine.eos_ids)
+                row.episode.append(token, latent, engine.eos_ids, row.max_new_tokens)
                 if row.episode.stop:
                     yield row.place, row.finish(engine.prompter)
             shared = self._fork(shared)
@@ -196,15 +198,6 @@ class _Row:
             self.mask.append(mask)
         self.z.append(z)
         self.log_probs.append(log_prob)
-
-    def append(self, token: int, latent: int, eos_ids: list[int]) -> None:
-        episode = self.episode
-        episode.tokens.append(token)
-        episode.latents.append(latent)
-        if token in eos_ids:
-            episode.stop = "eos"
-        elif len(episode.tokens) == self.max_new_tokens:
-            episode.stop = "length"
 
     def finish(self, prompter: Prompter) -> Episode:
         episode = self.episode
