@@ -70,6 +70,7 @@ class LatentModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
         config: Any = self.model_config
         self.target = LatentPolicy(**config["sizes"]).requires_grad_(False)
         self.target.load_state_dict(self.policy.state_dict())
+        self.target.to(self.policy.standardize.mean.device)  # the learner has moved the rest already
 
     def get_target_network_pairs(self) -> list:
         return [(self.policy, self.target)]
@@ -134,6 +135,10 @@ class EpisodeRunner(SingleAgentEnvRunner):
         self.prior = LatentPolicy.from_prior(self.session.plugin)
         self.begin(0)
 
+    def make_module(self) -> None:
+        super().make_module()
+        self.module.to(self.session.backbone.device)  # RLlib's place is its learner's; here the engine asks it
+
     def begin(self, iteration: int) -> None:
         """What is sampled follows from the seed, the runner and the iteration, so that a resumed run samples the same."""
         self.iteration, self.calls, self.barren = iteration, 0, 0
@@ -187,7 +192,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
             "episodes": (n, "sum"), "tokens": (sum(len(e.tokens) for e in episodes), "sum"),
             "solved": (sum(e.reward for e in episodes), "sum"),
             "no_answer": (sum(e.answer is None for e in episodes), "sum"),
-            "truncated": (sum(e.stop == "length" for e in episodes), "sum"),
+            "truncated": (sum(e.truncated for e in episodes), "sum"),
         }  # fmt: skip
         for name, (value, reduce) in figures.items():
             self.metrics.log_value(f"ollm_{name}", value, reduce=reduce)

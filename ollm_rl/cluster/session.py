@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ollm_rl.cluster.pool import Pool, start_ray
 from ollm_rl.common.progress import Bar
@@ -159,7 +161,7 @@ class ClusterSession(Session):
         self._under_way.clear()
 
     def run_on_model(self, function: Callable, *args: Any) -> Any:
-        return self.pool.call(function, *args)
+        return self.pool.call(_run, function, *args)
 
     def map(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
         size = max(1, -(-len(items) // (4 * len(self.pool))))  # some parts for every worker: they take unequal times
@@ -184,8 +186,32 @@ class ClusterSession(Session):
         self.pool.close()
 
 
+def settle(sent: Sequence[Any], device: torch.device) -> None:
+    """Move the weights in what was sent to the device of the model that they will be asked beside.
+
+    The driver that sent them may have another (a laptop drives workers with GPUs), and no `forward` moves itself. Weights are
+    looked for in policies, in objects that have some (an agent, a search) and in objects that have those.
+    """
+    layer = list(sent)
+    for _ in range(4):
+        inner: list[Any] = []
+        for value in layer:
+            if isinstance(value, nn.Module):
+                value.to(device)
+            elif isinstance(value, MethodType):
+                inner.append(value.__self__)
+            elif not isinstance(value, Session | type | ModuleType | Tensor):
+                inner += getattr(value, "__dict__", {}).values()
+        layer = inner
+
+
+def _run(session: Session, function: Callable, *args: Any) -> Any:
+    settle(args, session.backbone.device)
+    return function(session, *args)
+
+
 def _listed(session: Session, function: Callable, items: Sequence, *args: Any) -> list:
-    return list(function(session, items, *args))
+    return list(_run(session, function, items, *args))
 
 
 def _describe(session: Session) -> tuple:
@@ -198,6 +224,7 @@ def _roll(
     from_logits: bool,
 ) -> dict:  # fmt: skip
     """A chunk of episodes, with their rewards."""
+    settle(acts, session.backbone.device)
     for request, i in zip(requests, named, strict=True):
         request.act = acts[i]
     return pack(session.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits))

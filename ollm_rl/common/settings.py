@@ -154,7 +154,7 @@ def settings_of(kind: type) -> dict[str, Setting]:
     return {f.name: _setting(f, hints[f.name]) for f in fields(kind)}
 
 
-def _setting(f: Field, hint: Any) -> Setting:
+def _setting(f: Field[Any], hint: Any) -> Setting:
     kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     nullable = NoneType in kinds
     kind = next((k for k in kinds if k is not NoneType), object)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ollm_rl.errors import CheckpointError
-from ollm_rl.options.modules import PlugIn, Standardize, mlp
+from ollm_rl.options.modules import PlugIn, Standardize, masked, mlp
 
 
 class LatentPolicy(nn.Module):
@@ -30,11 +30,7 @@ class LatentPolicy(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
-        if hidden.device != self.standardize.mean.device:  # it was sent to where the engine is, or RLlib holds it
-            with torch.inference_mode(False):
-                self.to(hidden.device)
-        logits = self.net(self.standardize(hidden)).float()
-        return (logits if mask is None else logits.masked_fill(~mask, -1e9)).log_softmax(-1)
+        return masked(self.net(self.standardize(hidden)).float(), mask).log_softmax(-1)
 
     def save_pretrained(self, path: str | Path, **facts) -> None:
         """Write `policy.safetensors` and `policy.json`; `facts` are kept in the latter."""
