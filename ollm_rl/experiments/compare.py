@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from ollm_rl.common.config_files import RENAMED_CHOICES
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.config.compose import Settings, on_cluster
@@ -50,7 +51,7 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
     done: set[Path] = set()
     for overrides, settings, run in comparisons:
         for part in parts_of(overrides, settings):
-            path = run.path / part.name
+            path = _directory(run.path, part)
             if (path / CONFIG).exists():
                 grown, _ = may_continue(path, part.settings.yaml())
                 done |= {path} if is_done(path, grown, part.settings, part.do is run_trial) else set()
@@ -73,6 +74,16 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
     side_by_side(
         {path: partial(_run_part, path, p.do, serialize_settings(p.settings), p.seed) for path, p in waiting}, rollout
     )
+
+
+def _directory(root: Path, part: Part) -> Path:
+    """A part's directory. One of an earlier release, under what its agent was called then, gets its name of today."""
+    path, today = root / part.name, part.settings.agent_name
+    former = [root / f"{old}-{part.seed}" for old, new in RENAMED_CHOICES.items() if new == today]
+    if part.do is run_trial and not path.exists():
+        for old in filter(Path.exists, former):
+            old.rename(path)
+    return path
 
 
 def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
