@@ -36,7 +36,7 @@ class Agent(ABC):
         self.session = session
         self.config = self.config_class.of(settings, f"agent {type(self).__name__}")
 
-    def learn(self, run: Run) -> dict:
+    def learn(self, run: Run) -> dict[str, Any]:
         """Train, writing metrics, rollouts and checkpoints to `run`.
 
         Returns:

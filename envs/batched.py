@@ -1,6 +1,6 @@
 """The natively batched environment: one backbone, n episodes, one forward pass a step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.config import BackboneConfig
@@ -17,8 +18,10 @@ from ollm_rl.session.local import Session, make_session
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.generated import ChainSumConfig
 
+Observation = np.ndarray | dict[str, np.ndarray]  # hidden states, or with their masks beside them
 
-class LatentReasoningVectorEnv(VectorEnv):
+
+class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     """`num_envs` episodes at once; action: a latent; reward: 1.0 at the end if the verifier accepts the answer.
 
     An ended episode starts anew at the next step, whose action is ignored for it (autoreset NEXT_STEP). Problems are
@@ -43,7 +46,7 @@ class LatentReasoningVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         backbone: str = BackboneConfig.name,
-        task: str | dict = ChainSumConfig.name,
+        task: str | dict[str, Any] = ChainSumConfig.name,
         plugin: str | None = None,
         dtype: str = BackboneConfig.dtype,
         split: str = "train",
@@ -87,7 +90,9 @@ class LatentReasoningVectorEnv(VectorEnv):
         self.ended = np.zeros(num_envs, dtype=bool)
         self.generators = [np.random.default_rng() for _ in range(num_envs)]
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Start all episodes. `options={"problem": i}` (or a list of n) names problems instead of drawing them."""
         if seed is not None:
             seeds = seed if isinstance(seed, list) else [seed + i for i in range(self.num_envs)]
@@ -105,10 +110,10 @@ class LatentReasoningVectorEnv(VectorEnv):
             self._run_on(range(self.num_envs), range(self.num_envs))
         return self._observe(), self._problem_info(range(self.num_envs))
 
-    def step(self, actions):
+    def step(self, actions: ArrayLike) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Give every running episode a latent (n,)."""
         actions = np.asarray(actions).reshape(-1)
-        k = self.single_action_space.n
+        k = self.session.lm.num_options
         if len(actions) != self.num_envs or actions.min() < 0 or actions.max() >= k:
             raise ConfigurationError(f"expected {self.num_envs} actions from 0 to {k - 1}, got {actions.tolist()}")
         rewards = np.zeros(self.num_envs, dtype=np.float64)
@@ -135,11 +140,11 @@ class LatentReasoningVectorEnv(VectorEnv):
         self._finish(done, rewards, infos)
         return self._observe(), rewards, terminated, truncated, infos
 
-    def render(self):
+    def render(self) -> tuple[str, ...]:
         """The texts so far."""
         return tuple(self.session.prompter.decode(e.tokens) for e in self.episodes)
 
-    def close_extras(self, **kwargs) -> None:
+    def close_extras(self, **kwargs: Any) -> None:
         """End the processes of the verifier, if the session is the environment's own."""
         if self._own_session:
             self.session.close()
@@ -190,13 +195,13 @@ class LatentReasoningVectorEnv(VectorEnv):
         after = len(self.episodes[i].tokens) + 1
         return bool(stop_reason(token, after, self.engine.eos_ids, self.engine.max_new_tokens))
 
-    def _observe(self):
+    def _observe(self) -> Observation:
         hidden = self.engine.hidden.float().cpu().numpy().copy()  # the engine writes over its own
         if not self.action_mask:
             return hidden
         return {"observation": hidden, "action_mask": self.engine.options.mask.to(torch.int8).cpu().numpy()}
 
-    def _problem_info(self, rows) -> dict[str, Any]:
+    def _problem_info(self, rows: Iterable[int]) -> dict[str, Any]:
         infos: dict[str, Any] = {}
         for i in rows:
             problem = self.episodes[i].problem

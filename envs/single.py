@@ -5,10 +5,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.batched import LatentReasoningVectorEnv
+from envs.batched import LatentReasoningVectorEnv, Observation
 
 
-class LatentReasoningEnv(gymnasium.Env):
+class LatentReasoningEnv(gymnasium.Env[Observation, int]):
     """One problem an episode; the arguments are those of `LatentReasoningVectorEnv` without `num_envs`."""
 
     metadata = {"render_modes": ["ansi"]}
@@ -19,26 +19,29 @@ class LatentReasoningEnv(gymnasium.Env):
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self.batch.generators = [self.np_random]  # the stream of default_rng(seed), as in the batched one
         observation, infos = self.batch.reset(options=options)
         return self._first(observation), _only(infos)
 
-    def step(self, action):
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         observation, rewards, terminated, truncated, infos = self.batch.step(np.array([action]))
         return self._first(observation), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
 
-    def render(self):
+    def render(self) -> str | None:  # type: ignore[override]
         return self.batch.render()[0] if self.render_mode == "ansi" else None
 
     def close(self) -> None:
         self.batch.close()
 
-    def _first(self, observation):
+    def _first(self, observation: Observation) -> Observation:
         if isinstance(observation, dict):
             return {name: value[0] for name, value in observation.items()}
-        return observation[0]
+        first: np.ndarray = observation[0]
+        return first
 
 
 def _only(infos: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Backbone:
     fingerprint: str = ""
     revision: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
         self.fingerprint = self.fingerprint or _fingerprint(self.model)
         self._rows: dict[int, Tensor] = {}  # by thread
@@ -75,13 +75,15 @@ class Backbone:
 
     @property
     def head(self) -> nn.Linear:
-        return self.model.get_output_embeddings()
+        head: nn.Linear = self.model.get_output_embeddings()
+        return head
 
     @property
     def body(self) -> nn.Module:
         """What gives the states that the head reads."""
         prefix = self.model.base_model_prefix
-        return getattr(self.model, prefix) if hasattr(self.model, prefix) else self.model.get_decoder()
+        body: nn.Module = getattr(self.model, prefix) if hasattr(self.model, prefix) else self.model.get_decoder()
+        return body
 
     @property
     def num_parameters(self) -> int:
@@ -104,7 +106,8 @@ class Backbone:
         beat()
         with kv.call(positions, rows, span):
             out = self.body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False)
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -198,12 +201,12 @@ def load_backbone(
 
 def _pretrained(
     source: str | Path, dtype: torch.dtype, place: str | torch.device, revision: str | None, quantization: str | None
-):
+) -> tuple[Any, Any]:
     """Model and tokenizer; accelerate places the weights, so that none is held twice."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     looks_local = str(source).startswith((".", "/", "~"))
     if looks_local and not (Path(source).expanduser() / "config.json").exists():
         raise BackboneError(
@@ -215,7 +218,7 @@ def _pretrained(
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         settings: dict[str, Any] = {}
         if quantization is not None:
-            settings["quantization_config"] = BitsAndBytesConfig(
+            settings["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
                 load_in_8bit=quantization == "8bit",
                 load_in_4bit=quantization == "4bit",
                 bnb_4bit_compute_dtype=dtype,

@@ -35,7 +35,7 @@ def tiny_model(dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Any:
     """A byte-level tokenizer (256 bytes and three markers) with the chat template of SmolLM2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

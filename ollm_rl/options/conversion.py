@@ -20,6 +20,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def plugin_for(
     backbone: Backbone, prompter: Prompter, task: Task, config: ConversionConfig, run: Run | None = None
-) -> tuple[PlugIn, dict, Path]:
+) -> tuple[PlugIn, dict[str, Any], Path]:
     """The plug-in of this backbone, task and configuration: from the cache, or converted now.
 
     An interrupted conversion goes on where it was: with the shard of hidden states, or the epoch. Metrics go to `run`.
@@ -100,7 +101,7 @@ def _fitting(backbone: Backbone, prompter: Prompter, problems: list[Problem]) ->
 def _converted(
     backbone: Backbone, prompter: Prompter, train: list[Problem], heldout: list[Problem], config: ConversionConfig,
     path: Path, run: Run | None,
-) -> tuple[PlugIn, dict, Path]:  # fmt: skip
+) -> tuple[PlugIn, dict[str, Any], Path]:  # fmt: skip
     """Make the plug-in, measure it, and write both to `path`."""
     start = time.monotonic()
     states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)

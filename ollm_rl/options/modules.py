@@ -74,7 +74,8 @@ class Decoder(nn.Module):
         hidden = nn.functional.gelu(self.reads(x)[:, None] * (1 + self.scale) + self.shift)
         for layer in self.between:
             hidden = nn.functional.gelu(layer(hidden))
-        return self.writes(hidden)
+        bias: Tensor = self.writes(hidden)
+        return bias
 
     def zero_(self) -> "Decoder":
         """Make every option equal to the backbone (for checks against plain decoding)."""
@@ -127,7 +128,8 @@ class PlugIn(nn.Module):
         n = len(hidden)
         if n < FEW:  # other kernels, other roundings: an option must not depend on how many rows are looked at
             hidden = torch.cat([hidden, hidden.new_zeros(FEW - n, hidden.shape[1])])
-        return self.decoder(self.standardize(hidden))[:n]
+        biases: Tensor = self.decoder(self.standardize(hidden))
+        return biases[:n]
 
     def prior_logits(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """log pi0(z | h) up to a constant: (n, d) -> (n, K), among the latents that `mask` (n, K) allows."""
@@ -140,7 +142,8 @@ class PlugIn(nn.Module):
     def encoder_logits(self, hidden: Tensor, token_embedding: Tensor) -> Tensor:
         """log q(z | h, x) up to a constant; `token_embedding` (n, d) is the gold token's row of the head."""
         both = torch.cat([self.standardize(hidden), token_embedding.to(self.token_scale.dtype) * self.token_scale], -1)
-        return self.encoder(both)
+        logits: Tensor = self.encoder(both)
+        return logits
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `plugin.safetensors` and `plugin.json`, which names the backbone that it belongs to."""

@@ -65,7 +65,7 @@ class OptionLM:
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` writes; arguments as in transformers (`private`, `token`, `revision`, ...)."""
-        return self._ordinary().push_to_hub(repo_id, **kwargs)
+        return str(self._ordinary().push_to_hub(repo_id, **kwargs))
 
     def _ordinary(self) -> Any:
         from ollm_rl.options.hf import OptionLMForCausalLM  # it builds on this module

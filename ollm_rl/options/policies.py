@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,7 +33,7 @@ class LatentPolicy(nn.Module):
         """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
         return masked(self.net(self.standardize(hidden)).float(), mask).log_softmax(-1)
 
-    def save_pretrained(self, path: str | Path, **facts) -> None:
+    def save_pretrained(self, path: str | Path, **facts: Any) -> None:
         """Write `policy.safetensors` and `policy.json`; `facts` are kept in the latter."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,8 @@ class Critic(nn.Module):
         return critic.to(plugin.standardize.mean.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.net(self.standardize(hidden))[:, 0]
+        values: Tensor = self.net(self.standardize(hidden))
+        return values[:, 0]
 
     def save_pretrained(self, path: str | Path, fingerprint: str) -> None:
         """Write `critic.safetensors` and `critic.json`."""

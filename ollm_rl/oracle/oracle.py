@@ -97,7 +97,9 @@ class Oracle:
                 bar.advance(1, f"{solved} solved")
         return searches
 
-    def records(self, problems: Sequence[tuple[int, Problem]], seed: int, deadline: float | None) -> Iterator[dict]:
+    def records(
+        self, problems: Sequence[tuple[int, Problem]], seed: int, deadline: float | None
+    ) -> Iterator[dict[str, Any]]:
         """Search these problems here; what `Search.record` gives, with their `position`, in the order in which they end.
 
         Args:
@@ -150,12 +152,12 @@ class Oracle:
 
 def _search(
     session: Session, problems: Sequence[tuple[int, Problem]], oracle: Oracle, seed: int, deadline: float | None
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """For `Session.map`; on a cluster, the oracle's session is the worker's."""
     return oracle.records(problems, seed, deadline)
 
 
-def _place_of(record: dict, problems: Sequence[Problem]) -> int | None:
+def _place_of(record: dict[str, Any], problems: Sequence[Problem]) -> int | None:
     """Which of `problems` a stored search is of; None if that cannot be said.
 
     A record without `position`, of an earlier release, says it by an id that only one problem has.

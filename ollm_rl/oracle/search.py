@@ -7,7 +7,7 @@ followed yet and says which is next; options that decode to the same token are o
 import heapq
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError
@@ -287,7 +287,7 @@ class Search:
             self.solved_at, self.choices = self.spent, choices
         self.solutions.append(episode)
 
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """What a resumed run needs."""
         names = ("spent", "recomputed", "tried", "timeouts", "solved_at")
         return {
@@ -295,7 +295,7 @@ class Search:
             "solutions": [_stored(e) for e in self.solutions], "choices": self.choices,
         }  # fmt: skip
 
-    def restore(self, record: dict) -> None:
+    def restore(self, record: dict[str, Any]) -> None:
         """Take over what `record` gave."""
         for name in ("spent", "recomputed", "tried", "timeouts", "solved_at"):
             setattr(self, name, record[name])
@@ -303,7 +303,7 @@ class Search:
         self.solutions = [Episode(self.problem, **stored) for stored in record["solutions"]]
 
 
-def _stored(episode: Episode) -> dict:
+def _stored(episode: Episode) -> dict[str, Any]:
     return {
         k: getattr(episode, k) for k in ("seed", "tokens", "latents", "stop", "text", "answer", "reward", "verdict")
     }

@@ -1,6 +1,7 @@
 """What searches found: the row of `results.json`, solved share against budget, and how far the latents are from the policy's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from ollm_rl.oracle.search import Search
 CURVE = (25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
-def summarize_searches(searches: Sequence[Search], search: str, budget: int) -> tuple[dict, list[dict]]:
+def summarize_searches(
+    searches: Sequence[Search], search: str, budget: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The oracle's row of `results.json`, and its solved share at growing budgets."""
     n = len(searches)
     solved = [s for s in searches if s.solution is not None]
@@ -44,7 +47,7 @@ def summarize_searches(searches: Sequence[Search], search: str, budget: int) -> 
     return row, curve
 
 
-def deviations(solved: Sequence[Search]) -> dict | None:
+def deviations(solved: Sequence[Search]) -> dict[str, Any] | None:
     """How far the latents of solved texts stray from the policy; None if nothing is known of them.
 
     `mean`: choices per text that are not the policy's first; `none`: share of texts without one; `ranks`: share of all

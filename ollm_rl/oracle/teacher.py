@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class _Following:
             best = torch.full((len(hidden),), z, device=hidden.device)
         return best, torch.zeros(len(hidden), device=hidden.device)
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a policy that keeps its place is not sent; send the latents, and let `play` make it there")
 
 
@@ -51,13 +52,13 @@ def play(
     return session.rollout(requests, _Following([], session), skip_forced=skip_forced, keep_hidden=keep_hidden)
 
 
-def played(session: Session, texts: Sequence[tuple[Request, Sequence[int]]]) -> Iterator[dict]:
+def played(session: Session, texts: Sequence[tuple[Request, Sequence[int]]]) -> Iterator[dict[str, Any]]:
     """`play` for `Session.map`: each episode as `pack` has it."""
     yield from (pack([episode]) for episode in play(session, texts))
 
 
 @torch.inference_mode()
-def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = "encoder") -> dict:
+def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = "encoder") -> dict[str, Any]:
     """Pick a latent for every gold token, and play them.
 
     Args:

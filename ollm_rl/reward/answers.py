@@ -157,7 +157,7 @@ _PROSE = re.compile(r"(?<!\\)\b[^\W\d_]{3,} +[^\W\d_]{2,}|[?!:]$")
 _SHORT = re.compile(r"[-+±≈]?\s?(?:[0-9.$\\({\[|€£¥₹√π∞]|[^\W\d_](?![^\W\d_]))|[^\W\d_][\w-]*$")
 
 
-def _behind(text: str, phrase: re.Match) -> str | None:
+def _behind(text: str, phrase: re.Match[str]) -> str | None:
     """What a phrase says the answer is; empty if nothing is there, None if it was cut off."""
     start = phrase.end() - (phrase[0].endswith("$") and phrase[0].lstrip().startswith("####"))
     rest = text[start : start + MAX_FORMULA].lstrip(" \t\r\n:：*=_")

@@ -7,6 +7,7 @@ math-verify's own comparison is not used: it takes neighbouring large numbers fo
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import sympy
 
@@ -201,7 +202,7 @@ def _by_name(items: Items) -> list[Node] | None:
     return [subjects[name] for name in sorted(subjects)] if len(subjects) == len(items.parts) > 1 else None
 
 
-def _matched(left: Sequence, right: Sequence, equal: Callable) -> bool:
+def _matched(left: Sequence[Any], right: Sequence[Any], equal: Callable[..., Any]) -> bool:
     """There is a one-to-one matching of equals; equality is transitive, so the first partner will do."""
     rest = list(right)
     for item in left:
@@ -225,7 +226,7 @@ def _equal_to_object(shape: Node, leaf: Node) -> bool:
 
 def _same_sets(gold: Node, answer: Node) -> bool:
     try:
-        return _as_set(gold) == _as_set(answer)
+        return bool(_as_set(gold) == _as_set(answer))
     except (NotUnderstood, TypeError, ValueError):
         return False
 

@@ -187,11 +187,11 @@ def _equal_at(a: sympy.Basic, b: sympy.Basic, point: dict[str, Fraction], comple
 def _stable(e: Evaluator, x: Value, y: Value) -> bool:
     """They agree in half of the digits that the lower precision has: what more precision would not change."""
     x, y = e.real(x), e.real(y)
-    return abs(x - y) <= abs(y) * e.mp.mpf(2) ** (-EXTRA // 2)
+    return bool(abs(x - y) <= abs(y) * e.mp.mpf(2) ** (-EXTRA // 2))
 
 
 def _near(e: Evaluator, x: Value, y: Value) -> bool:
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
     # Half of the precision is the size of the numbers in the formula; the rounding errors are far below it.
-    return abs(e.real(x) - e.real(y)) < e.mp.mpf(2) ** (-(e.mp.prec // 2) - EXTRA // 4)
+    return bool(abs(e.real(x) - e.real(y)) < e.mp.mpf(2) ** (-(e.mp.prec // 2) - EXTRA // 4))

@@ -39,11 +39,11 @@ class MathVerify:
 
     def __call__(
         self,
-        prompts: Sequence | None = None,
-        completions: Sequence = (),
+        prompts: Sequence[Any] | None = None,
+        completions: Sequence[Any] = (),
         *,
-        log_extra: Callable | None = None,
-        **columns,
+        log_extra: Callable[..., Any] | None = None,
+        **columns: Sequence[Any],
     ) -> list[float]:
         if self.column not in columns:
             found = ", ".join(sorted(columns)) or "none"
@@ -64,7 +64,9 @@ class ReasoningGym:
 
     __name__ = "reasoning_gym"
 
-    def __call__(self, prompts: Sequence | None = None, completions: Sequence = (), **columns) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **columns: Sequence[Any]
+    ) -> list[float]:
         import reasoning_gym
 
         if "metadata" not in columns:

@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from antlr4.atn.PredictionMode import PredictionMode
@@ -22,7 +23,7 @@ _REPEATING = re.compile(r"[0-9]*\.[0-9]*\\overline\{[0-9]+\}")
 _DECIMAL = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
 
 
-class _Parser(_Latex2Sympy):
+class _Parser(_Latex2Sympy):  # type: ignore[misc] # it has no types
     """math-verify's parser with three of its decisions changed.
 
     A number before a number in brackets, or before a binomial, is a product; to the original it is a mixed number.
@@ -32,12 +33,12 @@ class _Parser(_Latex2Sympy):
 
     prediction = PredictionMode.SLL
 
-    def create_parser(self, latex_str):
+    def create_parser(self, latex_str: str) -> Any:
         parser = super().create_parser(latex_str)
         parser._interp.predictionMode = self.prediction
         return parser
 
-    def convert_postfix_list(self, arr, i=0):
+    def convert_postfix_list(self, arr: Any, i: int = 0) -> Any:
         first = self.convert_postfix(arr[i])
         if i + 1 == len(arr):
             if isinstance(first, list):
@@ -49,7 +50,7 @@ class _Parser(_Latex2Sympy):
         is_matrix = getattr(first, "is_Matrix", False) or getattr(others, "is_Matrix", False)
         return (self.mat_mul_flat if is_matrix else self.mul_flat)(first, others)
 
-    def parse_number(self, text):
+    def parse_number(self, text: str) -> sympy.Basic:
         number = text.replace(",", "").strip()
         if not _DECIMAL.fullmatch(number):
             raise NotUnderstood(text[:80])
@@ -60,7 +61,7 @@ class _ContextParser(_Parser):
     prediction = PredictionMode.LL
 
 
-def _tree(text: str):
+def _tree(text: str) -> Any:
     try:
         return _Parser(is_real=False, config=PARSER).parse(text)
     except (MemoryError, RecursionError):

@@ -11,12 +11,13 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from ollm_rl.reward.normal_form import plain_number
 from ollm_rl.reward.units import canonical, is_known
 from ollm_rl.reward.words import ordinal, unwrapped
 
-Key = tuple
+Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _ratio(text: str) -> Literal | None:
     return Literal(text.replace(r"\text{to}", ":"), pair | proportional, frozenset(), quotient, quotient)
 
 
-def _reduced(numbers: list) -> tuple | None:
+def _reduced(numbers: list[Any]) -> tuple[Any, ...] | None:
     """The ratio in its smallest integers; None if a number is zero."""
     if not all(numbers):
         return None

@@ -77,7 +77,7 @@ _IN_TEXT = r"\\text\{[^{}]*\}(?:\s*\^\s*\{?-?[0-9]\}?)?"
 _AFTER_A_UNIT = r"\s*(?:$|[/.,;:)}]|and\b|[0-9.]+\s*s(?:ec)?|\^\s*\{?\s*-?[0-9]\s*\}?\s*(?:$|[.,;)}]))"
 
 
-def _time_unit(match: re.Match) -> str:
+def _time_unit(match: re.Match[str]) -> str:
     """`30 min` and `m/sec`, where neither is a function."""
     word = {"min": "minute", "sec": "second"}[match[1]]
     return (
@@ -89,28 +89,29 @@ def _time_unit(match: re.Match) -> str:
     )
 
 
-def _binomial(match: re.Match) -> str:
+def _binomial(match: re.Match[str]) -> str:
     """`C(n,2)` is a binomial, `C(1,2)`, with nothing but numbers, the point C."""
     letters = re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", match[1] + match[2]))
     return rf"\binom{{{match[1]}}}{{{match[2]}}}" if letters else match[0]
 
 
-def _without_groups(match: re.Match) -> str:
+def _without_groups(match: re.Match[str]) -> str:
     return re.sub("['_.]", "", match[0])
 
 
-def _indian_number(match: re.Match) -> str:
+def _indian_number(match: re.Match[str]) -> str:
     """`1,50,000` is a number: no member of a list is written `000`. `15,25,125` may be either, but not behind a ₹."""
-    return match[0].replace(",", "") if not match[0][0].isdigit() or ",0" in match[0] else match[0]
+    text: str = match[0]
+    return text.replace(",", "") if not text[0].isdigit() or ",0" in text else text
 
 
-def _dotted_period(match: re.Match) -> str:
+def _dotted_period(match: re.Match[str]) -> str:
     r"""`0.\dot{1}4285\dot{7}`: the period goes from the first dot to the last."""
     dots = list(re.finditer(r"\\dot\s*\{?([0-9])\}?", match[0]))
     return rf"\overline{{{re.sub('[^0-9]', '', match[0][: dots[-1].end()])}}}{match[0][dots[-1].end() :]}"
 
 
-_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match], str]]] = [
+_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", ""),

@@ -2,6 +2,7 @@
 numbers of any precision."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +15,7 @@ MAX_BITS = 1 << 18  # of an exact number
 MP = mpmath.MPContext()  # its precision is set by the evaluator in use: one at a time, in a process of one thread
 
 Value = Any  # a Fraction where the value is rational, else a number of MP; mpmath has no types
+Function = Callable[..., Value]  # of an evaluator and values
 
 
 class Undefined(Exception):
@@ -112,7 +114,7 @@ class Evaluator:
             return self.mp.mpf(value.numerator) / value.denominator
         return value
 
-    def _sum(self, terms: tuple) -> Value:
+    def _sum(self, terms: tuple[Any, ...]) -> Value:
         total: Value = Fraction(0)
         for term in terms:
             value = self(term)
@@ -225,7 +227,7 @@ def _binomial(e: Evaluator, n: Value, k: Value) -> Value:
     return e.mp.binomial(e.real(n), e.real(k))
 
 
-def _rounded(round_exactly, round_nearby):
+def _rounded(round_exactly: Callable[[Fraction], int], round_nearby: Callable[[Any, Value], Value]) -> Function:
     def function(e: Evaluator, x: Value) -> Value:
         if isinstance(x, Fraction):
             return Fraction(round_exactly(x))
@@ -243,7 +245,7 @@ def _absolute(e: Evaluator, x: Value) -> Value:
     return abs(x)
 
 
-def _extreme(choose):
+def _extreme(choose: Callable[..., Value]) -> Function:
     def function(e: Evaluator, *values: Value) -> Value:
         if any(isinstance(v, e.mp.mpc) for v in values):
             raise Undefined
@@ -261,7 +263,7 @@ def _log(e: Evaluator, x: Value, base: Value | None = None) -> Value:
     return value if base is None else value / e.mp.log(e.real(base))
 
 
-def _elementary(name: str):
+def _elementary(name: str) -> Function:
     def function(e: Evaluator, x: Value) -> Value:
         if abs(e.real(x)) > MAX_BITS:
             raise TooLarge
@@ -283,7 +285,7 @@ _CONSTANTS = {
     "GoldenRatio": lambda mp: +mp.phi, "EulerGamma": lambda mp: +mp.euler, "Catalan": lambda mp: +mp.catalan,
 }  # fmt: skip
 _WITH_POLES = ("tan", "cot", "sec", "csc")
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Any] = {  # `Function`s of one value or more
     "factorial": _factorial, "gamma": _gamma, "binomial": _binomial, "log": _log, "Abs": _absolute,
     "floor": _rounded(math.floor, lambda mp, x: mp.floor(x)), "ceiling": _rounded(math.ceil, lambda mp, x: mp.ceil(x)),
     "Max": _extreme(max), "Min": _extreme(min), "UnevaluatedExpr": lambda e, x: x,

@@ -53,5 +53,5 @@ def same_formula(a: sympy.Basic, b: sympy.Basic | None) -> bool:
     if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr):
         return same(a, b)
     if isinstance(a, sympy.Set) and isinstance(b, sympy.Set):
-        return a.doit() == b.doit()
-    return a == b
+        return bool(a.doit() == b.doit())
+    return bool(a == b)

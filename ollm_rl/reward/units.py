@@ -177,7 +177,7 @@ def _plausible(words: str, apart: bool) -> bool:
     return apart and (bool(re.match(r"[a-zA-Z]{3,}", words)) or is_known(words))
 
 
-def _power(match: re.Match) -> str:
+def _power(match: re.Match[str]) -> str:
     exponent = "2" if match[2].lower() == "squared" else "3"
     return f"{match[1]}^{exponent}" if is_known(match[1]) else match[0]
 

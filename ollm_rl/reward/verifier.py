@@ -9,7 +9,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.reward.answers import extract_answer
@@ -99,7 +101,7 @@ class Verifier:
         self._cache[gold, answer] = verdict
         return verdict
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.timeout_s, self.num_workers)
 
     def close(self) -> None:
@@ -108,11 +110,11 @@ class Verifier:
     def __enter__(self) -> "Verifier":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 @lru_cache(maxsize=10_000)
-def _normal(text: str):
+def _normal(text: str) -> tuple[str, Fraction | None]:
     form = normal_form(text)
     return form, plain_number(form)

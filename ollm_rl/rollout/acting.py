@@ -1,6 +1,7 @@
 """An agent's `predict` as the policy that the engine asks."""
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ class PolicyAdapter:
     `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities are not known here and given as zero.
     """
 
-    def __init__(self, agent, deterministic: bool):
+    def __init__(self, agent: Any, deterministic: bool):
         accepted = inspect.signature(agent.predict).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self.agent, self.deterministic = agent, deterministic

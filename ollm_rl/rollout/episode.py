@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class Episode:
     def num_decisions(self) -> int:
         return 0 if self.z is None else len(self.z)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The episode as one JSON line of `rollouts/*.jsonl`."""
         return {
             "problem_id": self.problem.id,
@@ -121,9 +122,9 @@ def owners(episodes: Sequence[Episode]) -> Tensor:
 _PLAIN = ("seed", "stop", "text", "answer", "reward", "verdict")
 
 
-def pack(episodes: Sequence[Episode]) -> dict:
+def pack(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Episodes without their problems as few large arrays, to be sent elsewhere; hidden states keep their precision."""
-    packed: dict = {name: [getattr(e, name) for e in episodes] for name in _PLAIN}
+    packed: dict[str, Any] = {name: [getattr(e, name) for e in episodes] for name in _PLAIN}
     packed["tokens"] = np.array([t for e in episodes for t in e.tokens], dtype=np.int32)
     packed["latents"] = np.array([z for e in episodes for z in e.latents], dtype=np.int16)
     packed["lengths"] = [len(e.tokens) for e in episodes]
@@ -142,7 +143,7 @@ def pack(episodes: Sequence[Episode]) -> dict:
     return packed
 
 
-def unpack(packed: dict, problems: Sequence[Problem], device: torch.device | str = "cpu") -> list[Episode]:
+def unpack(packed: dict[str, Any], problems: Sequence[Problem], device: torch.device | str = "cpu") -> list[Episode]:
     """What `pack` took apart, with the problems again."""
     episodes = []
     ends, stops = np.cumsum(packed["lengths"]), np.cumsum(packed["counts"])
@@ -157,7 +158,7 @@ def unpack(packed: dict, problems: Sequence[Problem], device: torch.device | str
         hidden = torch.from_numpy(packed["hidden"].copy()).view(getattr(torch, packed["dtype"]))
         arrays["hidden"] = hidden.to(device)
     for i, problem in enumerate(problems):
-        known: dict = {name: packed[name][i] for name in _PLAIN}
+        known: dict[str, Any] = {name: packed[name][i] for name in _PLAIN}
         own = slice(ends[i] - packed["lengths"][i], ends[i])
         at = slice(stops[i] - packed["counts"][i], stops[i])
         known |= {name: packed[name][own].tolist() for name in ("tokens", "latents")}

@@ -81,8 +81,8 @@ class Judge:
 
     def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float]:
         """What the reward function makes of the episodes; what it logs goes to `extra`."""
-        prompts: list = [e.problem.problem for e in episodes]
-        completions: list = [e.text for e in episodes]
+        prompts: list[Any] = [e.problem.problem for e in episodes]
+        completions: list[Any] = [e.text for e in episodes]
         if self.conversational:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
             completions = [[{"role": "assistant", "content": c}] for c in completions]
@@ -146,7 +146,7 @@ def _place(error: BaseException) -> str:
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
-def _columns(episodes: Sequence[Episode]) -> dict[str, list]:
+def _columns(episodes: Sequence[Episode]) -> dict[str, list[Any]]:
     rows = [
         {**e.problem.extra, "id": e.problem.id, "problem": e.problem.problem, "answer": e.problem.answer,
          "solution": e.problem.solution} for e in episodes

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError, did_you_mean
@@ -25,7 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def make_task(name: str | None = None, **settings) -> Task:
+def make_task(name: str | None = None, **settings: Any) -> Task:
     """A task by name: one of ours, or `<module>.<Class>` (also as `_target_`) of one's own, a `Task` whose constructor takes the settings.
 
     `make_task("chain_sum", max_terms=5)`
@@ -44,7 +45,7 @@ def make_task(name: str | None = None, **settings) -> Task:
     return TASKS[name](name=name, **settings)
 
 
-def _own_task(target: str, settings: dict) -> Task:
+def _own_task(target: str, settings: dict[str, Any]) -> Task:
     kind = locate(target, "task._target_")
     try:
         inspect.signature(kind).bind(**settings)
@@ -54,7 +55,7 @@ def _own_task(target: str, settings: dict) -> Task:
         raise ConfigurationError(
             f"task._target_={target}: {error}. It takes {', '.join(names) or 'no settings'}.{hint}"
         ) from error
-    task = kind(**settings)
+    task: Task = kind(**settings)
     if missing := [name for name in ("problems", "examples") if not hasattr(task, name)]:
         raise ConfigurationError(f"task._target_={target} has no '{missing[0]}'; see docs/tasks.md")
     for attribute, default in (("name", kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens)):

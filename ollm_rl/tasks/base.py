@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
@@ -26,7 +26,7 @@ class Problem:
     problem: str
     answer: str
     solution: str | None = None
-    extra: dict = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Task(ABC):
         notes: what is odd in its data and was put right.
     """
 
-    ood_variants: ClassVar[dict[str, dict]] = {}
+    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {}
     notes: Sequence[str] = ()
 
     config_class: ClassVar[type[TaskConfig]] = TaskConfig  # of the settings of its constructor
@@ -81,7 +81,7 @@ def format_answer(answer: str) -> str:
     return f"The answer is \\boxed{{{answer}}}."
 
 
-def values_of(problem: Problem, field: str) -> list:
+def values_of(problem: Problem, field: str) -> list[Any]:
     """The values of a column that may hold one or a list."""
     value = problem.extra.get(field)
     return value if isinstance(value, list) else [] if value is None else [value]

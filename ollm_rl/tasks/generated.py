@@ -3,7 +3,7 @@
 import hashlib
 import random
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -129,11 +129,14 @@ class ReasoningGym(Task):
                     number = item["metadata"].get("source_index", 0)
                     yield self._problem(item, f"{split}-{seed}-{part}-{number}", split, styles)
 
-    def _generate(self, seed: int, size: int):
+    def _generate(self, seed: int, size: int) -> Iterable[dict[str, Any]]:
         import reasoning_gym
 
         try:
-            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **self.params)
+            made: Iterable[dict[str, Any]] = reasoning_gym.create_dataset(
+                self.dataset, seed=seed, size=size, **self.params
+            )
+            return made
         except (TypeError, AssertionError, ValueError) as error:
             raise ConfigurationError(
                 f"task.params={self.params}: {self.dataset} does not take them ({error})"
@@ -142,11 +145,11 @@ class ReasoningGym(Task):
     def _key(self) -> str:
         return f"{self.dataset}/{self.params}"
 
-    def _text(self, item: dict) -> str:
+    def _text(self, item: dict[str, Any]) -> str:
         """What decides the split."""
-        return item["question"]
+        return str(item["question"])
 
-    def _problem(self, item: dict, id: str, split: str, styles: random.Random) -> Problem:
+    def _problem(self, item: dict[str, Any], id: str, split: str, styles: random.Random) -> Problem:
         metadata = {"source_dataset": self.dataset, **item["metadata"]}
         worked = metadata.get("answer_cot")
         solution = str(worked).partition("####")[0].strip() if worked else ""
@@ -165,24 +168,24 @@ class MixedQuality(ReasoningGym):
     config: Any  # a `MixedQualityConfig`
 
     @abstractmethod
-    def own_part(self, item: dict) -> str:
+    def own_part(self, item: dict[str, Any]) -> str:
         """What the wording does not say; it decides the split."""
 
     @abstractmethod
-    def steps(self, item: dict) -> list[str]:
+    def steps(self, item: dict[str, Any]) -> list[str]:
         """The lines of a careful solution, before the one that states the answer."""
 
     @abstractmethod
-    def difficulty(self, item: dict) -> int:
+    def difficulty(self, item: dict[str, Any]) -> int:
         """A number that grows with the work."""
 
     def _key(self) -> str:
         return str(self.params)
 
-    def _text(self, item: dict) -> str:
+    def _text(self, item: dict[str, Any]) -> str:
         return self.own_part(item)
 
-    def _problem(self, item: dict, id: str, split: str, styles: random.Random) -> Problem:
+    def _problem(self, item: dict[str, Any], id: str, split: str, styles: random.Random) -> Problem:
         share = 0.0 if split == "examples" else self.config.direct_share
         style = "direct" if styles.random() < share else "steps"
         lines = self.steps(item) if style == "steps" else []
@@ -198,7 +201,7 @@ class MixedQuality(ReasoningGym):
 class ChainSum(MixedQuality):
     """Sums such as `6 + 0 - 1` from reasoning_gym; the difficulty is the number of terms."""
 
-    ood_variants: ClassVar[dict[str, dict]] = {
+    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
         "more terms": {"min_terms": 5, "max_terms": 6, "max_new_tokens": 96},
         "larger numbers": {"min_digits": 2, "max_digits": 2, "max_new_tokens": 96},
         "another wording": {"wording": r"What is {problem}? Give the result in \boxed{}."},
@@ -210,10 +213,10 @@ class ChainSum(MixedQuality):
         self.dataset = "chain_sum"
         self.params = {name: getattr(config, name) for name in ("min_terms", "max_terms", "min_digits", "max_digits")}
 
-    def own_part(self, item: dict) -> str:
-        return item["metadata"]["expression"]
+    def own_part(self, item: dict[str, Any]) -> str:
+        return str(item["metadata"]["expression"])
 
-    def steps(self, item: dict) -> list[str]:
+    def steps(self, item: dict[str, Any]) -> list[str]:
         first, *rest = item["metadata"]["expression"].split()
         total, lines = int(first), []
         for operator, term in zip(rest[::2], rest[1::2], strict=True):
@@ -222,8 +225,8 @@ class ChainSum(MixedQuality):
             total = result
         return lines
 
-    def difficulty(self, item: dict) -> int:
-        return item["metadata"]["num_terms"]
+    def difficulty(self, item: dict[str, Any]) -> int:
+        return int(item["metadata"]["num_terms"])
 
 
 class LegCounting(MixedQuality):
@@ -232,7 +235,7 @@ class LegCounting(MixedQuality):
     A careful solution recalls the legs of each animal, multiplies and adds up.
     """
 
-    ood_variants: ClassVar[dict[str, dict]] = {
+    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
         "more animals": {"min_animals": 4, "max_animals": 5, "max_new_tokens": 144},
         "larger numbers": {"min_instances": 6, "max_instances": 12, "max_new_tokens": 96},
         "another wording": {
@@ -246,10 +249,10 @@ class LegCounting(MixedQuality):
         names = ("min_animals", "max_animals", "min_instances", "max_instances")
         self.dataset, self.params = "leg_counting", {name: getattr(config, name) for name in names}
 
-    def own_part(self, item: dict) -> str:
+    def own_part(self, item: dict[str, Any]) -> str:
         return ", ".join(_named(count, animal) for animal, count in item["metadata"]["animals"].items())
 
-    def steps(self, item: dict) -> list[str]:
+    def steps(self, item: dict[str, Any]) -> list[str]:
         from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
         lines, total = [], 0
@@ -261,8 +264,8 @@ class LegCounting(MixedQuality):
             total += legs
         return lines
 
-    def difficulty(self, item: dict) -> int:
-        return item["metadata"]["num_animals"]
+    def difficulty(self, item: dict[str, Any]) -> int:
+        return int(item["metadata"]["num_animals"])
 
 
 def _named(count: int, animal: str) -> str:

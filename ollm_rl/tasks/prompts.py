@@ -66,14 +66,14 @@ class Prompter:
             return ids[cut:]
         if self._head is None or not text.startswith(self._head) or len(text) == len(self._head):
             raise DataError(f"problem {problem.id}: its prompt does not begin with the prefix that all others share")
-        return self.tokenizer(text[len(self._head) :], add_special_tokens=False)["input_ids"]
+        return list(self.tokenizer(text[len(self._head) :], add_special_tokens=False)["input_ids"])
 
     def encode_solution(self, solution: str) -> list[int]:
         """Tokens of a solution, closed by the end-of-text token."""
         return [*self.tokenizer(solution, add_special_tokens=False)["input_ids"], self.eos_id]
 
     def decode(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def text(self, problem: str) -> str:
         """The whole prompt as text."""
@@ -82,9 +82,9 @@ class Prompter:
             for e in self.examples:
                 turns += [{"role": "user", "content": e.problem}, {"role": "assistant", "content": e.solution}]
             turns.append({"role": "user", "content": problem})
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         solved = "".join(f"Problem: {e.problem}\nSolution: {e.solution}\n\n" for e in self.examples)
         return f"{solved}Problem: {problem}\nSolution: "
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+        return list(self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"])

@@ -342,7 +342,7 @@ class HubSolutions(Task):
                 solution = f"{solution}\n{format_answer(answer)}"
             yield Problem(f"{self.hub_split}-{seed}-{number}", problem, answer, solution)
 
-    def _rows(self, seed: int) -> Iterable[dict]:
+    def _rows(self, seed: int) -> Iterable[dict[str, Any]]:
         from datasets import load_dataset
 
         try:

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.tasks.base import SPLITS, Problem
@@ -109,7 +110,7 @@ def _contradictions(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _answer(row: Row):
+def _answer(row: Row) -> str | Fraction:
     number = plain_number(form := normal_form(row.problem.answer))
     return form if number is None else number
 
