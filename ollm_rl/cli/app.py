@@ -1,4 +1,7 @@
-"""TODO."""
+"""The entry point of `ollm-rl`: arguments, errors and exit codes.
+
+Exit code 0: done; 1: a failure of ours; 2: a user error; 130: interrupted (run it again to continue).
+"""
 
 import logging
 import sys

@@ -1,7 +1,4 @@
-"""`ollm-rl <command> [group=choice] [key=value ...]`: the same overrides for every command.
-
-Exit code 0: done; 1: a failure of ours; 2: a user error; 130: interrupted (run it again to continue).
-"""
+"""The commands: `train`, `evaluate`, `oracle`, `compare`, `demo`, `convert`, `inspect`, `doctor`; the same overrides for all of them."""
 
 import json
 import logging
