@@ -93,6 +93,8 @@ def compose(overrides: list[str]) -> Settings:
             f"the configuration does not resolve: {str(error).splitlines()[0]}. Write \\${{ for a dollar sign and a brace."
         ) from error
     _after_resolution(config, known, given)
+    if choices["task"] == "custom" and config.task.get("name") is None:  # for tables and files
+        OmegaConf.update(config, "task.name", str(config.task.get("_target_")).rpartition(".")[2], force_add=True)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigurationError(f"{missing[0]} has no value; give {missing[0]}=<value>")

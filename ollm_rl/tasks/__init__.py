@@ -47,10 +47,12 @@ def make_task(name: str | None = None, **settings: Any) -> Task:
 
 def _own_task(target: str, settings: dict[str, Any]) -> Task:
     kind = locate(target, "task._target_")
+    parameters = inspect.signature(kind).parameters
+    name = settings.get("name") if "name" in parameters else settings.pop("name", None)
     try:
         inspect.signature(kind).bind(**settings)
     except TypeError as error:
-        names = list(inspect.signature(kind).parameters)
+        names = list(parameters)
         hint = "".join(did_you_mean(key, names) for key in settings if key not in names)
         raise ConfigurationError(
             f"task._target_={target}: {error}. It takes {', '.join(names) or 'no settings'}.{hint}"
@@ -58,7 +60,7 @@ def _own_task(target: str, settings: dict[str, Any]) -> Task:
     task: Task = kind(**settings)
     if missing := [name for name in ("problems", "examples") if not hasattr(task, name)]:
         raise ConfigurationError(f"task._target_={target} has no '{missing[0]}'; see docs/tasks.md")
-    for attribute, default in (("name", kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens)):
+    for attribute, default in (("name", name or kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens)):
         if not hasattr(task, attribute):
             setattr(task, attribute, default)
     return task

@@ -130,8 +130,8 @@ def test_filters(tmp_path, filters, kept):
     [
         ({"domain": "chemistry"}, "leaves no problem; values of 'domain' are Geometry, Mathematics -> Algebra, Other"),
         ({"min_difficulty": 99}, "leaves no problem"),
-        ({"easiest": 0}, "positive integer"),
-        ({"min_difficulty": "hard"}, "expected a number"),
+        ({"easiest": 0}, "an integer from 1"),
+        ({"min_difficulty": "hard"}, "expected null or a number"),
     ],
 )
 def test_filters_that_cannot_be(tmp_path, filters, words):
