@@ -14,16 +14,21 @@ from ollm_rl.models.tiny import tiny_tokenizer
 
 GROUP, PROBLEMS, MINIBATCHES, MOST = 4, 6, 3, 9
 EPISODES = GROUP * PROBLEMS
+SETTINGS = ("loss_type", "scale_rewards", "beta", "epsilon_high", "num_iterations", "use_bias_correction_kl")
+OWN = ("output_dir", "logging_dir", "ref_model")  # the last is None in a trainer that is made with beta=0
 
 
 class Given(GRPOTrainer):
     """TRL's trainer on given texts: log-probabilities are looked up by their tokens, everything else is TRL's."""
 
+    texts: list[list[int]]
+    rewards: dict[tuple, float]
     tables: dict[str, dict[tuple, torch.Tensor]]
     now = "old"
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *_, **__):
         which = "reference" if model is self.ref_model else self.now
+        assert self.beta or which != "reference"
         ids, there = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:].bool()
         rows = []
         for row, mask in zip(ids, there, strict=True):
@@ -32,8 +37,18 @@ class Given(GRPOTrainer):
         found = torch.stack(rows)
         return found, torch.zeros_like(found), None
 
+    def begin(self, *settings):
+        """As if it had just been made with these, which takes a hundred times as long."""
+        for name, value in zip(SETTINGS, settings, strict=True):
+            setattr(self.args, name, value)
+            if hasattr(self, name):
+                setattr(self, name, value)
+        epsilon_high = self.args.epsilon_high
+        self.epsilon_high = self.epsilon_low if epsilon_high is None else epsilon_high
+        self._step, self._buffered_inputs = 0, None
 
-@pytest.fixture
+
+@pytest.fixture(scope="module", autouse=True)
 def float64():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -41,7 +56,7 @@ def float64():
     torch.set_default_dtype(before)
 
 
-def trainer_on(texts, rewards, directory, **settings) -> Given:
+def trainer_in(directory, **settings) -> Given:
     tokenizer = tiny_tokenizer()
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -50,18 +65,18 @@ def trainer_on(texts, rewards, directory, **settings) -> Given:
     )
     model.save_pretrained(directory / "model")  # TRL loads its reference from there
     model = LlamaForCausalLM.from_pretrained(directory / "model")
-    place = {tuple(text): i for i, text in enumerate(texts)}
 
     def given_texts(prompts, trainer):
+        texts = trainer.texts
         return {"prompt_ids": [[5, 6]] * EPISODES, "completion_ids": texts, "logprobs": [[0.0] * len(t) for t in texts]}
 
     def given_rewards(completion_ids, **_):
-        return [float(rewards.flatten()[place[tuple(ids)]]) for ids in completion_ids]
+        return [made.rewards[tuple(ids)] for ids in completion_ids]
 
     config = GRPOConfig(
         output_dir=str(directory), per_device_train_batch_size=EPISODES // MINIBATCHES, steps_per_generation=MINIBATCHES,
         num_generations=GROUP, max_completion_length=MOST, report_to="none", use_cpu=True, bf16=False,
-        gradient_checkpointing=False, disable_tqdm=True, **settings,
+        gradient_checkpointing=False, disable_tqdm=True, epsilon=0.2, **settings,
     )  # fmt: skip
     prompts = Dataset.from_dict({"prompt": [f"problem {i}" for i in range(PROBLEMS)]})
     made = Given(
@@ -72,9 +87,35 @@ def trainer_on(texts, rewards, directory, **settings) -> Given:
     return made
 
 
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory) -> Given:
+    """With a reference, which is not asked where beta is 0."""
+    return trainer_in(tmp_path_factory.mktemp("trainer"), beta=0.04)
+
+
+def plain(values: dict) -> dict:
+    """Numbers, texts and truths among attributes."""
+    kinds = (int, float, str, bool, type(None))
+    return {k: v for k, v in values.items() if isinstance(v, kinds) and k not in OWN}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("grpo", "group", 0.0, None, 1, False), ("bnpo", "batch", 0.04, 0.28, 2, True), ("dr_grpo", "none", 0.04, 0.28, 1, False),
+        ("dapo", "group", 0.0, None, 2, False),
+    ],
+)  # fmt: skip
+def test_settings_given_later_are_those_that_a_trainer_is_made_with(trainer, settings, tmp_path):
+    made = trainer_in(tmp_path, **dict(zip(SETTINGS, settings, strict=True)))
+    trainer.begin(*settings)
+    assert plain(vars(trainer)) == plain(vars(made))
+    assert plain(vars(trainer.args)) == plain(vars(made.args))
+
+
 @pytest.mark.parametrize("scale_rewards", SCALES)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_the_loss_and_its_gradient_are_trls(loss_type, scale_rewards, tmp_path, float64):
+def test_the_loss_and_its_gradient_are_trls(trainer, loss_type, scale_rewards):
     """For every clipping range, weight of the KL and number of passes: each minibatch's loss and gradient to 1e-6."""
     generator = torch.Generator().manual_seed(LOSS_TYPES.index(loss_type) * 10 + SCALES.index(scale_rewards))
     texts = [
@@ -87,14 +128,12 @@ def test_the_loss_and_its_gradient_are_trls(loss_type, scale_rewards, tmp_path, 
         name: {tuple(t): -torch.rand(len(t), generator=generator) for t in texts}
         for name in ("old", "reference", "pass_1", "pass_2")
     }
+    trainer.texts = texts
+    trainer.rewards = {tuple(t): float(r) for t, r in zip(texts, rewards.flatten(), strict=True)}
     for epsilon_high, (beta, corrected), num_iterations in product(
         (None, 0.28), ((0.0, False), (0.04, False), (0.04, True)), (1, 2)
     ):
-        trainer = trainer_on(
-            texts, rewards, tmp_path, loss_type=loss_type, scale_rewards=scale_rewards, beta=beta,
-            epsilon=0.2, epsilon_high=epsilon_high, num_iterations=num_iterations,
-            use_bias_correction_kl=corrected,
-        )  # fmt: skip
+        trainer.begin(loss_type, scale_rewards, beta, epsilon_high, num_iterations, corrected)
         trainer.tables = {name: dict(table) for name, table in tables.items()}
         batch = [{"prompt": f"problem {i // GROUP}"} for i in range(EPISODES)]
         high = 0.2 if epsilon_high is None else epsilon_high
