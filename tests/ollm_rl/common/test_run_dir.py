@@ -20,7 +20,7 @@ from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.experiments.single import SessionCache, run_trial
 from tests.conftest import QUICK_KEYS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 12
 
 

@@ -1,25 +1,8 @@
-"""A critic beside the policy, and in the search."""
+"""A critic in the search."""
 
-import pytest
-import torch
-
-from ollm_rl.config.compose import compose, preflight
-from ollm_rl.errors import CheckpointError
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.search import Branch, Choice, Puct
-
-
-def test_it_is_saved_with_its_backbone(tiny, tmp_path):
-    critic, hidden = Critic.beside(tiny.plugin, 16), torch.randn(5, tiny.backbone.hidden_size)
-    critic.save_pretrained(tmp_path, "one")
-    assert torch.equal(Critic.from_pretrained(tmp_path, "one")(hidden), critic(hidden))
-    with pytest.raises(CheckpointError, match="another backbone"):
-        Critic.from_pretrained(tmp_path, "two")
-    with pytest.raises(CheckpointError, match="no critic"):
-        Critic.from_pretrained(tmp_path / "none", "one")
-    with pytest.raises(CheckpointError, match="oracle.critic"):
-        preflight(compose([f"oracle.critic={tmp_path / 'none'}"]))
 
 
 def test_the_branch_of_a_text_that_it_values_comes_first():
