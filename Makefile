@@ -1,15 +1,22 @@
-# `make demo` runs the main job, `make test` the tests; both set up .venv first.
+# `make demo` runs the main job, `make test` and `make slow` the tests; all set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
-.PHONY: demo test lint format clean
+# Threads that spin stall whatever else the machine does.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+.PHONY: demo test slow lint format clean
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
 test: $(READY_DEV)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest  # threads that spin stall whatever else the machine does
+	$(PYTEST)
+	@echo "The rest: make slow (the real model, minutes) and, with a GPU, $(BIN)/python -m pytest -m gpu"
+
+slow: $(READY_DEV)
+	$(PYTEST) -m slow
 
 lint: $(READY_DEV)
 	$(BIN)/ruff format --check .
