@@ -18,6 +18,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs Ray comes last: it is started once, and its processes run beside no other tests."""
+    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
+
+
 REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine
 QUICK = ConversionConfig(num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, batch_size=256)
 QUICK_KEYS = [
@@ -48,6 +53,18 @@ def tiny() -> Session:
     session = make_session("tiny", "chain_sum", dtype="float32", convert=QUICK)
     session.engine_settings = {"num_slots": 16, "max_new_tokens": 20}
     return session
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster on this machine, the same for all tests."""
+    import ray
+
+    from ollm_rl.cluster.pool import start_ray
+
+    start_ray("local", num_cpus=16)  # it does not look whether they exist
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

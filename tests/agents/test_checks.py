@@ -80,7 +80,7 @@ def stops(agent, run: Run, why: str) -> None:
 
 @pytest.mark.parametrize("reward", [1e38, -1e38, math.nan, math.inf])
 @pytest.mark.parametrize("kind", [GRPO, PPO])
-def test_rewards_beyond_float32_end_training(tiny, tmp_path, monkeypatch, kind, reward):
+def test_rewards_beyond_float32_end_training(cluster, tiny, tmp_path, monkeypatch, kind, reward):
     monkeypatch.setattr(tiny, "judge", Rewards(0.0, reward))
     agent = (
         GRPO(tiny, **QUICK)
@@ -90,7 +90,7 @@ def test_rewards_beyond_float32_end_training(tiny, tmp_path, monkeypatch, kind, 
     stops(agent, Run(tmp_path, "run", ""), "a reward of ")
 
 
-def test_steps_that_are_too_large_end_training(tiny, cache, tmp_path, monkeypatch):
+def test_steps_that_are_too_large_end_training(cluster, tiny, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "judge", Rewards(1.0, 0.0, 0.0, 0.0))
     stops(GRPO(tiny, **QUICK, learning_rate=1e29, target_kl=0.0), Run(tmp_path, "grpo", ""), "NaN or infinite")
     small = dict(rounds=1, problems_per_round=6, budget=60, width=4)
@@ -117,7 +117,7 @@ def test_an_iteration_without_episodes_ends_training(tiny, tmp_path, monkeypatch
     assert not run.metrics()
 
 
-def test_episodes_without_decisions_are_counted_and_training_ends(tiny, tmp_path, monkeypatch):
+def test_episodes_without_decisions_are_counted_and_training_ends(cluster, tiny, tmp_path, monkeypatch):
     agent, run = GRPO(tiny, **QUICK), Run(tmp_path, "run", "")
     sampled = agent.rollout
 

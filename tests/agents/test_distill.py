@@ -25,10 +25,18 @@ def even(episodes):
         e.reward = float(sum(e.tokens) % 4 == 0)
 
 
-def test_it_makes_the_solved_texts_likelier(tiny, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """An agent that nobody interrupted, its run and what it took."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tiny, "judge", even)
+        agent, run = small(tiny), Run(tmp_path_factory.mktemp("distill"), "whole", "")
+        return agent, run, agent.learn(run)
+
+
+def test_it_makes_the_solved_texts_likelier(tiny, whole, monkeypatch):
     monkeypatch.setattr(tiny, "judge", even)
-    agent, run = small(tiny), Run(tmp_path, "distill", "")
-    cost = agent.learn(run)
+    agent, run, cost = whole
     assert cost["train_tokens"] > 0 and cost["train_episodes"] >= 24
     solved = agent._play(list(_solutions(tiny, run)))
     data = Decisions.of([e for e in solved if e.num_decisions])
@@ -48,17 +56,16 @@ def _solutions(tiny, run):
             yield search.solution
 
 
-def test_interrupted_it_ends_with_the_same_policy(tiny, tmp_path, monkeypatch):
+def test_interrupted_it_ends_with_the_same_policy(tiny, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "judge", even)
-    whole, resumed = small(tiny), small(tiny)
-    whole.learn(Run(tmp_path, "whole", ""))
+    resumed = small(tiny)
     run = Run(tmp_path, "resumed", "")
     short = small(tiny, rounds=1)
     short.learn(run)
     lines = (run.path / "round_1.jsonl").read_text().splitlines(keepends=True)
     (run.path / "round_1.jsonl").write_text("".join(lines[:5]))
     resumed.learn(run)
-    for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+    for a, b in zip(whole[0].policy.parameters(), resumed.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -67,10 +74,9 @@ def test_settings_that_make_no_sense_are_refused(tiny):
         Distill(tiny, rounds=0)
 
 
-def test_resumed_it_logs_every_round_once(tiny, tmp_path, monkeypatch):
+def test_resumed_it_logs_every_round_once(tiny, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "judge", even)
-    run = Run(tmp_path, "whole", "")
-    small(tiny).learn(run)
+    run = whole[1]
     parts = Run(tmp_path, "parts", "")
     small(tiny, rounds=1).learn(parts)
     again = small(tiny)

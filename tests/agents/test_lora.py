@@ -98,7 +98,7 @@ def test_short_and_long_solutions_count_alike(tiny, tmp_path):
     assert len(shares) == 10 and sum(0.1 < share < 0.9 for share in shares) >= 8
 
 
-def test_problems_are_trained_on_as_often_as_they_are_drawn(tiny, cache, tmp_path):
+def test_problems_are_trained_on_as_often_as_they_are_drawn(tiny, tmp_path):
     run, agent = Run(tmp_path, "often", ""), LoRAGRPO(tiny, **QUICK)
     agent.prepare(run)
     one, other = tiny.problems("train", 2)
@@ -109,7 +109,7 @@ def test_problems_are_trained_on_as_often_as_they_are_drawn(tiny, cache, tmp_pat
     assert sum(line["problem"] == one.problem for line in lines) >= 60
 
 
-def test_grpo_learns_an_easy_reward(tiny, cache, easy, tmp_path):
+def test_grpo_learns_an_easy_reward(tiny, easy, tmp_path):
     run = Run(tmp_path, "easy", "")
     agent = LoRAGRPO(tiny, **{**QUICK, "rank": 8, "total_episodes": 480, "learning_rate": 3e-2})
     agent.prepare(run)
@@ -130,7 +130,7 @@ def test_grpo_learns_an_easy_reward(tiny, cache, easy, tmp_path):
     assert len(lines) == 16 and len({x["problem_id"] for x in lines}) == 4
 
 
-def test_it_acts_with_its_own_model(tiny, cache, easy, tmp_path):
+def test_it_acts_with_its_own_model(tiny, easy, tmp_path):
     agent = LoRAGRPO(tiny, **QUICK)
     before = evaluate(tiny, agent, "lora_grpo", tiny.problems("test", 4), 0)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_it_acts_with_its_own_model(tiny, cache, easy, tmp_path):
     assert [e.tokens for e in before.greedy] != [e.tokens for e in after.greedy]
 
 
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, cache, easy, tmp_path):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, easy, tmp_path):
     whole = LoRAGRPO(tiny, **QUICK)
     whole.learn(Run(tmp_path, "whole", ""))
     LoRAGRPO(tiny, **{**QUICK, "total_episodes": 32}).learn(Run(tmp_path, "parts", ""))
@@ -152,7 +152,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, cache, easy, tm
     assert all(torch.equal(a, b) for a, b in zip(whole.weights().values(), rest.weights().values(), strict=True))
 
 
-def test_a_run_killed_after_training_does_not_train_on(tiny, cache, easy, tmp_path):
+def test_a_run_killed_after_training_does_not_train_on(tiny, easy, tmp_path):
     first, run = LoRAGRPO(tiny, **QUICK), Run(tmp_path, "run", "")
     counts = first.learn(run)
     (run.path / "trainer" / "checkpoint-9").mkdir()  # half of one, from a kill while it was saved
@@ -162,7 +162,7 @@ def test_a_run_killed_after_training_does_not_train_on(tiny, cache, easy, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(first.weights().values(), again.weights().values(), strict=True))
 
 
-def test_a_loaded_adapter_is_what_training_begins_with(tiny, cache, easy, tmp_path):
+def test_a_loaded_adapter_is_what_training_begins_with(tiny, easy, tmp_path):
     first = LoRAGRPO(tiny, **{**QUICK, "total_episodes": 16})
     first.learn(Run(tmp_path, "first", ""))
     first.save(tmp_path / "adapter")
@@ -172,7 +172,7 @@ def test_a_loaded_adapter_is_what_training_begins_with(tiny, cache, easy, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(first.weights().values(), second.weights().values(), strict=True))
 
 
-def test_saved_and_loaded(tiny, cache, tmp_path):
+def test_saved_and_loaded(tiny, tmp_path):
     agent = LoRASFT(tiny, **SFT)
     agent.learn(Run(tmp_path, "run", ""))
     agent.save(tmp_path / "adapter")

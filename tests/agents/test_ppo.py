@@ -19,30 +19,19 @@ from ollm_rl.session.opening import open_session
 from tests.agents.identity import accuracy, identity
 from tests.conftest import QUICK_KEYS
 
+pytestmark = pytest.mark.usefixtures("cluster")
 QUICK = dict(total_episodes=96, episodes_per_iteration=32, num_problems=20, minibatch_size=16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    import ray
-
-    from ollm_rl.cluster.pool import start_ray
-
-    start_ray("local", num_cpus=4)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.parametrize("agent", ["ppo", "grpo"])
 def test_the_right_latent_is_learned_where_it_is_readable(tiny, tmp_path, monkeypatch, agent):
     session = identity(tiny, monkeypatch)
-    common = dict(
-        total_episodes=12_800, learning_rate=3e-3, beta=0.0, min_entropy=0.0, num_problems=1000, save_every=100
-    )
+    common = dict(learning_rate=3e-3, beta=0.0, min_entropy=0.0, num_problems=1000, save_every=100)
     if agent == "ppo":
-        learner = PPO(session, **common, episodes_per_iteration=256, episodes_per_problem=1, entropy_coeff=0.01)
+        sizes = dict(total_episodes=2560, episodes_per_iteration=256, episodes_per_problem=1)
+        learner = PPO(session, **common, **sizes, entropy_coeff=0.01)
     else:
-        learner = GRPO(session, **common, num_generations=8, pass_at_k=1, target_kl=0.0)
+        learner = GRPO(session, **common, total_episodes=12_800, num_generations=8, pass_at_k=1, target_kl=0.0)
     before = accuracy(session, learner.policy)
     learner.learn(Run(tmp_path, agent, ""))
     session.__dict__.pop("engine", None)

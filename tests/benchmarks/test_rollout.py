@@ -34,7 +34,7 @@ def test_long_tailed_lengths_have_the_mean_and_the_tail():
 def test_sections_measure_the_tiny_model(tiny):
     found = sections.occupancy(tiny, episodes=60, slots=8)
     assert 0.3 < found["occupancy"] <= found["occupancy_while_requests_wait"] <= 1
-    envs = sections.environments(tiny, num_envs=4, repeats=1)
+    envs = sections.environments(tiny, num_envs=4, episodes=16, repeats=1)
     assert envs["env_tokens_per_s"] > 0 and envs["single_over_bare"] > 0
     assert sections.memory(tiny, kv_cache_gib=0.01, episodes=20)["slots"] <= 256
     rates = sections.decode_rates(tiny.lm, 4, 8, steps=6, repeats=1)

@@ -5,18 +5,15 @@ import numpy as np
 from ollm_rl.session.local import Session
 
 
-def test_the_stock_runner_steps_the_batched_environment(tiny, monkeypatch):
-    import ray
+def test_the_stock_runner_steps_the_batched_environment(cluster, tiny, monkeypatch):
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.tune.registry import register_env
 
     from envs.batched import LatentReasoningVectorEnv
-    from ollm_rl.cluster.pool import start_ray
 
     monkeypatch.setattr(
         Session, "current", tiny
     )  # what the one in the environment's settings becomes when Ray copies them
-    start_ray("local", num_cpus=2)
     settings = {"session": tiny, "max_new_tokens": 6, "num_problems": 20}
     register_env("latent", lambda ctx: LatentReasoningVectorEnv(num_envs=ctx["num_envs"], wait_for=0.75, **settings))
     config = (
@@ -30,7 +27,6 @@ def test_the_stock_runner_steps_the_batched_environment(tiny, monkeypatch):
         sampled = algorithm.train()["env_runners"]
     finally:
         algorithm.stop()
-        ray.shutdown()
     assert sampled["num_env_steps_sampled"] >= 128
     assert 1 <= sampled["episode_len_mean"] <= 6
     assert np.isfinite(sampled["episode_return_mean"])

@@ -1,5 +1,7 @@
 """The command line end to end on the tiny backbone, and what it says to mistakes."""
 
+import contextlib
+import io
 import json
 import textwrap
 
@@ -65,32 +67,29 @@ def test_demo_writes_rows_table_plots_and_report(tmp_path, capsys):
 
 
 BASELINES = [
-    "agents=[prior,grpo,shortlist_head,lora_grpo]", "agent.total_episodes=16", "agent.num_generations=4",
+    "agents=[prior,grpo,shortlist_head,lora_sft,lora_grpo]", "with_oracle=true", "agent.total_episodes=16", "agent.num_generations=4",
     "agent.problems_per_iteration=2", "agent.sft_batch_size=16", "lora_grpo.micro_batch_size=4",
     "evaluate.num_ood=4", "evaluate.num_kl=2", "evaluate.num_problems=4", "evaluate.samples=2",
 ]  # fmt: skip
 
 
-def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, monkeypatch):
-    evaluated = []
+@pytest.fixture(scope="module")
+def compared(own_cache, tmp_path_factory):
+    """A comparison on two tasks: its directory, what was evaluated, and what was printed."""
+    evaluated, folder, printed = [], tmp_path_factory.mktemp("compared"), io.StringIO()
 
     def watched(session, agent, name, *rest):
         evaluated.append(name)
         return evaluate(session, agent, name, *rest)
 
-    monkeypatch.setattr("ollm_rl.experiments.single.evaluate", watched)
-    main(
-        [
-            "compare",
-            *KEYS,
-            *BASELINES,
-            "agents=[prior,grpo,shortlist_head,lora_sft,lora_grpo]",
-            "tasks=[chain_sum,leg_counting]",
-            "with_oracle=true",
-            "name=both",
-        ]
-    )
-    run = tmp_path / "runs" / "both"
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(printed):
+        patched.setattr("ollm_rl.experiments.single.evaluate", watched)
+        main(["compare", *KEYS, *BASELINES, "tasks=[chain_sum,leg_counting]", f"runs_dir={folder}", "name=both"])
+    return folder / "both", evaluated, printed.getvalue()
+
+
+def test_latents_are_compared_with_baselines_on_several_tasks(compared):
+    run, evaluated, printed = compared
     results = json.loads((run / "results.json").read_text())
     assert {(r["task"], r["agent"]) for r in results["rows"]} == {
         (t, a)
@@ -112,15 +111,17 @@ def test_latents_are_compared_with_baselines_on_several_tasks(tmp_path, capsys, 
     page = (run / "leg_counting" / "report.html").read_text()
     assert "Out of distribution" in page and "Paired differences" in page
     assert {p.name for p in (run / "chain_sum" / "plots").glob("*.png")} >= {"headroom.png", "learning_costs.png"}
-    assert "Degeneration" in capsys.readouterr().out
+    assert "Degeneration" in printed
 
 
-def test_a_comparison_repeated_gives_the_same_numbers(tmp_path):
-    found = []
-    for name in ("one", "two"):
-        main(["compare", *KEYS, *BASELINES, f"name={name}"])
-        rows = json.loads((tmp_path / "runs" / name / "results.json").read_text())["rows"]
-        found.append([{k: v for k, v in row.items() if "seconds" not in k} for row in rows])
+def test_a_comparison_repeated_gives_the_same_numbers(compared, tmp_path):
+    """By itself too, without the other task."""
+    main(["compare", *KEYS, *BASELINES, "name=again"])
+    again = json.loads((tmp_path / "runs" / "again" / "results.json").read_text())
+    before = json.loads((compared[0] / "results.json").read_text())["tasks"]["chain_sum"]
+    found = [
+        [{k: v for k, v in row.items() if "seconds" not in k} for row in results["rows"]] for results in (before, again)
+    ]
     assert found[0] == found[1]
 
 

@@ -40,9 +40,17 @@ def alone(own_cache):
 
 
 @pytest.fixture(scope="module")
+def alone_trained(alone, tmp_path_factory):
+    """Agent, metrics and run without any worker."""
+    return trained(alone, tmp_path_factory.mktemp("alone"), "none")
+
+
+@pytest.fixture(scope="module")
 def spread(alone):
-    """A driver with two workers."""
-    session = workers(2)
+    """A driver with two workers, on policy unless a test says otherwise."""
+    session = workers(2, "rollout.max_staleness=1")
+    assert session.max_staleness == 1
+    session.max_staleness = 0
     yield session
     session.close()
 
@@ -59,8 +67,8 @@ def trained(session, folder, name, **settings):
     return agent, own, run
 
 
-def test_grpo_is_the_same_with_no_worker_one_and_two(alone, spread, tmp_path):
-    agent, metrics, _ = trained(alone, tmp_path, "none")
+def test_grpo_is_the_same_with_no_worker_one_and_two(alone_trained, spread, tmp_path):
+    agent, metrics, _ = alone_trained
     assert metrics[0]["reward"] > 0 and metrics[-1]["kl_from_prior"] > 0
     one = workers(1)
     try:
@@ -88,7 +96,7 @@ def test_evaluation_oracle_and_replay_are_the_same(alone, spread):
     for one, other in zip(
         *searches, strict=True
     ):  # searched beside others than here: log-probabilities to their last digit
-        a, b = one.to_dict(), other.to_dict()
+        a, b = one.record(), other.record()
         assert [c.log_prob for c in a.pop("choices")] == pytest.approx([c.log_prob for c in b.pop("choices")], abs=1e-5)
         assert a == b
 
@@ -100,11 +108,11 @@ def test_the_driver_has_no_model(spread):
         _ = spread.engine
 
 
-def test_a_worker_killed_and_one_stopped_during_training(alone, spread, tmp_path, monkeypatch):
+def test_a_worker_killed_and_one_stopped_during_training(alone_trained, spread, tmp_path, monkeypatch):
     """None of their episodes is lost, counted twice or different."""
     import ray
 
-    agent, metrics, _ = trained(alone, tmp_path, "undisturbed")
+    agent, metrics, _ = alone_trained
     update, signals = GRPO._update, [signal.SIGKILL, signal.SIGSTOP]
 
     def disturbed(self, episodes, iteration):
@@ -122,12 +130,9 @@ def test_a_worker_killed_and_one_stopped_during_training(alone, spread, tmp_path
     assert sum(len((run.path / "rollouts" / f"train_{i}.jsonl").read_text().splitlines()) for i in (1, 2, 3)) == 96
 
 
-def test_asynchronous_rollouts_know_their_policy_and_are_never_too_old(alone, tmp_path):
-    session = workers(2, "rollout.max_staleness=1")
-    try:
-        agent, metrics, run = trained(session, tmp_path, "ahead")
-    finally:
-        session.close()
+def test_asynchronous_rollouts_know_their_policy_and_are_never_too_old(spread, tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "max_staleness", 1)
+    _, metrics, run = trained(spread, tmp_path, "ahead")
     assert [m["train_episodes"] for m in metrics] == [32, 64, 96]
     assert all(0 <= m["staleness"] <= 1 for m in metrics)
     assert metrics[0]["staleness"] == 0
@@ -136,25 +141,20 @@ def test_asynchronous_rollouts_know_their_policy_and_are_never_too_old(alone, tm
         assert {json.loads(line)["policy_version"] for line in lines} <= {step - 1, step - 2}
 
 
-def test_errors_in_rollout_and_verifier_are_survived_and_reported(own_cache, tmp_path, monkeypatch):
+def test_errors_in_rollout_and_verifier_are_survived_and_reported(
+    own_cache, alone_trained, spread, tmp_path, monkeypatch
+):
     """The same metrics and weights as without them."""
+    agent, metrics, _ = alone_trained
     for name in ("reward-failed", "policy-failed"):
-        (own_cache / name).touch()
-    calm = open_session(compose(KEYS))
-    agent, metrics, _ = trained(calm, tmp_path, "calm")
-    calm.close()
-    for name in ("reward-failed", "policy-failed"):
-        (own_cache / name).unlink()
+        (own_cache / name).unlink(missing_ok=True)
     monkeypatch.setattr("agents.grpo.Sampling", Once)
-    session = workers(2)
-    try:
-        other, same, run = trained(session, tmp_path, "faulty")
-        errors = [f.error for f in session.pool.failures]
-    finally:
-        session.close()
+    before, raised = len(spread.pool.failures), spread.metrics()["ray/raised"]
+    other, same, run = trained(spread, tmp_path, "faulty")
+    errors = [f.error for f in spread.pool.failures[before:]]
     assert len(errors) == 2
     assert any("the verifier broke" in e for e in errors) and any("the environment broke" in e for e in errors)
-    assert run.metrics()[-1]["ray/raised"] == 2
+    assert run.metrics()[-1]["ray/raised"] == raised + 2
     assert same == metrics
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True))
 

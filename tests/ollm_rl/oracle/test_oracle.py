@@ -167,10 +167,10 @@ def facts(search) -> dict:
 def test_a_search_does_not_depend_on_its_neighbours(tiny, prior, monkeypatch):
     monkeypatch.setattr(tiny, "judge", accept_one_in(40))
     problems = tiny.problems("test", 9)
-    for search in ("best_first", "puct", "beam"):
+    for i, search in enumerate(("best_first", "puct", "beam")):
         together = Oracle(tiny, prior, search, 300, 4).solve(problems)
-        alone = [Oracle(tiny, prior, search, 300, 4).solve([p])[0] for p in problems]
-        assert [facts(s) for s in together] == [facts(s) for s in alone]
+        alone = [Oracle(tiny, prior, search, 300, 4).solve([p])[0] for p in problems[i::3]]
+        assert [facts(s) for s in together[i::3]] == [facts(s) for s in alone]
 
 
 def test_resumed_it_gives_the_same_searches(tiny, prior, monkeypatch, tmp_path):
