@@ -28,7 +28,7 @@ def cell(objective: str, num_options: int, seed: int, problems: int, split: str,
     run = Run(Path(settings.config.runs_dir) / "options", f"{objective}-{num_options}-{seed}", settings.yaml())
     results = compare(overrides, settings, run)
     run.close()
-    rows, report = {r["agent"]: r for r in results["rows"]}, results["conversion"]
+    rows, report = {r.agent: r.to_dict() for r in results.rows}, results.conversion
     return {
         "objective": objective, "num_options": num_options, "seed": seed, "n": problems,
         **{k: report[k]["uncertain"] for k in ("coverage", "distinct_tokens", "prior_token_accuracy")},

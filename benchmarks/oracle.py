@@ -19,6 +19,7 @@ from statistics import median
 import torch
 
 from ollm_rl.config.compose import compose
+from ollm_rl.evaluation.rows import Point
 from ollm_rl.experiments.oracle_run import search_policy
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.search import Search
@@ -55,14 +56,15 @@ def one_seed(overrides: list[str], names: Sequence[str], seed: int, n: int, budg
         oracle, start = Oracle(session, policy, name, budget), time.monotonic()
         searches = oracle.solve(problems, seed)
         row, curve = summarize_searches(searches, name, budget)
+        figures = row.to_dict()
         enough = tokens_to_reach(searches, share)
         keys = ("accuracy", "accuracy_ci95", "mean_tokens", "mean_tried", "computed_over_distinct", "deviations")
         found["searches"][name] = {
-            **{key: row[key] for key in keys},
+            **{key: figures[key] for key in keys},
             "at": {str(b): sum((s.solved_at or budget + 1) <= b for s in searches) / n for b in BUDGETS if b <= budget},
             "tokens_for_best_of_8": None if enough is None else enough / tokens,
             "tokens_for_best_of_8_stopping": None if enough is None else enough / stopping,
-            "occupancy": oracle.occupancy, "seconds": time.monotonic() - start, "curve": curve,
+            "occupancy": oracle.occupancy, "seconds": time.monotonic() - start, "curve": [point.to_dict() for point in curve],
         }  # fmt: skip
         print(json.dumps({"seed": seed, "search": name, **found["searches"][name]}), file=sys.stderr, flush=True)
     session.close()
@@ -76,7 +78,7 @@ def teachers(overrides: list[str], sizes: Sequence[int], n: int, split: str) -> 
         session = open_session(compose([*overrides, f"plugin.num_options={k}", "engine.max_new_tokens=96"]))
         problems = [p for p in session.problems(split, n) if p.solution]
         for picker in PICKERS:
-            rows.append({"num_options": k, **teacher_forced(session, problems, picker)})
+            rows.append({"num_options": k, **teacher_forced(session, problems, picker).to_dict()})
             rows[-1].pop("breakdown")
         session.close()
     return rows
@@ -115,7 +117,7 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")
     if given.plot and seeds:
-        curves = {name: search["curve"] for name, search in seeds[0]["searches"].items()}
+        curves = {name: [Point.from_dict(p) for p in s["curve"]] for name, s in seeds[0]["searches"].items()}
         draw_curves(curves, f"n = {given.problems}, seed {given.seeds[0]}", given.plot)
     print(json.dumps(result))
 

@@ -10,10 +10,18 @@ import json
 import shutil
 from pathlib import Path
 
-from ollm_rl.report.tables import Text, breakdown_tables, comparison_tables, results_table
+from ollm_rl.evaluation.overview import Text
+from ollm_rl.evaluation.results import Results
+from ollm_rl.report.tables import all_tables
 
 PLOTS = ("headroom", "learning_costs")
-LEFT_OUT = {"changes", "verdicts", "solved", "breakdown"}  # of rows: long, and in the tables where they say something
+LEFT_OUT = {
+    "changes",
+    "verdicts",
+    "solved",
+    "breakdown",
+    "directory",
+}  # of rows: long, and in the tables where they say something
 
 
 def main() -> None:
@@ -21,13 +29,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
-    name, tasks = given.run.name, dict[str, dict]()
-    for path in sorted(given.run.glob("*/results.json")):
-        if "pooled" in (found := json.loads(path.read_text())):  # of a task, not of an agent and a seed
-            tasks[path.parent.name] = found
+    name = given.run.name
+    every = [Results.load(path.parent) for path in sorted(given.run.glob("*/results.json"))]
+    tasks = {r.directory.name: r for r in every if r.directory and r.pooled}  # of a task, not of an agent and a seed
     (given.out / "results").mkdir(parents=True, exist_ok=True)
     (given.out / "plots").mkdir(exist_ok=True)
-    figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in tasks.items()}
+    whole = {task: found.to_dict() for task, found in tasks.items()}
+    figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in whole.items()}
     (given.out / "results" / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     page = [
         f"# Tables of `{name}`",
@@ -36,9 +44,7 @@ def main() -> None:
     ]
     for task, results in tasks.items():
         page += ["", f"## `{task}`"]
-        tables = [results_table(results), *comparison_tables(results)]
-        tables += [Text(f"Accuracy by {field}", "", head, body) for field, head, body in breakdown_tables(results)]
-        for table in tables:
+        for table in all_tables(results):
             page += ["", f"### {table.title}", "", *([table.note, ""] if table.note else []), *_markdown(table)]
         for plot in PLOTS:
             target = given.out / "plots" / f"{name}_{task}_{plot}.png"

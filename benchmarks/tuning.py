@@ -74,14 +74,14 @@ def main() -> None:
             for i, mine in enumerate(grid(given.what, agent)):
                 settings = compose([*common, f"agent={agent}", *(f"agent.{k}={v}" for k, v in mine.items())])
                 run = Run(given.runs / given.task / given.what, f"{agent}-{i}", settings.yaml())
-                row = run_trial(settings, run, sessions, given.seed)
+                row = run_trial(settings, run, sessions, given.seed).rows[0]
                 rewards = [m["reward"] for m in run.metrics() if "reward" in m]
                 run.close()
                 rows.append({
                     "agent": agent, "settings": mine, "area": sum(rewards) / len(rewards),
-                    "avg_at_4": row["avg@4"], "accuracy": row["accuracy"], "accuracy_ci95": row["accuracy_ci95"],
-                    "n_problems": row["n_problems"], "train_episodes": row["train_episodes"],
-                    "train_seconds": row["train_seconds"],
+                    "avg_at_4": row.sampled[4].avg, "accuracy": row.accuracy, "accuracy_ci95": row.accuracy_ci95,
+                    "n_problems": row.n_problems, "train_episodes": row.train_episodes,
+                    "train_seconds": row.train_seconds,
                 })  # fmt: skip
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     finally:

@@ -69,10 +69,8 @@ def _dispatch(arguments: list[str]) -> None:
     jobs = combinations(overrides) if command in SWEPT else [overrides]
     if len(jobs) > 1 and "--dry-run" not in flags:
         results = gather(run_all(command, jobs, lambda name, settings, given: COMMANDS[name](settings, given)))
-        if results.get("rows"):
-            from ollm_rl.report.tables import terminal_table
-
-            out.print(terminal_table(results))
+        if results.rows:
+            out.print(results.table().to_rich())
         return
     overrides = jobs[0]
     if command in ("compare", "demo"):

@@ -5,12 +5,17 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ollm_rl.common.distributed import processes
-from ollm_rl.common.run_dir import Run, stored_json
+from ollm_rl.common.run_dir import RESULTS, Run
 from ollm_rl.config.compose import Settings, preflight
+
+if TYPE_CHECKING:
+    from ollm_rl.evaluation.results import Results
 
 out = Console(width=None if sys.stdout.isatty() else 132)
 log = logging.getLogger(__name__)
@@ -50,10 +55,10 @@ def _one(settings: Settings, command: str, learn: bool) -> None:
 
     run, sessions = _run(settings, command), SessionCache()
     try:
-        row = run_trial(settings, run, sessions, settings.config.seed, learn)
+        results = run_trial(settings, run, sessions, settings.config.seed, learn)
     finally:
         sessions.close()
-    _present(settings, run, {**_header(settings), "rows": [row], "conversion": _conversion(run)})
+    _present(run, results)
 
 
 def oracle(settings: Settings, overrides: list[str]) -> None:
@@ -63,14 +68,15 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
 
     run, sessions = _run(settings, "oracle"), SessionCache()
     try:
-        rows, curves = run_oracle(settings, run, sessions, settings.config.seed)
+        results = run_oracle(settings, run, sessions, settings.config.seed)
     finally:
         sessions.close()
-    _present(settings, run, {**_header(settings), "rows": rows, "curves": curves, "conversion": _conversion(run)})
+    _present(run, results)
 
 
 def compare(settings: Settings, overrides: list[str], command: str = "compare") -> None:
     """compare agents=[...] over seeds=[...], with the oracle if with_oracle=true"""
+    from ollm_rl.evaluation.results import Results
     from ollm_rl.experiments.compare import compare as run_all
     from ollm_rl.experiments.compare import run_parts
     from ollm_rl.experiments.overrides import of_tasks, trial_settings, with_overrides
@@ -81,10 +87,10 @@ def compare(settings: Settings, overrides: list[str], command: str = "compare") 
             preflight(trial_settings(given, mine, name))
     if "" in tasks:
         mine, given = tasks[""]
-        run = _run(recorded := with_overrides(mine, given), command)
-        _present(recorded, run, run_all(given, mine, run))
+        run = _run(with_overrides(mine, given), command)
+        _present(run, run_all(given, mine, run))
         return
-    run, found = _run(with_overrides(settings, overrides), command), {}
+    run, found = _run(with_overrides(settings, overrides), command), dict[str, Results]()
     comparisons = {
         task: (given, mine, Run(run.path, task, with_overrides(mine, given).yaml(), settings.config.resume))
         for task, (mine, given) in tasks.items()
@@ -92,9 +98,10 @@ def compare(settings: Settings, overrides: list[str], command: str = "compare") 
     run_parts(list(comparisons.values()))  # of all tasks at once
     for task, (given, mine, own) in comparisons.items():
         found[task] = run_all(given, mine, own)
-        _present(with_overrides(mine, given), own, found[task])
-    rows = [{"task": task, **row} for task, results in found.items() for row in results["rows"]]
-    run.write_json("results.json", {**_header(settings), "task": ", ".join(found), "rows": rows, "tasks": found})
+        _present(own, found[task])
+    rows = [replace(row, task=task) for task, results in found.items() for row in results.rows]
+    whole = Results(rows, ", ".join(found), settings.config.backbone.name, tasks=found, directory=run.path)
+    run.write_json(RESULTS, whole.to_dict())
     run.close()
 
 
@@ -107,7 +114,7 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
     """show what the options say on gold solutions, or in the answer to inspect.prompt=<text>"""
     from ollm_rl.errors import DataError
     from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
-    from ollm_rl.report.inspection_page import prompt_table, write_page
+    from ollm_rl.report.inspection_page import prompt_table, write_inspection
     from ollm_rl.session.opening import open_session
 
     config = settings.config
@@ -125,7 +132,7 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
         facts = f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {session.plugin_path}"
         title = f"Options of {session.backbone.name} on {session.task.name}"
         meanings = latent_meanings(positions, session.plugin.num_options)
-        page = write_page(run.path / "inspect.html", title, facts, problems, positions, meanings)
+        page = write_inspection(run.path / "inspect.html", title, facts, problems, positions, meanings)
         out.print(f"page: {page}", soft_wrap=True)
     finally:
         session.close()
@@ -149,22 +156,13 @@ def _run(settings: Settings, command: str) -> Run:
     return Run(config.runs_dir, config.name or command, settings.yaml(), config.resume)
 
 
-def _header(settings: Settings) -> dict:
-    return {"task": settings.config.task.name, "backbone": settings.config.backbone.name}
-
-
-def _conversion(run: Run) -> dict:
-    path = run.path / "conversion.json"
-    return stored_json(path) if path.exists() else {}
-
-
-def _present(settings: Settings, run: Run, results: dict) -> None:
+def _present(run: Run, results: "Results") -> None:
+    """Write the report, and print the tables."""
     from ollm_rl.report.html import write_report
-    from ollm_rl.report.tables import terminal_tables
+    from ollm_rl.report.tables import all_tables
 
-    run.write_json("results.json", results)
-    page = write_report(run.path, results, settings.yaml())
-    for table in terminal_tables(results):
-        out.print(table)
-    out.print(f"results: {run.path / 'results.json'}\nreport:  {page}", soft_wrap=True)
+    page = write_report(run.path)
+    for table in all_tables(results):
+        out.print(table.to_rich())
+    out.print(f"results: {run.path / RESULTS}\nreport:  {page}", soft_wrap=True)
     run.close()

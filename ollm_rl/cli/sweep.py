@@ -4,13 +4,18 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ollm_rl.common.config_files import paths
-from ollm_rl.common.run_dir import stored_json
+from ollm_rl.common.run_dir import RESULTS
 from ollm_rl.config.compose import Settings, compose, on_cluster, preflight
 from ollm_rl.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ollm_rl.evaluation.results import Results
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
@@ -119,13 +124,11 @@ def _job(command: str, overrides: list[str]) -> None:
     COMMANDS[command](settings, overrides)
 
 
-def gather(folders: list[Path]) -> dict:
-    """The rows of all combinations as one `results.json`; each has its run's name as agent."""
-    results: dict = {}
-    for folder in folders:
-        path = folder / "results.json"
-        if path.exists():
-            found = stored_json(path)
-            results = results or {**found, "rows": []}
-            results["rows"] += [{**row, "agent": folder.name} for row in found["rows"]]
-    return results
+def gather(folders: list[Path]) -> "Results":
+    """The rows of all combinations as one; each has its run's name as agent."""
+    from ollm_rl.evaluation.results import Results
+
+    found = {folder: Results.load(folder) for folder in folders if (folder / RESULTS).exists()}
+    rows = [replace(row, agent=folder.name) for folder, results in found.items() for row in results.rows]
+    first = next(iter(found.values()), Results([]))
+    return Results(rows, first.task, first.backbone)

@@ -138,9 +138,7 @@ class Run:
     def save_rollouts(self, name: str, episodes: Iterable[Recorded]) -> None:
         """Write episodes as `rollouts/<name>.jsonl`."""
         self._adopt()
-        folder = self.path / "rollouts"
-        folder.mkdir(exist_ok=True)
-        _write_whole(folder / f"{name}.jsonl", "".join(_json(e.to_dict()) + "\n" for e in episodes))
+        write_rollouts(self.path, name, episodes)
 
     def checkpoint_dir(self, step: int) -> Path:
         """An empty scratch directory for a checkpoint; `commit_checkpoint` makes it the latest."""
@@ -190,9 +188,7 @@ class Run:
     def write_json(self, name: str, value: Any) -> Path:
         if name == RESULTS:
             self._adopt()
-        path = self.path / name
-        _write_whole(path, _json(value, indent=2) + "\n")
-        return path
+        return write_json(self.path / name, value)
 
     def close(self) -> None:
         """End the log, and let other processes open the run."""
@@ -226,6 +222,20 @@ def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]
             )
     grown = {key: (before, now) for key, (before, now) in found.limits.items() if now > before}
     return grown, bool(found.limits) or found.comparison
+
+
+def write_rollouts(directory: Path, name: str, episodes: Iterable[Recorded]) -> Path:
+    """Write episodes as `rollouts/<name>.jsonl`, one a line."""
+    path = directory / "rollouts" / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, "".join(_json(e.to_dict()) + "\n" for e in episodes))
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file in one step; NaN and infinity, which JSON does not know, become null."""
+    _write_whole(path, _json(value, indent=2) + "\n")
+    return path
 
 
 def stored_json(path: Path) -> Any:

@@ -1,145 +1,140 @@
 """What a comparison says beyond its rows: pooled figures, thresholds, areas under curves, and paired tests between agents."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ollm_rl.common.run_dir import whole_lines
-from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, sampled_metric, samples_of, wilson
+from ollm_rl.common.run_dir import METRICS, whole_lines
+from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, share, wilson
+from ollm_rl.evaluation.results import Results
+from ollm_rl.evaluation.rows import Curves, PairedTest, Point, PooledRow, Record, Row, Sampled, Scores, Variant
 
 WINDOW = 256  # episodes of which learning curves show the mean
-UNPOOLED = ("seed", "seeds", "budget", "agent", "n_problems")
+R = TypeVar("R", bound=Record)
 
 
-def trial_name(row: dict) -> str:
-    """The run directory of an agent and a seed, within the comparison's."""
-    return f"{row['agent']}-{row['seed']}"
+def summarize(results: Results) -> None:
+    """Add thresholds and areas to the rows, and `pooled` and `tests`."""
+    add_thresholds(results.rows)
+    add_areas(results.rows)
+    results.pooled, results.tests = pool(results.rows), paired_tests(results.rows)
 
 
-def trial_dir(row: dict, root: Path) -> Path:
-    """Where a row's files are: in a directory of its own within the comparison's, or `root` if it was run alone.
+def pool(rows: Sequence[Row]) -> list[PooledRow]:
+    """One row per agent over its seeds.
 
-    All searches of a seed are in the oracle's.
+    A figure that some seed lacks (a threshold that it did not reach) is left out.
     """
-    folder = root / (f"oracle-{row['seed']}" if "search" in row else trial_name(row))
-    return folder if folder.exists() else root
+    return [_pooled([r for r in rows if r.agent == agent]) for agent in dict.fromkeys(r.agent for r in rows)]
 
 
-def replays_of(agent: str) -> str:
-    """The file of a search's episodes to look at; in `replays.json`, as those of other agents, for the first search."""
-    return "replays.json" if agent == "oracle" else f"replays_{agent}.json"
+def _pooled(mine: list[Row]) -> PooledRow:
+    means = _means(PooledRow, mine) | _accuracy(mine)
+    for name in ("episodes", "seconds"):
+        means[f"{name}_to_threshold_reached"] = sum(getattr(r, f"{name}_to_threshold") is not None for r in mine)
+    if len(before := [r.before for r in mine if r.before]) == len(mine):
+        means["before"] = Scores(**_means(Scores, before) | _accuracy(before))
+    for name in ("search", "teacher"):
+        if None not in (parts := [getattr(r, name) for r in mine]):
+            first = parts[0]
+            same = {k: getattr(first, k) for k in ("search", "budget") if hasattr(first, k)}
+            means[name] = type(first)(**_means(type(first), parts) | same)
+    breakdown = pool_breakdowns([r.breakdown for r in mine])
+    return PooledRow(
+        agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine), **means
+    )
 
 
-def summarize(rows: list[dict], root: Path) -> dict:
-    """Adds thresholds and areas to `rows`, and gives the rest of a comparison's `results.json`: `pooled` and `tests`."""
-    add_thresholds(rows, root)
-    add_areas(rows, root)
-    pooled = pool(rows)
-    for row in pooled:
-        mark_ood(row, [r for r in rows if r["agent"] == row["agent"]])
-    return {"pooled": pooled, "tests": paired_tests(rows, root)}
+def _accuracy(rows: Sequence[Scores]) -> dict[str, Any]:
+    whole = share(sum(r.accuracy * r.n_problems for r in rows), sum(r.n_problems for r in rows))
+    return {"n_problems": whole.n, "accuracy": whole.accuracy, "accuracy_ci95": whole.accuracy_ci95}
 
 
-def pool(rows: list[dict]) -> list[dict]:
-    """One row per agent over its seeds: accuracy over all episodes with its interval, means of the rest.
-
-    A figure that some seed lacks (a threshold that it did not reach) is left out, but for `<figure>_reached`: of how many.
-    """
-    pooled = []
-    for agent in dict.fromkeys(r["agent"] for r in rows):
-        mine = [r for r in rows if r["agent"] == agent]
-        out: dict[str, Any] = {"agent": agent, "seeds": [r["seed"] for r in mine], **_accuracy(mine)}
-        if all("before" in r for r in mine):
-            out["before"] = _means([r["before"] for r in mine]) | _accuracy([r["before"] for r in mine])
-        out |= {key: value for key, value in _means(mine).items() if key not in out}
-        for key in ("episodes_to_threshold", "seconds_to_threshold"):
-            out.pop(key, None)
-            reached = [r[key] for r in mine if r.get(key) is not None]
-            out[f"{key}_reached"] = len(reached)
-            if reached and len(reached) == len(mine):
-                out[key] = sum(reached) / len(reached)
-        out["breakdown"] = pool_breakdowns([r.get("breakdown", {}) for r in mine])
-        pooled.append(out)
-    return pooled
-
-
-def pool_curves(found: Sequence[dict]) -> dict[str, list[dict]]:
-    """The oracle's curves over seeds: solved shares of all problems, with their intervals.
-
-    Args:
-        found: a seed's `rows` and `curves` each.
-    """
-    sizes = [each["rows"][0]["n_problems"] for each in found]
-    pooled: dict[str, list[dict]] = {}
-    for name in found[0]["curves"] if found else []:
-        pooled[name] = []
-        for points in zip(*(each["curves"][name] for each in found), strict=True):
-            solved = round(sum(p["solved"] * n for p, n in zip(points, sizes, strict=True)))
-            ci95 = list(wilson(solved, sum(sizes)))
-            pooled[name].append({"budget": points[0]["budget"], "solved": solved / max(sum(sizes), 1), "ci95": ci95})
-    return pooled
-
-
-def _accuracy(rows: Sequence[dict]) -> dict[str, Any]:
-    n = sum(r["n_problems"] for r in rows)
-    solved = sum(r["accuracy"] * r["n_problems"] for r in rows)
-    return {"n_problems": n, "accuracy": solved / n, "accuracy_ci95": list(wilson(solved, n))}
-
-
-def _means(rows: Sequence[dict]) -> dict[str, float]:
-    names = [k for k in rows[0] if k not in UNPOOLED and all(_number(r.get(k)) for r in rows)]
-    return {name: sum(r[name] for r in rows) / len(rows) for name in names}
+def _means(kind: type[Record], records: Sequence[Record]) -> dict[str, Any]:
+    """The means of the figures of `kind` that are numbers in all records."""
+    found: dict[str, Any] = {}
+    for name in kind.names():
+        values: list[Any] = [getattr(r, name, None) for r in records]
+        if all(map(_number, values)):
+            found[name] = sum(values) / len(values)
+    extra = [k for k in records[0].extra if all(_number(r.extra.get(k)) for r in records)]
+    found["extra"] = {k: sum(r.extra[k] for r in records) / len(records) for k in extra}
+    sampled = [r.sampled for r in records if isinstance(r, Scores)]
+    for k in sorted(set[int]().union(*sampled)):
+        of_k = [each.get(k, Sampled()) for each in sampled]
+        figures = {name: [getattr(each, name) for each in of_k] for name in ("avg", "pass_", "maj")}
+        mean = {name: sum(some) / len(some) for name, some in figures.items() if None not in some}
+        if mean:
+            found.setdefault("sampled", {})[k] = Sampled(**mean)
+    return found
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def mark_ood(pooled: dict, rows: list[dict]) -> None:
-    """Out-of-distribution accuracy of an agent over its seeds, with `change` from before training and `worse`.
+def pool_curves(found: Sequence[Results]) -> Curves:
+    """The searches' curves over seeds: solved shares of all problems, with their intervals.
 
-    `worse` is `yes` where the 95% interval of the change (paired bootstrap over problems) lies below zero, `perhaps`
-    where only its middle does, else `no`.
+    Args:
+        found: a seed's results each.
     """
-    names = [name for name in rows[0].get("ood", {}) if all(name in r.get("ood", {}) for r in rows)]
-    if not names:
-        return
-    pooled["ood"] = {}
-    for name in names:
-        after = np.concatenate([r["ood"][name]["solved"] for r in rows]).astype(float)
-        found = {"n": len(after), "accuracy": after.mean(), "accuracy_ci95": list(wilson(after.sum(), len(after)))}
-        if all("ood" in r.get("before", {}) for r in rows):
-            before = np.concatenate([r["before"]["ood"][name]["solved"] for r in rows]).astype(float)
-            found |= {"before": before.mean(), **{f"change{k}": v for k, v in bootstrap(after - before).items()}}
-            found["worse"] = "yes" if found["change_ci95"][1] < 0 else "perhaps" if found["change"] < 0 else "no"
-        pooled["ood"][name] = {k: float(v) if isinstance(v, np.floating) else v for k, v in found.items()}
+    sizes = [each.rows[0].n_problems for each in found]
+    pooled: Curves = {}
+    for name in found[0].curves if found else []:
+        pooled[name] = []
+        for points in zip(*(each.curves[name] for each in found), strict=True):
+            solved = round(sum(p.solved * n for p, n in zip(points, sizes, strict=True)))
+            ci95 = wilson(solved, sum(sizes))
+            pooled[name].append(Point(budget=points[0].budget, solved=solved / max(sum(sizes), 1), ci95=ci95))
+    return pooled
 
 
-def paired_tests(rows: list[dict], root: Path) -> list[dict]:
+def pool_ood(rows: Sequence[Row]) -> dict[str, Variant]:
+    """Out-of-distribution accuracy of an agent over its seeds, with the change from before training."""
+    found = {}
+    for name in [name for name in rows[0].ood if all(name in r.ood for r in rows)]:
+        after = _solved([r.ood[name] for r in rows])
+        whole = Variant(**vars(share(float(after.sum()), len(after))))
+        if all(r.before and name in r.before.ood for r in rows):
+            before = _solved([r.before.ood[name] for r in rows if r.before])
+            change = bootstrap(after - before)
+            whole.before = float(before.mean())
+            whole.change, whole.change_ci95, whole.change_p = change.mean, change.ci95, change.p
+            whole.worse = "yes" if change.ci95[1] < 0 else "perhaps" if change.mean < 0 else "no"
+        found[name] = whole
+    return found
+
+
+def _solved(variants: Sequence[Variant]) -> np.ndarray:
+    return np.array([solved for v in variants for solved in v.solved or ()], dtype=float)
+
+
+def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
     """Differences of greedy and of sampled accuracy between all pairs of agents, on the same problems of the same seeds."""
     found: dict[str, dict[str, np.ndarray]] = {}
     asked: dict[str, list[str]] = {}
     samples: dict[tuple[str, str], set[int]] = {}  # per problem, by agent and kind
-    agents = list(dict.fromkeys(r["agent"] for r in rows))
+    agents = list(dict.fromkeys(r.agent for r in rows))
     for agent in agents:
         parts: dict[str, list[np.ndarray]] = {"greedy": [], "sampled": []}
         asked[agent] = []
-        for row in sorted((r for r in rows if r["agent"] == agent), key=lambda r: r["seed"]):
+        for row in sorted((r for r in rows if r.agent == agent and r.directory), key=lambda r: r.seed):
+            assert row.directory is not None
             for kind, part in parts.items():
-                lines = whole_lines(root / trial_name(row) / "rollouts" / f"{kind}.jsonl")
-                if lines and len(lines) % row["n_problems"] == 0:
+                lines = whole_lines(row.directory / "rollouts" / f"{kind}.jsonl")
+                if lines and len(lines) % row.n_problems == 0:
                     solved = np.array([line["reward"] >= 1.0 for line in lines], dtype=float)
-                    part.append(solved.reshape(row["n_problems"], -1).mean(1))
-                    samples.setdefault((agent, kind), set()).add(len(lines) // row["n_problems"])
+                    part.append(solved.reshape(row.n_problems, -1).mean(1))
+                    samples.setdefault((agent, kind), set()).add(len(lines) // row.n_problems)
                     if kind == "greedy":
                         asked[agent] += [line["problem"] for line in lines]
         found[agent] = {kind: np.concatenate(part) for kind, part in parts.items() if part}
     tests = []
     for i, one in enumerate(agents):
         for other in agents[i + 1 :]:
-            test: dict[str, Any] = {"agents": [one, other]}
+            test = PairedTest(agents=[one, other], n=0)
             for kind in ("greedy", "sampled"):
                 a, b = found[one].get(kind), found[other].get(kind)
                 if (
@@ -149,66 +144,74 @@ def paired_tests(rows: list[dict], root: Path) -> list[dict]:
                     and len(a) == len(b) == len(asked[one])
                     and samples[one, kind] == samples[other, kind]
                 ):
-                    test["n"] = len(a)
-                    test |= {f"{kind}{k}": v for k, v in bootstrap(b - a, asked[one]).items()}
-            if len(test) > 1:
+                    test.n = len(a)
+                    setattr(test, kind, bootstrap(b - a, asked[one]))
+            if test.n:
                 tests.append(test)
     return tests
 
 
-def learning_curve(row: dict, root: Path) -> list[dict]:
-    """The iterations of a learner (in a comparison, or alone in `root`): lines of its `metrics.jsonl` that have a reward."""
-    lines = whole_lines(trial_dir(row, root) / "metrics.jsonl")
-    return [line for line in lines if "reward" in line and "train_episodes" in line]
+def learning_curve(row: Row) -> list[dict[str, Any]]:
+    """The iterations of a learner: lines of its `metrics.jsonl` that have a reward."""
+    return _lines(row, "reward")
 
 
-def add_areas(rows: list[dict], root: Path) -> None:
+def evaluation_curve(row: Row) -> list[dict[str, Any]]:
+    """What was evaluated on held-out problems while it learned: lines with `eval/accuracy` and `eval/n_problems`."""
+    return _lines(row, "eval/accuracy")
+
+
+def _lines(row: Row, key: str) -> list[dict[str, Any]]:
+    lines = whole_lines(row.directory / METRICS) if row.directory else []
+    return [line for line in lines if line.get(key) is not None and "train_episodes" in line]
+
+
+def add_areas(rows: Sequence[Row]) -> None:
     """`area_under_curve`: the mean reward of training over the episodes that every learner had."""
-    curves = {trial_name(r): learning_curve(r, root) for r in rows}
-    last = [lines[-1]["train_episodes"] for lines in curves.values() if lines and lines[-1]["train_episodes"]]
-    for row in rows:
-        lines = curves[trial_name(row)]
+    curves = [learning_curve(r) for r in rows]
+    last = [lines[-1]["train_episodes"] for lines in curves if lines and lines[-1]["train_episodes"]]
+    for row, lines in zip(rows, curves, strict=True):
         if not lines or not lines[-1]["train_episodes"]:
             continue
         upto, area, before = min(last), 0.0, 0
         for line in lines:
             now = min(line["train_episodes"], upto)
             area, before = area + line["reward"] * (now - before), now
-        row["area_under_curve"], row["area_episodes"] = area / upto, upto
+        row.area_under_curve, row.area_episodes = area / upto, upto
 
 
-def add_thresholds(rows: list[dict], root: Path) -> None:
-    """Add `threshold`, `episodes_to_threshold` and `seconds_to_threshold` to learners' rows (null where it was not reached).
+def add_thresholds(rows: Sequence[Row]) -> None:
+    """Set `threshold`, `episodes_to_threshold` and `seconds_to_threshold` of learners.
 
     The threshold of a seed is the prior's sampled accuracy plus half of the gap to the best agent's; a learner has
     reached it when the mean training reward of its last `WINDOW` episodes is at least that.
     """
-    for seed in {r["seed"] for r in rows}:
-        mine = [r for r in rows if r["seed"] == seed]
+    for seed in {r.seed for r in rows}:
+        mine = [r for r in rows if r.seed == seed]
         sampled = _sampled_accuracies(mine)
         for row in mine:
-            row["episodes_to_threshold"] = row["seconds_to_threshold"] = None
-            lines = learning_curve(row, root)
+            row.threshold = row.episodes_to_threshold = row.seconds_to_threshold = None
+            lines = learning_curve(row)
             if not lines or "prior" not in sampled:
                 continue
             if max(sampled.values()) <= sampled["prior"]:
                 continue  # nobody got anywhere
-            row["threshold"] = (sampled["prior"] + max(sampled.values())) / 2
+            row.threshold = (sampled["prior"] + max(sampled.values())) / 2
             for line, mean in zip(lines, trailing(lines), strict=True):
-                if line["train_episodes"] >= WINDOW and mean >= row["threshold"]:
-                    row["episodes_to_threshold"] = line["train_episodes"]
-                    row["seconds_to_threshold"] = line.get("train_seconds")
+                if line["train_episodes"] >= WINDOW and mean >= row.threshold:
+                    row.episodes_to_threshold = line["train_episodes"]
+                    row.seconds_to_threshold = line.get("train_seconds")
                     break
 
 
-def _sampled_accuracies(rows: Sequence[dict]) -> dict[str, float]:
+def _sampled_accuracies(rows: Sequence[Row]) -> dict[str, float]:
     """Sampled accuracy by agent, all of as many samples as the prior has."""
-    ks = samples_of([r for r in rows if r["agent"] == "prior"])
-    values = {r["agent"]: sampled_metric(r, "avg", ks[-1]) for r in rows} if ks else {}
+    k = max((k for r in rows if r.agent == "prior" for k in r.sampled), default=0)
+    values = {r.agent: r.sampled[k].avg for r in rows if k in r.sampled}
     return {agent: value for agent, value in values.items() if value is not None}
 
 
-def trailing(lines: Sequence[dict]) -> list[float]:
+def trailing(lines: Sequence[dict[str, Any]]) -> list[float]:
     """The mean training reward of the last `WINDOW` episodes (or all before) at each iteration, however large iterations are."""
     means = []
     for i, line in enumerate(lines):

@@ -1,13 +1,23 @@
-"""Evaluation of an agent on held-out problems: accuracy with its interval, sampled accuracy, degeneration."""
+"""Evaluation of an agent on held-out problems: accuracy with its interval, sampled accuracy, degeneration.
+
+`evaluate_agent` is all of it in one call; `evaluate` and its neighbours are the parts that a run puts together.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.progress import track
+from ollm_rl.common.run_dir import METRICS, whole_lines, write_json, write_rollouts
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.metrics import degeneration, results_row, share
+from ollm_rl.evaluation.replay import replay, shown
+from ollm_rl.evaluation.results import Results
+from ollm_rl.evaluation.rows import Row, Variant
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
@@ -17,9 +27,9 @@ from ollm_rl.tasks import Problem, make_task
 
 @dataclass
 class Evaluation:
-    """A row of `results.json`, the greedy episodes (one per problem) and the sampled ones (k per problem)."""
+    """The figures, the greedy episodes (one per problem) and the sampled ones (k per problem)."""
 
-    row: dict
+    row: Row
     greedy: list[Episode]
     sampled: list[Episode]
 
@@ -48,16 +58,68 @@ def evaluate(session: Session, agent, name: str, problems: Sequence[Problem], k:
         episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=from_logits, bar=bar)
     first = episodes[:: k + 1]
     rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
-    return Evaluation(results_row(name, first, rest, k), first, rest)
+    return Evaluation(results_row(name, first, rest, k, seed), first, rest)
 
 
-def evaluate_ood(session: Session, agent, settings: dict, n: int, seed: int = 0) -> dict[str, dict]:
+def evaluate_agent(
+    session: Session,
+    agent: Any,
+    num_problems: int = 200,
+    samples: int = 8,
+    split: str = "test",
+    seed: int = 0,
+    name: str | None = None,
+    directory: str | Path | None = None,
+) -> Results:
+    """Evaluate an agent on problems of a split: one greedy answer and `samples` sampled ones for each.
+
+        results = evaluate_agent(session, agent, num_problems=200)
+        print(results)
+        results.rows[0].accuracy, results.rows[0].sampled[8].pass_
+
+    Args:
+        name: of the agent in tables; by default, that of its configuration, or of its class.
+        directory: that `results.json`, `rollouts/greedy.jsonl`, `rollouts/sampled.jsonl` and `replays.json` (for the report) are written
+            to, over those of an earlier evaluation; by default the agent's `run_dir`, where it has one. What learning took is taken from
+            the `metrics.jsonl` there. Nothing is written without a directory.
+
+    Raises:
+        ConfigurationError: `samples` is negative or `num_problems` below 1.
+        DataError: the split has no problems.
+    """
+    if num_problems < 1:
+        raise ConfigurationError(f"num_problems={num_problems}; expected 1 or more problems")
+    name = name or agent_name(agent)
+    found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed)
+    results = Results([found.row], session.task.name, session.backbone.name, conversion=session.conversion)
+    directory = directory or getattr(agent, "run_dir", None)
+    if directory is not None:
+        found.row.directory = folder = Path(directory)
+        lines = [line for line in whole_lines(folder / METRICS) if "train_episodes" in line]
+        found.row.add({k: v for k, v in (lines[-1] if lines else {}).items() if k.startswith("train_")})
+        write_rollouts(folder, "greedy", found.greedy)
+        write_rollouts(folder, "sampled", found.sampled)
+        if not getattr(agent, "acts_on_logits", False):
+            write_json(folder / found.row.replays, session.run_on_model(replay, shown(found.greedy)))
+        results.save(folder)
+    return results
+
+
+def agent_name(agent: Any) -> str:
+    """What an agent is called: as in the configurations, or by its class if it is from outside."""
+    kind = type(agent)
+    target = f"{kind.__module__}.{kind.__qualname__}"
+    named = (name for name in members("agent") if group_file("agent", name).get("_target_") == target)
+    return next(named, kind.__name__)
+
+
+def evaluate_ood(session: Session, agent, settings: dict, n: int, seed: int = 0) -> dict[str, Variant]:
     """Greedy accuracy out of distribution: on `n` test problems of each of the task's variants, with the task's own examples.
 
     Args:
         settings: of the task, which a variant changes.
     """
-    session, found = getattr(agent, "acting_session", session), {}
+    session, found = getattr(agent, "acting_session", session), dict[str, Variant]()
     from_logits = bool(getattr(agent, "acts_on_logits", False))
     for name, changed in session.task.ood_variants.items():
         task = make_task(**{**settings, **changed})
@@ -70,7 +132,7 @@ def evaluate_ood(session: Session, agent, settings: dict, n: int, seed: int = 0)
                 requests, PolicyAdapter(agent, True), keep_hidden=False, from_logits=from_logits, bar=bar
             )
         solved = [e.solved for e in episodes]
-        found[name] = {**share(sum(solved), len(solved)), "solved": solved, **degeneration(episodes)}
+        found[name] = Variant(**vars(share(sum(solved), len(solved))), solved=solved, **degeneration(episodes))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ollm_rl.evaluation.rows import Breakdown, Difference, Row, Sampled, Share
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import MAX_ANSWER
 from ollm_rl.rollout.episode import Episode
@@ -55,44 +56,27 @@ def _vote(answer: str) -> Any:
     return form if number is None else number
 
 
-def sampled_metrics(episodes: Sequence[Episode], k: int) -> dict[str, float | None]:
-    """`avg@k`, `pass@k` and `maj@k` of k texts per problem, one problem's after another's; nothing if k is 0.
+def sampled_metrics(episodes: Sequence[Episode], k: int) -> dict[int, Sampled]:
+    """`avg@k`, `pass@k` and `maj@k` of k texts per problem, one problem's after another's, under k; nothing if k is 0.
 
-    `maj@k` is None where rewards have nothing to do with stated answers: solved texts, and no answer in any. `avg_at_8` and
-    `pass_at_8` are the same figures for readers of files that know these names.
+    `maj@k` is None where rewards have nothing to do with stated answers: solved texts, and no answer in any.
     """
     if not k or not episodes:
         return {}
     groups = [episodes[at : at + k] for at in range(0, len(episodes), k)]
     correct = [sum(e.solved for e in group) for group in groups]
     unstated = any(correct) and all(e.answer is None for e in episodes)
-    found: dict[str, float | None] = {
-        f"avg@{k}": float(np.mean(correct)) / k,
-        f"pass@{k}": float(np.mean([pass_at_k(k, c, k) for c in correct])),
-        f"maj@{k}": None if unstated else float(np.mean([majority(group) for group in groups])),
-    }
-    return found | ({"avg_at_8": found["avg@8"], "pass_at_8": found["pass@8"]} if k == 8 else {})
+    avg, best = float(np.mean(correct)) / k, float(np.mean([pass_at_k(k, c, k) for c in correct]))
+    return {k: Sampled(avg, best, None if unstated else float(np.mean([majority(group) for group in groups])))}
 
 
-def samples_of(rows: Sequence[dict]) -> list[int]:
-    """The numbers of samples k that some row has `avg@k` of (`avg_at_k` in older files), in order."""
-    keys = (re.fullmatch(r"avg(?:@|_at_)(\d+)", key) for row in rows for key, value in row.items() if value is not None)
-    return sorted({int(key[1]) for key in keys if key})
-
-
-def sampled_metric(row: dict, figure: str, k: int) -> float | None:
-    """`avg`, `pass` or `maj` of a row at k samples, under whichever name it has there; None if it was not measured."""
-    value = row.get(f"{figure}@{k}")
-    return row.get(f"{figure}_at_{k}") if value is None else value
-
-
-def breakdown(judged: Sequence[tuple[Problem, bool]]) -> dict[str, dict[str, dict]]:
-    """`n`, `accuracy` and `accuracy_ci95` of every domain, difficulty and source, where problems differ in them.
+def breakdown(judged: Sequence[tuple[Problem, bool]]) -> Breakdown:
+    """The solved share of every domain, difficulty and source, where problems differ in them.
 
     Domains such as `Mathematics -> Algebra -> Equations` count under their second part, and a problem counts in each
     of its domains. Many different difficulties are put in steps of 1.
     """
-    found: dict[str, dict[str, dict]] = {}
+    found: Breakdown = {}
     for field in BREAKDOWN:
         groups: dict[str, list[bool]] = {}
         values = [(values_of(problem, field), solved) for problem, solved in judged]
@@ -117,25 +101,25 @@ def _order(group: tuple[str, Any]) -> tuple:
     return (0, float(number), "") if number.replace(".", "", 1).isdigit() else (1, 0.0, group[0])
 
 
-def share(solved: float, n: int) -> dict:
-    return {"n": n, "accuracy": solved / max(n, 1), "accuracy_ci95": list(wilson(solved, n))}
+def share(solved: float, n: int) -> Share:
+    return Share(n=n, accuracy=solved / max(n, 1), accuracy_ci95=wilson(solved, n))
 
 
-def pool_breakdowns(parts: Sequence[dict[str, dict[str, dict]]]) -> dict[str, dict[str, dict]]:
+def pool_breakdowns(parts: Sequence[Breakdown]) -> Breakdown:
     """Breakdowns of several runs as one."""
-    found: dict[str, dict[str, dict]] = {}
+    found: Breakdown = {}
     for field in BREAKDOWN:
         names = dict.fromkeys(name for part in parts for name in part.get(field, {}))
-        rows = {name: [part[field][name] for part in parts if name in part.get(field, {})] for name in names}
-        if rows:
+        shares = {name: [part[field][name] for part in parts if name in part.get(field, {})] for name in names}
+        if shares:
             found[field] = {
-                name: share(sum(r["accuracy"] * r["n"] for r in some), sum(r["n"] for r in some))
-                for name, some in sorted(rows.items(), key=_order)
+                name: share(sum(s.accuracy * s.n for s in some), sum(s.n for s in some))
+                for name, some in sorted(shares.items(), key=_order)
             }
     return found
 
 
-def degeneration(episodes: Sequence[Episode]) -> dict[str, float]:
+def degeneration(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Shares of texts without an answer, with repetition, and with letters of a foreign script."""
     n = max(len(episodes), 1)
     return {
@@ -160,37 +144,34 @@ def foreign_script(text: str) -> bool:
     )
 
 
-def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int) -> dict:
-    """The evaluation's figures under the names of `results.json`."""
-    n = len(greedy)
-    solved = sum(e.solved for e in greedy)
-    return {
-        "agent": name,
-        "n_problems": n,
-        "accuracy": solved / max(n, 1),
-        "accuracy_ci95": list(wilson(solved, n)),
-        **sampled_metrics(sampled, k),
-        "mean_length": float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
-        "mean_decisions": float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
-        "mean_reward": float(np.mean([e.reward for e in greedy])) if greedy else 0.0,
+def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int, seed: int = 0) -> Row:
+    """The figures of an evaluation with k sampled texts a problem."""
+    whole = share(sum(e.solved for e in greedy), len(greedy))
+    return Row(
+        agent=name,
+        seed=seed,
+        n_problems=whole.n,
+        accuracy=whole.accuracy,
+        accuracy_ci95=whole.accuracy_ci95,
+        sampled=sampled_metrics(sampled, k),
+        mean_length=float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
+        mean_decisions=float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
+        mean_reward=float(np.mean([e.reward for e in greedy])) if greedy else 0.0,
         **degeneration(greedy),
-        "verdicts": dict(Counter(e.verdict for e in greedy if e.verdict).most_common()),
-        "breakdown": breakdown([(e.problem, e.solved) for e in greedy]),
-    }
+        verdicts=dict(Counter(e.verdict for e in greedy if e.verdict).most_common()),
+        breakdown=breakdown([(e.problem, e.solved) for e in greedy]),
+    )
 
 
 RESAMPLES = 10_000
 
 
-def bootstrap(differences: np.ndarray, problems: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
+def bootstrap(differences: np.ndarray, problems: Sequence[str] | None = None, seed: int = 0) -> Difference:
     """The mean of paired differences, its 95% percentile interval and a two-sided p-value (Efron and Tibshirani 1993, ch. 16).
 
     Args:
         problems: (n,) what each difference is about: those of one problem, met with several seeds, are drawn together, for they
             are hardly independent.
-
-    Returns:
-        "", "_ci95" and "_p", keys to be put behind a name.
     """
     draws = np.random.default_rng(seed)
     _, cluster = (
@@ -204,4 +185,4 @@ def bootstrap(differences: np.ndarray, problems: Sequence[str] | None = None, se
     low, high = np.percentile(means, [2.5, 97.5])
     tail = min((means <= 0).mean(), (means >= 0).mean())
     p = min(1.0, max(2 * tail, 2 / RESAMPLES))
-    return {"": float(differences.mean()), "_ci95": [float(low), float(high)], "_p": float(p)}
+    return Difference(mean=float(differences.mean()), ci95=(float(low), float(high)), p=float(p))

@@ -1,15 +1,18 @@
 """Finished episodes looked at again: at every token, what the other options would have said."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
+from ollm_rl.evaluation.rows import Changes
 from ollm_rl.options.option_lm import NO_LATENT
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import Session
 
 AT_ONCE = 64  # episodes
+SHOWN = 4  # solved and failed episodes of an agent
 
 
 @torch.inference_mode()
@@ -55,13 +58,13 @@ def _replay(session: Session, engine: RolloutEngine, episodes: list[Episode]) ->
     return [{**e.to_dict(), "steps": s} for e, s in zip(episodes, steps, strict=True)]
 
 
-def changes(session: Session, episodes: list[Episode], most: int = 8) -> dict:
-    """What an agent does differently from the prior: at the decisions of its greedy episodes, against the prior's likeliest.
+def shown(episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes that a report shows: some solved ones, then some failed ones."""
+    return [e for e in episodes if e.solved][:SHOWN] + [e for e in episodes if not e.solved][:SHOWN]
 
-    Returns:
-        `decisions`, `changed` (share of them that say another token than the prior would) and `most_common`, the
-        changes as (the prior's token, the agent's, how often).
-    """
+
+def changes(session: Session, episodes: list[Episode], most: int = 8) -> Changes:
+    """What an agent does differently from the prior: at the decisions of its greedy episodes, against the prior's likeliest."""
     decisions, found = 0, Counter[tuple[str, str]]()
     for episode in replay(session, episodes):
         for step in episode["steps"]:
@@ -70,8 +73,5 @@ def changes(session: Session, episodes: list[Episode], most: int = 8) -> dict:
                 _, favourite, _ = max(step["options"], key=lambda option: option[2])
                 if favourite != step["token"]:
                     found[favourite, step["token"]] += 1
-    return {
-        "decisions": decisions,
-        "changed": found.total() / max(decisions, 1),
-        "most_common": [[before, after, n] for (before, after), n in found.most_common(most)],
-    }
+    common = [(before, after, n) for (before, after), n in found.most_common(most)]
+    return Changes(decisions=decisions, changed=found.total() / max(decisions, 1), most_common=common)

@@ -12,7 +12,8 @@ from ollm_rl.common.config_files import RENAMED_CHOICES
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, may_continue, stored_json
 from ollm_rl.config.compose import Settings, on_cluster
-from ollm_rl.evaluation.comparison import pool_curves, summarize, trial_dir
+from ollm_rl.evaluation.comparison import pool_curves, summarize
+from ollm_rl.evaluation.results import Results
 from ollm_rl.experiments.oracle_run import run_oracle
 from ollm_rl.experiments.overrides import trial_settings
 from ollm_rl.experiments.single import SessionCache, is_done, run_trial
@@ -86,15 +87,14 @@ def _directory(root: Path, part: Part) -> Path:
     return path
 
 
-def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
-    """All parts, side by side on a cluster (`run_parts`), else one after the other; the content of `results.json`.
+def compare(overrides: list[str], settings: Settings, run: Run) -> Results:
+    """All parts, side by side on a cluster (`run_parts`), else one after the other; what `results.json` then has.
 
     One after the other, agents that begin alike are evaluated once before they learn; in bfloat16, where roundings depend on
     what else is in a batch, that may differ in a few texts from parts side by side.
     """
     config = settings.config
-    rows: list[dict] = []
-    searched: list[dict] = []  # of the oracle, a seed each
+    parts: list[Results] = []
     sessions = SessionCache()
     try:
         with run.unless_refused():
@@ -103,19 +103,17 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> dict:
                 log.info("%s", name)
                 part = Run(run.path, name, each.yaml())
                 try:
-                    do(each, part, sessions, seed)
+                    parts.append(do(each, part, sessions, seed))
                 finally:
                     part.close()
-                found = stored_json(part.path / RESULTS)
-                rows += found["rows"]
-                searched += [found] if found.get("curves") else []
     finally:
         sessions.close()
-    results = {"task": config.task.name, "backbone": config.backbone.name, "rows": rows, **summarize(rows, run.path)}
-    if searched:
-        results["curves"] = pool_curves(searched)
-    results["conversion"] = stored_json(trial_dir(rows[0], run.path) / "conversion.json")
-    run.write_json(RESULTS, results)
+    rows = [row for part in parts for row in part.rows]
+    results = Results(rows, config.task.name, config.backbone.name, directory=run.path)
+    summarize(results)
+    results.curves = pool_curves([part for part in parts if part.curves])
+    results.conversion = stored_json(rows[0].directory / "conversion.json") if rows[0].directory else {}
+    run.write_json(RESULTS, results.to_dict())
     return results
 
 

@@ -4,13 +4,14 @@ import time
 
 from torch import Tensor
 
-from ollm_rl.common.run_dir import RESULTS, Run, stored_json
+from ollm_rl.common.run_dir import RESULTS, Run
 from ollm_rl.config.compose import Settings
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.evaluation.comparison import replays_of
-from ollm_rl.evaluation.replay import replay
+from ollm_rl.evaluation.replay import SHOWN, replay
+from ollm_rl.evaluation.results import Results
+from ollm_rl.evaluation.rows import TEACHER, Point, Row
 from ollm_rl.experiments.factories import make_agent, make_oracle
-from ollm_rl.experiments.single import SHOWN, SessionCache, is_done
+from ollm_rl.experiments.single import SessionCache, is_done
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
@@ -18,9 +19,7 @@ from ollm_rl.oracle.tree import Policy
 from ollm_rl.session.local import Session
 
 
-def run_oracle(
-    settings: Settings, run: Run, sessions: SessionCache, seed: int
-) -> tuple[list[dict], dict[str, list[dict]]]:
+def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) -> Results:
     """The oracle's rows, one a search, and their curves, on the same problems as the agents.
 
     Raises:
@@ -28,24 +27,25 @@ def run_oracle(
     """
     with run.unless_refused():
         if is_done(run.path, run.grown, settings, learn=False):
-            stored = stored_json(run.path / RESULTS)
-            return stored["rows"], stored["curves"]
+            return Results.load(run.path)
         config = settings.config
         session = sessions.session(settings, seed)
         problems = session.problems(config.evaluate.split, config.oracle.num_problems, seed)
-        policy, rows, curves = search_policy(session, settings), [], {}
+        policy, results = search_policy(session, settings), Results([], config.task.name, config.backbone.name)
         for name in dict.fromkeys([config.oracle.search, *config.oracle.also]):
-            if name == "teacher_forced":
-                rows += [{**session.run_on_model(teacher_forced, problems, picker), "seed": seed} for picker in PICKERS]
+            if name == TEACHER:
+                results.rows += [session.run_on_model(teacher_forced, problems, picker, seed) for picker in PICKERS]
                 continue
             agent = "oracle" if name == config.oracle.search else f"oracle_{name}"
             search = make_oracle(session, config, policy, name)
-            row, curves[name] = solve_and_store(session, search, problems, run, seed, agent)
-            rows.append(row)
+            row, results.curves[name] = solve_and_store(session, search, problems, run, seed, agent)
+            results.rows.append(row)
+        for row in results.rows:
+            row.directory = run.path
+        results.directory, results.conversion = run.path, session.conversion
         run.write_json("conversion.json", session.conversion)
-        results = {"task": session.task.name, "backbone": session.backbone.name, "rows": rows, "curves": curves}
-        run.write_json(RESULTS, results)
-        return rows, curves
+        run.write_json(RESULTS, results.to_dict())
+        return results
 
 
 def search_policy(session: Session, settings: Settings) -> Policy:
@@ -64,13 +64,14 @@ def search_policy(session: Session, settings: Settings) -> Policy:
 
 def solve_and_store(
     session: Session, oracle: Oracle, problems: list, run: Run, seed: int, agent: str = "oracle"
-) -> tuple[dict, list[dict]]:
+) -> tuple[Row, list[Point]]:
     """Search all problems; the row, under the name `agent`, and the curve. Episodes to look at are kept under that name."""
     name, start = oracle.search, time.monotonic()
     searches = oracle.solve(problems, seed, run.path / f"searches_{name}.jsonl")
-    row, curve = summarize_searches(searches, name, oracle.budget)
+    row, curve = summarize_searches(searches, name, oracle.budget, agent, seed)
     solved = [s.shortest for s in searches if s.shortest is not None]
     run.save_rollouts(f"oracle_{name}", solved)
-    run.write_json(replays_of(agent), session.run_on_model(replay, solved[: 2 * SHOWN]))
-    row |= {"agent": agent, "seed": seed, "occupancy": oracle.occupancy, "search_seconds": time.monotonic() - start}
+    run.write_json(row.replays, session.run_on_model(replay, solved[: 2 * SHOWN]))
+    assert row.search is not None
+    row.search.occupancy, row.search.search_seconds = oracle.occupancy, time.monotonic() - start
     return row, curve

@@ -9,13 +9,14 @@ from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_ood, kl_from_start
-from ollm_rl.evaluation.replay import changes, replay
+from ollm_rl.evaluation.replay import changes, replay, shown
+from ollm_rl.evaluation.results import Results, Scores
+from ollm_rl.evaluation.rows import Variant
 from ollm_rl.experiments.factories import make_agent
 from ollm_rl.session.local import Session
 from ollm_rl.session.opening import open_session, task_of
 
 log = logging.getLogger(__name__)
-SHOWN = 4  # solved and failed episodes that the report shows per agent
 
 
 def open_workers(settings: Settings, seed: int) -> Session:
@@ -33,9 +34,8 @@ class SessionCache:
     _space: Session | None = None
 
     def __init__(self) -> None:
-        self.known: dict[
-            tuple[str, int], dict
-        ] = {}  # how an agent (by `identity`) stood with a seed: many begin as one
+        # How an agent (by `identity`) stood with a seed: many begin as one.
+        self.known: dict[tuple[str, int], Scores] = {}
 
     def session(self, settings: Settings, seed: int) -> Session:
         """The session, set to `seed`."""
@@ -49,8 +49,8 @@ class SessionCache:
             self._space.close()
 
 
-def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, learn: bool = True) -> dict:
-    """Train (if it learns) and evaluate one agent with one seed; its row, from `results.json` if already there.
+def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, learn: bool = True) -> Results:
+    """Train (if it learns) and evaluate one agent with one seed; its results, a row, are read if they are already there.
 
     Raises:
         CheckpointError: it is done, more training is wanted, and the agent cannot go on from where it ended.
@@ -58,7 +58,7 @@ def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, l
     with run.unless_refused():
         if is_done(run.path, run.grown, settings, learn):
             log.info("%s: already done", run.path)
-            return stored_json(run.path / RESULTS)["rows"][0]
+            return Results.load(run.path)
         session = sessions.session(settings, seed)
         agent = make_agent(session, settings.config.agent, settings.config.policy)
         problems = session.problems(settings.config.evaluate.split, settings.config.evaluate.num_problems, seed)
@@ -95,40 +95,46 @@ def _run_trial(
     session: Session,
     agent: Any,
     problems: list,
-) -> dict:
+) -> Results:
     config = settings.config
     run.write_json("conversion.json", session.conversion)
-    row: dict[str, Any] = {"seed": seed, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
+    before: Scores | None = None
+    learned: dict[str, Any] = {}
     if config.policy is None and callable(getattr(agent, "prepare", None)):
         agent.prepare(run)
     begun, learns = _identity(agent), getattr(agent, "learns_from_rewards", "total_episodes" in config.agent)
     if learn:
         if learns:
-            row["before"] = _before(settings, run, session, agent, problems, seed, sessions.known.get((begun, seed)))
+            before = _before(settings, run, session, agent, problems, seed, sessions.known.get((begun, seed)))
             if begun:
-                sessions.known[begun, seed] = row["before"]
-        row |= agent.learn(run) or {}
+                sessions.known[begun, seed] = before
+        learned = agent.learn(run) or {}
         agent.save(run.path / "policy")
     found = evaluate(session, agent, settings.agent_name, problems, config.evaluate.samples, seed)
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
-    row = {**found.row, **row, **_further(settings, session, agent, problems, seed)}
-    if "before" in row:
-        row["length_change"] = row["mean_length"] / max(row["before"]["mean_length"], 1e-9) - 1
+    row = found.row
+    row.directory, row.before = run.path, before
+    row.add(learned)
+    row.ood = _out_of_distribution(settings, session, agent, seed)
+    if n := config.evaluate.num_kl:
+        row.kl_from_start = kl_from_start(session, agent, problems[:n], seed)
+    if before and before.mean_length and row.mean_length is not None:
+        row.length_change = row.mean_length / before.mean_length - 1
     if begun and begun == _identity(agent):
-        sessions.known[begun, seed] = _standing(row)
+        sessions.known[begun, seed] = row.scores()
     if not getattr(agent, "acts_on_logits", False):
-        shown = [e for e in found.greedy if e.solved][:SHOWN] + [e for e in found.greedy if not e.solved][:SHOWN]
-        run.write_json("replays.json", session.run_on_model(replay, shown))
-        if "before" in row:
-            row["changes"] = session.run_on_model(changes, found.greedy)
-    run.write_json(RESULTS, {"task": session.task.name, "backbone": session.backbone.name, "rows": [row]})
-    return row
+        run.write_json(row.replays, session.run_on_model(replay, shown(found.greedy)))
+        if before:
+            row.changes = session.run_on_model(changes, found.greedy)
+    results = Results([row], config.task.name, config.backbone.name, conversion=session.conversion, directory=run.path)
+    run.write_json(RESULTS, results.to_dict())
+    return results
 
 
 def _before(
-    settings: Settings, run: Run, session: Session, agent: Any, problems: list, seed: int, known: dict | None
-) -> dict:
+    settings: Settings, run: Run, session: Session, agent: Any, problems: list, seed: int, known: Scores | None
+) -> Scores:
     """What an agent is before it learns from rewards: greedy accuracy, degeneration and out-of-distribution accuracy.
 
     It is kept, for when a run is resumed the agent is no longer what it was.
@@ -140,33 +146,18 @@ def _before(
     if not path.exists():
         if known is None:
             found = evaluate(session, agent, f"{settings.agent_name} before training", problems, 0, seed).row
-            known = _standing({**found, **_out_of_distribution(settings, session, agent, seed)})
-        run.write_json(path.name, known)
-    return stored_json(path)
-
-
-def _standing(row: dict) -> dict:
-    """The figures of greedy texts in a row."""
-    dropped = (
-        "agent", "seed", "breakdown", "before", "length_change", "kl_from_start", "train_", "setup_", "trainable_", "avg", "pass",
-        "maj@",
-    )  # fmt: skip
-    return {k: v for k, v in row.items() if not k.startswith(dropped) and v is not None}
+            found.ood = _out_of_distribution(settings, session, agent, seed)
+            known = found.scores()
+        run.write_json(path.name, known.to_dict())
+    return Scores.from_dict(stored_json(path))
 
 
 def _identity(agent: Any) -> str:
     return agent.identity() if callable(getattr(agent, "identity", None)) else ""
 
 
-def _out_of_distribution(settings: Settings, session: Session, agent: Any, seed: int) -> dict:
+def _out_of_distribution(settings: Settings, session: Session, agent: Any, seed: int) -> dict[str, Variant]:
     n = settings.config.evaluate.num_ood
     if not n or not session.task.ood_variants:
         return {}
-    return {"ood": session.run_on_model(evaluate_ood, agent, to_dict(settings.config.task), n, seed)}
-
-
-def _further(settings: Settings, session: Session, agent: Any, problems: list, seed: int) -> dict:
-    """Figures of a trained agent that are asked for by `evaluate.num_ood` and `evaluate.num_kl`."""
-    found, n = _out_of_distribution(settings, session, agent, seed), settings.config.evaluate.num_kl
-    kl = kl_from_start(session, agent, problems[:n], seed) if n else None
-    return found if kl is None else {**found, "kl_from_start": kl}
+    return session.run_on_model(evaluate_ood, agent, to_dict(settings.config.task), n, seed)

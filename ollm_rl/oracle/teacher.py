@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import DataError
-from ollm_rl.evaluation.metrics import breakdown, degeneration, wilson
+from ollm_rl.evaluation.metrics import breakdown, degeneration, share
+from ollm_rl.evaluation.rows import TEACHER, Row, TeacherFigures
 from ollm_rl.options.hidden_states import compute_hidden_states
 from ollm_rl.options.quality import moved
 from ollm_rl.rollout.episode import Episode, pack
@@ -58,16 +59,17 @@ def played(session: Session, texts: Sequence[tuple[Request, Sequence[int]]]) -> 
 
 
 @torch.inference_mode()
-def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = "encoder") -> dict[str, Any]:
+def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = "encoder", seed: int = 0) -> Row:
     """Pick a latent for every gold token, and play them.
 
     Args:
         picker: `encoder`: the plug-in's encoder, which has seen the gold token, picks its likeliest latent; `cover`: the
             lowest latent that says the gold token, if any does.
+        seed: of the row.
 
     Returns:
-        a row of `results.json`; `exact_reproduction` is the share of gold solutions that the played latents say, to the
-        token, and `tokens_reproduced` the share of gold tokens that the picked options say after the gold beginning.
+        a row whose `teacher` has `exact_reproduction`, the share of gold solutions that the played latents say, to the
+        token, and `tokens_reproduced`, the share of gold tokens that the picked options say after the gold beginning.
 
     Raises:
         DataError: a problem has no solution.
@@ -97,13 +99,20 @@ def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = 
     gold = [prompter.encode_solution(p.solution or "") for p in problems]
     same = [e.tokens == g for e, g in zip(episodes, gold, strict=True)]
     right = [e.solved for e in episodes]
-    n = len(problems)
-    return {
-        "agent": f"teacher_forced_{picker}", "search": "teacher_forced", "n_problems": n,
-        "accuracy": sum(right) / n, "accuracy_ci95": list(wilson(sum(right), n)), "avg_at_8": None, "pass_at_8": None,
-        "exact_reproduction": sum(same) / n, "exact_reproduction_ci95": list(wilson(sum(same), n)),
-        "tokens_reproduced": float(reproduced), "tokens_covered": float(says.any(-1).float().mean()),
-        "mean_tokens": sum(len(e.tokens) for e in episodes) / n, **degeneration(episodes),
-        "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0,
-        "breakdown": breakdown(list(zip(problems, right, strict=True))),
-    }  # fmt: skip
+    whole, exact = share(sum(right), len(right)), share(sum(same), len(same))
+    return Row(
+        agent=f"{TEACHER}_{picker}",
+        seed=seed,
+        n_problems=whole.n,
+        accuracy=whole.accuracy,
+        accuracy_ci95=whole.accuracy_ci95,
+        teacher=TeacherFigures(
+            exact_reproduction=exact.accuracy,
+            exact_reproduction_ci95=exact.accuracy_ci95,
+            tokens_reproduced=float(reproduced),
+            tokens_covered=float(says.any(-1).float().mean()),
+            mean_tokens=sum(len(e.tokens) for e in episodes) / len(episodes),
+        ),
+        **degeneration(episodes),
+        breakdown=breakdown(list(zip(problems, right, strict=True))),
+    )

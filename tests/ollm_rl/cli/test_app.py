@@ -197,8 +197,8 @@ def test_a_reward_from_outside_and_a_breakdown(tmp_path, capsys):
     assert row["accuracy"] == 1.0 and row["mean_reward"] == 1.5
     assert sum(x["n"] for x in row["breakdown"]["domain"].values()) == 6
     assert set(row["breakdown"]["difficulty"]) <= {"0", "1", "2"}
-    assert "By domain" in (tmp_path / "runs/evaluate/report.html").read_text()
-    assert "accuracy by difficulty" in capsys.readouterr().out
+    assert "Accuracy by domain" in (tmp_path / "runs/evaluate/report.html").read_text()
+    assert "Accuracy by difficulty" in capsys.readouterr().out
     capsys.readouterr()
     main(["doctor", *task, "backbone=tiny"])
     assert "150 of 150 gold answers are accepted" in " ".join(capsys.readouterr().out.split())

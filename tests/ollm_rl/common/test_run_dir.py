@@ -284,7 +284,7 @@ def grpo(sessions: SessionCache, folder: Path, episodes: int, *more: str) -> dic
     settings = compose(["agent=grpo", *QUICK_KEYS, *keys, f"agent.total_episodes={episodes}", *more])
     run = Run(folder, "train", settings.yaml())
     try:
-        return run_trial(settings, run, sessions, 0)
+        return run_trial(settings, run, sessions, 0).to_dict()["rows"][0]
     finally:
         run.close()
 

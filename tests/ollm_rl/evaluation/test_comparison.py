@@ -16,6 +16,8 @@ from ollm_rl.evaluation.comparison import (
     trailing,
 )
 from ollm_rl.evaluation.metrics import bootstrap, wilson
+from ollm_rl.evaluation.results import Results
+from ollm_rl.evaluation.rows import Difference, Point, Row
 from ollm_rl.report.tables import comparison_tables
 
 
@@ -30,11 +32,13 @@ def learner(root, agent, seed, curve, **row):
         "".join(json.dumps({"reward": r, "problem": f"problem {i}, {seed}"}) + "\n" for i, r in enumerate(greedy))
     )
     solved = sum(greedy)
-    return {
+    found = Row.from_dict({
         "agent": agent, "seed": seed, "n_problems": max(len(greedy), 1), "accuracy": solved / max(len(greedy), 1),
         "accuracy_ci95": [0.0, 1.0], "avg_at_8": 0.0, "mean_length": 10.0, "train_episodes": curve[-1][0] if curve else 0,
         "train_seconds": 1.0, "no_answer_rate": 0.0, "repetition_rate": 0.0, "foreign_script_rate": 0.0, **row,
-    }  # fmt: skip
+    })  # fmt: skip
+    found.directory = folder
+    return found
 
 
 def test_trailing_means_do_not_depend_on_the_size_of_iterations():
@@ -56,11 +60,11 @@ def test_thresholds(tmp_path):
         learner(tmp_path, "grpo", 0, curve, avg_at_8=0.5),
         learner(tmp_path, "slow", 0, [(WINDOW, 0.1, 10.0), (2 * WINDOW, 0.1, 20.0)], avg_at_8=0.2),
     ]
-    add_thresholds(rows, tmp_path)
-    assert rows[1]["threshold"] == pytest.approx(0.3)
-    assert (rows[1]["episodes_to_threshold"], rows[1]["seconds_to_threshold"]) == (2 * WINDOW, 20.0)
-    assert rows[2]["episodes_to_threshold"] is None and rows[2]["seconds_to_threshold"] is None
-    assert rows[0]["episodes_to_threshold"] is None and "threshold" not in rows[0]
+    add_thresholds(rows)
+    assert rows[1].threshold == pytest.approx(0.3)
+    assert (rows[1].episodes_to_threshold, rows[1].seconds_to_threshold) == (2 * WINDOW, 20.0)
+    assert rows[2].episodes_to_threshold is None and rows[2].seconds_to_threshold is None
+    assert rows[0].episodes_to_threshold is None and rows[0].threshold is None
 
 
 def test_areas_are_over_the_episodes_that_all_had(tmp_path):
@@ -68,21 +72,21 @@ def test_areas_are_over_the_episodes_that_all_had(tmp_path):
         learner(tmp_path, "one", 0, [(100, 0.2, 1), (200, 0.4, 2), (400, 1.0, 3)]),
         learner(tmp_path, "two", 0, [(300, 0.5, 1)]),
     ]
-    add_areas(rows, tmp_path)
-    assert rows[0]["area_under_curve"] == pytest.approx((0.2 * 100 + 0.4 * 100 + 1.0 * 100) / 300)
-    assert rows[1]["area_under_curve"] == 0.5 and rows[1]["area_episodes"] == 300
+    add_areas(rows)
+    assert rows[0].area_under_curve == pytest.approx((0.2 * 100 + 0.4 * 100 + 1.0 * 100) / 300)
+    assert rows[1].area_under_curve == 0.5 and rows[1].area_episodes == 300
 
 
 def test_bootstrap():
-    assert bootstrap(np.zeros(50)) == {"": 0.0, "_ci95": [0.0, 0.0], "_p": 1.0}
+    assert bootstrap(np.zeros(50)) == Difference(mean=0.0, ci95=(0.0, 0.0), p=1.0)
     draws = np.random.default_rng(0)
     differences = draws.choice([-1.0, 0.0, 1.0], p=[0.1, 0.6, 0.3], size=400)
     found, error = bootstrap(differences), differences.std() / np.sqrt(400)
-    low, high = found["_ci95"]
-    assert found[""] == differences.mean() and found["_p"] < 0.001
-    assert (low, high) == pytest.approx((found[""] - 1.96 * error, found[""] + 1.96 * error), abs=0.3 * error)
+    low, high = found.ci95
+    assert found.mean == differences.mean() and found.p < 0.001
+    assert (low, high) == pytest.approx((found.mean - 1.96 * error, found.mean + 1.96 * error), abs=0.3 * error)
     # The share of false alarms among experiments without a difference.
-    alarms = sum(bootstrap(draws.choice([-1.0, 0.0, 1.0], size=100))["_p"] < 0.05 for _ in range(100))
+    alarms = sum(bootstrap(draws.choice([-1.0, 0.0, 1.0], size=100)).p < 0.05 for _ in range(100))
     assert alarms <= 15
 
 
@@ -90,8 +94,8 @@ def test_answers_to_one_problem_are_drawn_together():
     differences = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.2, 0.5, 0.3], size=100)
     alone = bootstrap(differences)
     thrice = bootstrap(np.tile(differences, 3), [str(i) for i in range(100)] * 3)
-    assert thrice[""] == pytest.approx(alone[""])
-    assert thrice["_ci95"] == pytest.approx(alone["_ci95"], abs=0.03)  # no narrower for being repeated
+    assert thrice.mean == pytest.approx(alone.mean)
+    assert thrice.ci95 == pytest.approx(alone.ci95, abs=0.03)  # no narrower for being repeated
 
 
 def test_nobody_reaches_a_threshold_that_is_the_priors_own_level(tmp_path):
@@ -99,14 +103,14 @@ def test_nobody_reaches_a_threshold_that_is_the_priors_own_level(tmp_path):
         learner(tmp_path, "prior", 0, [], avg_at_8=0.3),
         learner(tmp_path, "grpo", 0, [(WINDOW, 0.3, 10.0), (2 * WINDOW, 0.3, 20.0)], avg_at_8=0.2),
     ]
-    add_thresholds(rows, tmp_path)
-    assert rows[1]["episodes_to_threshold"] is None and "threshold" not in rows[1]
+    add_thresholds(rows)
+    assert rows[1].episodes_to_threshold is None and rows[1].threshold is None
 
 
 def test_a_learner_that_logs_no_episodes_is_left_out(tmp_path):
     rows = [learner(tmp_path, "one", 0, [(0, 0.2, 1)]), learner(tmp_path, "two", 0, [(300, 0.5, 1)])]
-    add_areas(rows, tmp_path)
-    assert "area_under_curve" not in rows[0] and rows[1]["area_under_curve"] == 0.5
+    add_areas(rows)
+    assert rows[0].area_under_curve is None and rows[1].area_under_curve == 0.5
 
 
 def test_tests_pair_the_same_problems_of_the_same_seeds(tmp_path):
@@ -114,38 +118,40 @@ def test_tests_pair_the_same_problems_of_the_same_seeds(tmp_path):
         learner(tmp_path, "one", 0, [], greedy=[1, 0, 0, 0]), learner(tmp_path, "one", 1, [], greedy=[0, 0, 1, 1]),
         learner(tmp_path, "two", 1, [], greedy=[1, 0, 1, 1]), learner(tmp_path, "two", 0, [], greedy=[1, 1, 1, 0]),
     ]  # fmt: skip
-    [test] = paired_tests(rows, tmp_path)
-    assert test["agents"] == ["one", "two"] and test["n"] == 8
-    assert test["greedy"] == pytest.approx(3 / 8) and test["greedy_ci95"][0] >= 0  # no problem went the other way
+    [test] = paired_tests(rows)
+    assert test.agents == ["one", "two"] and test.n == 8
+    assert test.greedy.mean == pytest.approx(3 / 8) and test.greedy.ci95[0] >= 0  # no problem went the other way
 
 
 def test_pooled_rows_say_before_after_and_how_many_reached_the_threshold(tmp_path):
-    before = {"n_problems": 4, "accuracy": 0.25, "mean_length": 8.0}
+    before = {"n_problems": 4, "accuracy": 0.25, "accuracy_ci95": [0.0, 1.0], "mean_length": 8.0}
     rows = [
         learner(tmp_path, "grpo", s, [(WINDOW, 0.1, 1)], greedy=[1, 1, 0, s], before=before, episodes_to_threshold=e)
         for s, e in ((0, 100), (1, None))
     ]
     [pooled] = pool(rows)
-    assert pooled["accuracy"] == 5 / 8 and pooled["before"]["accuracy"] == 0.25 and pooled["before"]["n_problems"] == 8
-    assert pooled["episodes_to_threshold_reached"] == 1 and "episodes_to_threshold" not in pooled
+    assert pooled.accuracy == 5 / 8 and pooled.before.accuracy == 0.25 and pooled.before.n_problems == 8
+    assert pooled.episodes_to_threshold_reached == 1 and pooled.episodes_to_threshold is None
 
 
 def test_a_run_that_got_worse_out_of_distribution_is_marked(tmp_path):
     def ood(solved):
-        return {"longer": {"n": len(solved), "accuracy": sum(solved) / len(solved), "solved": solved}}
+        share = {"n": len(solved), "accuracy": sum(solved) / len(solved), "accuracy_ci95": [0.0, 1.0]}
+        return {"longer": {**share, "solved": solved}}
 
     good, bad = [True] * 40, [True] * 10 + [False] * 30
     rows = [
         learner(tmp_path, name, 0, [(WINDOW, 0.1, 1)], greedy=[1, 0], ood=ood(after), before={
-            "n_problems": 2, "accuracy": 0.5, "mean_length": 9.0, "no_answer_rate": 0.0, "repetition_rate": 0.0,
+            "n_problems": 2, "accuracy": 0.5, "accuracy_ci95": [0, 1], "mean_length": 9.0, "no_answer_rate": 0.0, "repetition_rate": 0.0,
             "foreign_script_rate": 0.0, "ood": ood(good),
         }, length_change=0.1)
         for name, after in (("worse", bad), ("same", good))
     ]  # fmt: skip
-    results = {"rows": rows, **summarize(rows, tmp_path)}
-    marks = {r["agent"]: r["ood"]["longer"]["worse"] for r in results["pooled"]}
+    results = Results(rows)
+    summarize(results)
+    marks = {r.agent: r.ood["longer"].worse for r in results.pooled}
     assert marks == {"worse": "yes", "same": "no"}
-    assert json.loads(json.dumps(results["pooled"]))  # plain numbers only
+    assert json.loads(json.dumps(results.to_dict()["pooled"]))  # plain numbers only
     tables = {table.title: table for table in comparison_tables(results)}
     assert (
         "WORSE" in tables["Out of distribution"].body[0][1] and "WORSE" not in tables["Out of distribution"].body[1][1]
@@ -156,10 +162,11 @@ def test_a_run_that_got_worse_out_of_distribution_is_marked(tmp_path):
 
 def test_curves_of_seeds_are_of_all_problems():
     def searched(n, *shares):
-        points = [{"budget": b, "solved": s, "ci95": [0, 1]} for b, s in zip((25, 50), shares, strict=True)]
-        return {"rows": [{"n_problems": n}], "curves": {"puct": points}}
+        points = [Point(budget=b, solved=s, ci95=(0, 1)) for b, s in zip((25, 50), shares, strict=True)]
+        row = Row(agent="oracle", n_problems=n, accuracy=shares[-1], accuracy_ci95=(0, 1))
+        return Results([row], curves={"puct": points})
 
     pooled = pool_curves([searched(10, 0.1, 0.5), searched(30, 0.3, 0.9)])["puct"]
-    assert [(p["budget"], p["solved"]) for p in pooled] == [(25, 0.25), (50, 0.8)]
-    assert pooled[1]["ci95"] == list(wilson(32, 40))
+    assert [(p.budget, p.solved) for p in pooled] == [(25, 0.25), (50, 0.8)]
+    assert pooled[1].ci95 == wilson(32, 40)
     assert pool_curves([]) == {}

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from markupsafe import escape
 
 from ollm_rl.cli.app import main
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
 from ollm_rl.options.hidden_states import compute_hidden_states
-from ollm_rl.report.inspection_page import visible, write_page
+from ollm_rl.report.inspection_page import write_inspection
+from ollm_rl.report.pages import visible
 from tests.conftest import QUICK_KEYS
 
 
@@ -54,10 +56,10 @@ def test_meanings_count_the_encoders_picks(tiny, positions):
 
 def test_page_holds_every_token_escaped(tiny, problems, positions, tmp_path):
     meanings = latent_meanings(positions, tiny.plugin.num_options)
-    page = write_page(tmp_path / "x.html", "a <b>", "facts", problems, positions, meanings).read_text()
+    page = write_inspection(tmp_path / "x.html", "a <b>", "facts", problems, positions, meanings).read_text()
     assert "a &lt;b&gt;" in page and "<b>facts" not in page
     for solution in positions:
-        assert all(f">{visible(p.text)}<small>" in page for p in solution)
+        assert all(f">{escape(visible(p.text))}<small>" in page for p in solution)
 
 
 def test_a_prompt_is_answered_by_the_prior(tiny):

@@ -85,7 +85,7 @@ def test_no_search_spends_more_than_its_budget(tiny, prior, search, budget):
     found = Oracle(tiny, prior, search, budget=budget, width=3).solve(problems)
     assert all(0 < s.spent <= budget for s in found)
     row, curve = summarize_searches(found, search, budget)
-    assert row["accuracy"] == curve[-1]["solved"]
+    assert row.accuracy == curve[-1].solved
 
 
 @pytest.mark.parametrize("search", ["best_first", "puct", "beam", "best_of_n"])
@@ -204,7 +204,7 @@ def test_without_memory_beginnings_are_computed_again_and_counted(tiny, prior, m
     poor = Oracle(tiny, prior, "best_first", 200, 4, keep_gib=0).solve(problems)
     assert sum(s.recomputed for s in kept) == 0 < sum(s.recomputed for s in poor)
     row, _ = summarize_searches(poor, "best_first", 200)
-    assert row["computed_over_distinct"] == pytest.approx(1 + row["recomputed_tokens"] / row["mean_tokens"])
+    assert row.search.computed_over_distinct == pytest.approx(1 + row.search.recomputed_tokens / row.search.mean_tokens)
 
 
 def test_a_verdict_that_times_out_is_counted_and_stops_nothing(tiny, prior, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_verdict_that_times_out_is_counted_and_stops_nothing(tiny, prior, monk
     row, _ = summarize_searches(
         Oracle(tiny, prior, "best_first", 100, 2).solve(tiny.problems("test", 3)), "best_first", 100
     )
-    assert row["verifier_timeouts"] == pytest.approx(3 * row["mean_tried"]) and row["verifier_timeouts"] > 3
+    assert row.search.verifier_timeouts == pytest.approx(3 * row.search.mean_tried) and row.search.verifier_timeouts > 3
 
 
 def test_limits_on_verdicts_and_time_end_a_search_with_what_it_has(tiny, prior, monkeypatch):
@@ -235,7 +235,7 @@ def test_a_search_that_goes_on_finds_shorter_texts(tiny, prior, monkeypatch):
     assert any(len(s.shortest.tokens) < len(s.solution.tokens) for s in found)
 
 
-def test_departures_are_those_of_the_solution(tiny, prior, monkeypatch):
+def test_deviations_are_those_of_the_solution(tiny, prior, monkeypatch):
     monkeypatch.setattr(tiny, "judge", accept_one_in(40))
     solved = [s for s in Oracle(tiny, prior, "best_first", 500, 4).solve(tiny.problems("test", 9)) if s.solution]
     for search in solved:

@@ -12,11 +12,11 @@ from ollm_rl.tasks import Problem
 def test_what_is_reproduced_is_the_gold_text(roomy, picker):
     problems = [p for p in roomy.problems("tune", 30) if p.extra["style"] != "steps"]
     row = teacher_forced(roomy, problems, picker)
-    assert row["n_problems"] == len(problems)
-    assert 0 <= row["exact_reproduction"] <= 1
-    assert row["tokens_reproduced"] <= row["tokens_covered"] + 1e-6
+    assert row.n_problems == len(problems)
+    assert 0 <= row.teacher.exact_reproduction <= 1
+    assert row.teacher.tokens_reproduced <= row.teacher.tokens_covered + 1e-6
     if picker == "cover":
-        assert row["tokens_reproduced"] == pytest.approx(row["tokens_covered"], abs=1e-6)
+        assert row.teacher.tokens_reproduced == pytest.approx(row.teacher.tokens_covered, abs=1e-6)
 
 
 def test_options_that_say_the_gold_token_reproduce_the_solution(roomy, monkeypatch):
@@ -35,7 +35,7 @@ def test_options_that_say_the_gold_token_reproduce_the_solution(roomy, monkeypat
     gold = Problem("own", problem.problem, "1", text)
     monkeypatch.setattr(roomy.prompter, "encode_solution", lambda solution: said)
     row = teacher_forced(roomy, [gold], "cover")
-    assert row["tokens_covered"] == 1 and row["exact_reproduction"] == 1
+    assert row.teacher.tokens_covered == 1 and row.teacher.exact_reproduction == 1
 
 
 def test_problems_without_solutions_are_refused(tiny):

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.comparison import learning_curve, pool, summarize
+from ollm_rl.evaluation.results import Results, Row
+from ollm_rl.evaluation.rows import Sampled
 from ollm_rl.report.html import write_report
-from ollm_rl.report.plots import _over_seeds, draw
-from ollm_rl.report.tables import results_table
+from ollm_rl.report.plots import _evaluated, _over_seeds, draw
 
 
 def comparison(root, verdicts):
@@ -17,47 +19,52 @@ def comparison(root, verdicts):
         for agent in ("prior", "grpo"):
             folder = root / f"{agent}-{seed}"
             folder.mkdir(parents=True)
-            row = {
+            row = Row.from_dict({
                 "agent": agent, "seed": seed, "n_problems": 4, "accuracy": 0.25 + 0.5 * seed, "accuracy_ci95": [0.0, 1.0],
                 "avg_at_8": 0.2, "pass_at_8": 0.5, "mean_length": 10.0, "train_episodes": 0, "verdicts": verdicts,
-            }  # fmt: skip
+            })  # fmt: skip
+            row.directory = folder
             if agent == "grpo":
                 lines = [{"train_episodes": 256 * i, "reward": 0.1 * i + 0.2 * seed} for i in range(1, 3 + seed)]
                 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-                row["train_episodes"] = lines[-1]["train_episodes"]
+                row.train_episodes = lines[-1]["train_episodes"]
             rows.append(row)
-    return {"task": "sums", "backbone": "tiny", "rows": rows, **summarize(rows, root)}
+    results = Results(rows, "sums", "tiny")
+    summarize(results)
+    results.save(root)
+    return results
 
 
 def test_pooled_rows_stand_first(tmp_path):
     results = comparison(tmp_path, {"equal": 1, "different": 3})
-    body = results_table(results).body
+    body = results.table().body
     assert [row[:4] for row in body[:2]] == [[a, "all 2", "8", "0.500 [0.22, 0.78]"] for a in ("prior", "grpo")]
     assert [row[1] for row in body[2:]] == ["0", "0", "1", "1"]
-    page = write_report(tmp_path, results).read_text()
+    page = write_report(tmp_path).read_text()
     assert page.count('<tr class="all">') == 2
     assert "Verdicts on the greedy answers. prior: 6 different, 2 equal. grpo: 6 different, 2 equal." in page
     assert "Solved texts" not in page
 
 
 def test_a_reward_without_verdicts_has_no_note(tmp_path):
-    results = comparison(tmp_path, {})
-    assert "Verdicts" not in write_report(tmp_path, results).read_text()
+    comparison(tmp_path, {})
+    assert "Verdicts" not in write_report(tmp_path).read_text()
 
 
 def test_a_mean_over_seeds_ends_with_the_shortest(tmp_path):
     results = comparison(tmp_path, {})
-    curves = [learning_curve(row, tmp_path) for row in results["rows"] if row["agent"] == "grpo"]
+    curves = [learning_curve(row) for row in results.rows if row.agent == "grpo"]
     x, mean, low, high = _over_seeds(curves, "train_episodes")
     assert x == [256, 512]
     assert [[round(v, 3) for v in values] for values in (mean, low, high)] == [[0.2, 0.3], [0.1, 0.2], [0.3, 0.4]]
-    assert "learning_curve.png" in {path.name for path in draw(tmp_path, results)}
+    assert "learning_curve.png" in {path.name for path in draw(results, tmp_path / "plots")}
 
 
 def test_the_curve_of_a_run_of_one_agent_is_in_its_own_directory(tmp_path):
     line = {"train_episodes": 64, "reward": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    assert learning_curve({"agent": "grpo", "seed": 0}, tmp_path) == [line]
+    Results([Row.from_dict(row("grpo"))]).save(tmp_path)
+    assert learning_curve(Results.load(tmp_path).rows[0]) == [line]
 
 
 def row(agent, **figures):
@@ -72,6 +79,13 @@ def row(agent, **figures):
     }
 
 
+def reported(root, found):
+    """`found` as the results of a run in `root`."""
+    root.mkdir(exist_ok=True)
+    (root / "results.json").write_text(json.dumps(found))
+    return Results.load(root)
+
+
 def test_columns_say_how_many_samples_and_do_not_mix_them(tmp_path):
     four, eight = {"avg@4": 0.4, "pass@4": 0.6, "maj@4": 0.5}, {"avg_at_8": 0.2, "pass_at_8": 0.7}
     curve = {"oracle": [{"budget": 25, "solved": 0.5, "ci95": [0.1, 0.9]}]}
@@ -81,25 +95,23 @@ def test_columns_say_how_many_samples_and_do_not_mix_them(tmp_path):
         "rows": [row("a", **four), row("b", **eight), row("c")],
         "curves": curve,
     }
-    table = results_table(results)
+    table = reported(tmp_path, results).table()
     assert table.head[4:10] == ["avg@4", "pass@4", "maj@4", "avg@8", "pass@8", "maj@8"]
     assert [cells[4:10] for cells in table.body] == [
         ["0.400", "0.600", "0.500", "-", "-", "-"], ["-", "-", "-", "0.200", "0.700", "-"], ["-"] * 6,
     ]  # fmt: skip
-    page = write_report(tmp_path, results).read_text()
+    page = write_report(tmp_path).read_text()
     assert "k = 4 and 8 sampled answers per problem" in page
-    greedy = {**results, "rows": [row("c")]}
-    assert (
-        "@" not in "".join(results_table(greedy).head)
-        and "sampled answers" not in write_report(tmp_path, greedy).read_text()
-    )
+    greedy = reported(tmp_path, {**results, "rows": [row("c")]})
+    assert "@" not in "".join(greedy.table().head) and "sampled answers" not in write_report(tmp_path).read_text()
 
 
 def test_seeds_with_other_numbers_of_samples_are_not_averaged():
-    [pooled] = pool([{**row("a"), "avg@4": 0.4}, {**row("a"), "seed": 1, "avg@4": 0.2, "avg@8": 0.9}])
-    assert pooled["avg@4"] == pytest.approx(0.3) and "avg@8" not in pooled
-    [pooled] = pool([{**row("a"), "avg@4": 0.4}, {**row("a"), "seed": 1, "avg@8": 0.9}])
-    assert "avg@4" not in pooled and "avg@8" not in pooled
+    def pooled(*seeds):
+        return pool([Row.from_dict({**row("a"), "seed": i, **figures}) for i, figures in enumerate(seeds)])[0].sampled
+
+    assert pooled({"avg@4": 0.4}, {"avg@4": 0.2, "avg@8": 0.9}) == {4: Sampled(pytest.approx(0.3))}
+    assert pooled({"avg@4": 0.4}, {"avg@8": 0.9}) == {}
 
 
 def test_every_search_has_its_own_episodes(tmp_path):
@@ -111,12 +123,77 @@ def test_every_search_has_its_own_episodes(tmp_path):
         where.mkdir(parents=True)
         for name in ("replays", "replays_oracle_best_of_n"):
             (where / f"{name}.json").write_text(json.dumps([episode(f"said by {name}")]))
-    rows = [
-        row(a, search="x", budget=9, mean_tokens=1, mean_tried=1)
-        for a in ("oracle", "oracle_best_of_n", "teacher_forced_cover")
-    ]
+    rows = [row(a, search="x", budget=9, mean_tokens=1, mean_tried=1) for a in ("oracle", "oracle_best_of_n")]
+    rows += [row("teacher_forced_cover", search="teacher_forced", exact_reproduction=0.5, tokens_reproduced=0.75)]
     for root in ("alone", "compared"):
-        page = write_report(tmp_path / root, {"task": "sums", "backbone": "tiny", "rows": rows}).read_text()
+        reported(tmp_path / root, {"task": "sums", "backbone": "tiny", "rows": rows})
+        page = write_report(tmp_path / root).read_text()
         parts = page.split("<h3>")[1:]
         assert [part.partition(",")[0] for part in parts] == ["oracle", "oracle_best_of_n"]
         assert "said by replays<" in parts[0] and "said by replays_oracle_best_of_n<" in parts[1]
+    assert "0.500 of 4 solutions said to the token, 0.7500 of their tokens" in page
+
+
+def test_a_run_without_results_has_its_curve_and_its_configuration(tmp_path):
+    (tmp_path / "config.yaml").write_text("agent: {_target_: agents.grpo.GRPO}\ntask: {name: sums <1>}\n")
+    page = write_report(tmp_path).read_text()
+    assert (
+        "sums &lt;1&gt;" in page and "no results yet" in page and "data:image" not in page and "<h2>Results" not in page
+    )
+    lines = [{"train_episodes": 64 * i, "reward": 0.1 * i} for i in range(1, 4)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert 'alt="learning_curve"' in write_report(tmp_path).read_text()
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run: it has no results.json, config.yaml or metrics.jsonl"):
+        write_report(tmp_path)
+
+
+def test_what_was_evaluated_while_it_learned_is_a_second_line(tmp_path):
+    """Over the problems of all seeds, where all were evaluated."""
+    rows = []
+    for seed in (0, 1):
+        lines = [{"train_episodes": 64 * i, "reward": 0.1} for i in (1, 2, 3)]
+        lines += [
+            {"train_episodes": 64 * i, "eval/accuracy": 0.25 * (1 + seed), "eval/n_problems": 20 * (1 + 2 * seed)}
+            for i in range(1, 3 + seed)
+        ]
+        (tmp_path / f"grpo-{seed}").mkdir()
+        (tmp_path / f"grpo-{seed}" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows.append(row("grpo", seed=seed, train_episodes=192))
+    results = reported(tmp_path, {"task": "sums", "backbone": "tiny", "rows": rows})
+    found = _evaluated(results.rows)
+    assert {at: (share.n, share.accuracy) for at, share in found.items()} == {64: (80, 35 / 80), 128: (80, 35 / 80)}
+    with_line = next(p for p in draw(results, tmp_path / "with") if p.stem == "learning_curve").read_bytes()
+    for seed in (0, 1):
+        path = tmp_path / f"grpo-{seed}" / "metrics.jsonl"
+        path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if "eval" not in line))
+    assert _evaluated(results.rows) == {}
+    without = next(p for p in draw(results, tmp_path / "without") if p.stem == "learning_curve").read_bytes()
+    assert with_line != without
+
+
+def test_texts_are_escaped(tmp_path):
+    step = {"token": "<b>", "latent": 0, "options": [[0, "<b>", 0.05], [1, "&", 0.95]]}
+    episode = {"problem": "<i> & co", "gold": "1", "reward": 0.0, "answer": "<u>", "steps": [step]}
+    (tmp_path / "replays.json").write_text(json.dumps([episode]))
+    reported(tmp_path, {"task": "<sums>", "backbone": "tiny", "rows": [row("<agent>")]})
+    page = write_report(tmp_path).read_text()
+    for text in ("&lt;i&gt; &amp; co", "it answers &lt;u&gt;", "&lt;agent&gt;", "tiny on &lt;sums&gt;"):
+        assert text in page
+    assert (
+        '<span class="t d rare" tabindex="0">&lt;b&gt;<small>0</small><span class="o"><div>1: “&amp;” 95.0%</div>'
+        in page
+    )
+
+
+def test_several_tasks_have_one_table_and_a_page_each(tmp_path):
+    parts = {task: {"task": task, "backbone": "tiny", "rows": [row("prior")]} for task in ("sums", "words")}
+    for task, found in parts.items():
+        reported(tmp_path / task, found)
+    rows = [{"task": task, **found["rows"][0]} for task, found in parts.items()]
+    reported(tmp_path, {"task": "sums, words", "backbone": "tiny", "rows": rows, "tasks": parts})
+    page = write_report(tmp_path).read_text()
+    assert "<td>words</td><td>prior</td>" in page and '<a href="words/report.html">' in page
+    assert (tmp_path / "words" / "report.html").exists()
