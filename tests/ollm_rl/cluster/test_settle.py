@@ -8,7 +8,7 @@ import torch
 from agents.grpo import GRPO
 from ollm_rl.cluster.session import settle
 from ollm_rl.options.policies import Sampling
-from ollm_rl.oracle import Oracle
+from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.rollout.acting import PolicyAdapter
 
 THERE = torch.device("meta")  # a device that every machine has
