@@ -34,7 +34,9 @@ class Evaluation:
     sampled: list[Episode]
 
 
-def evaluate(session: Session, agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0) -> Evaluation:
+def evaluate(
+    session: Session, agent: Any, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
+) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
     An agent with a model of its own (`acting_session`) acts with that. The seeds of the episodes depend on `seed` and the
@@ -113,7 +115,7 @@ def agent_name(agent: Any) -> str:
     return next(named, kind.__name__)
 
 
-def evaluate_ood(session: Session, agent, settings: dict, n: int, seed: int = 0) -> dict[str, Variant]:
+def evaluate_ood(session: Session, agent: Any, settings: dict[str, Any], n: int, seed: int = 0) -> dict[str, Variant]:
     """Greedy accuracy out of distribution: on `n` test problems of each of the task's variants, with the task's own examples.
 
     Args:
@@ -136,7 +138,7 @@ def evaluate_ood(session: Session, agent, settings: dict, n: int, seed: int = 0)
     return found
 
 
-def kl_from_start(session: Session, agent, problems: Sequence[Problem], seed: int = 0) -> float | None:
+def kl_from_start(session: Session, agent: Any, problems: Sequence[Problem], seed: int = 0) -> float | None:
     """Nats an episode between the agent and what it began as, mean over one sampled episode of each problem.
 
     None for an agent that cannot tell (`divergence(episodes)`).

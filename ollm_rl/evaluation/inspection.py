@@ -6,6 +6,7 @@ Gold tokens are forced through the rollout engine, so that the options shown are
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +144,7 @@ def latent_meanings(positions: list[list[Position]], num_options: int, shown: in
     return meanings
 
 
-def inspect_prompt(session: Session, prompt: str) -> dict:
+def inspect_prompt(session: Session, prompt: str) -> dict[str, Any]:
     """The prior's greedy answer to a prompt, with what every option would have said; as `replay` gives it."""
 
     def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

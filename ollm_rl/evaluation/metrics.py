@@ -96,7 +96,7 @@ def _group(value: Any, steps: bool) -> str:
     return parts[1] if len(parts) > 1 else parts[0]
 
 
-def _order(group: tuple[str, Any]) -> tuple:
+def _order(group: tuple[str, Any]) -> tuple[Any, ...]:
     number = group[0].partition(" ")[0]
     return (0, float(number), "") if number.replace(".", "", 1).isdigit() else (1, 0.0, group[0])
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ SHOWN = 4  # solved and failed episodes of an agent
 
 
 @torch.inference_mode()
-def replay(session: Session, episodes: list[Episode]) -> list[dict]:
+def replay(session: Session, episodes: list[Episode]) -> list[dict[str, Any]]:
     """Run the episodes' tokens through the engine once more.
 
     Returns:
@@ -30,13 +31,13 @@ def replay(session: Session, episodes: list[Episode]) -> list[dict]:
     return [record for part in parts for record in _replay(session, engine, part)]
 
 
-def _replay(session: Session, engine: RolloutEngine, episodes: list[Episode]) -> list[dict]:
+def _replay(session: Session, engine: RolloutEngine, episodes: list[Episode]) -> list[dict[str, Any]]:
     prompter, tokenizer = session.prompter, session.backbone.tokenizer
     engine.clear()
     engine.make_room(max(len(prompter.encode(e.problem)) for e in episodes))
     engine.admit([prompter.encode(e.problem) for e in episodes])
     active = list(range(len(episodes)))
-    steps: list[list[dict]] = [[] for _ in episodes]
+    steps: list[list[dict[str, Any]]] = [[] for _ in episodes]
     position = 0
     while active:
         tokens, mask = engine.options.tokens, engine.options.mask
