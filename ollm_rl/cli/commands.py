@@ -157,10 +157,11 @@ def _run(settings: Settings, command: str) -> Run:
 
 
 def _present(run: Run, results: "Results") -> None:
-    """Write the report, and print the tables."""
+    """Write the results (those of an earlier release under today's names) and the report, and print the tables."""
     from ollm_rl.report.html import write_report
     from ollm_rl.report.tables import all_tables
 
+    run.write_json(RESULTS, results.to_dict())
     page = write_report(run.path)
     for table in all_tables(results):
         out.print(table.to_rich())

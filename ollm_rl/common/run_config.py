@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from ollm_rl.common.config_files import (
@@ -67,6 +67,18 @@ def read(text: str, where: str) -> dict[str, Any]:
     return {
         new_name(key): RENAMED_TARGETS.get(value, value) if isinstance(value, str) else value for key, value in found
     }
+
+
+def today(text: str, where: str) -> DictConfig:
+    """A stored configuration under today's names.
+
+    Raises:
+        CheckpointError: it is no YAML.
+    """
+    found = OmegaConf.create()
+    for key, value in read(text, where).items():
+        OmegaConf.update(found, key, value, force_add=True)
+    return found
 
 
 def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:

@@ -14,6 +14,7 @@ from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import METRICS, whole_lines, write_json, write_rollouts
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.metrics import degeneration, results_row, share
 from ollm_rl.evaluation.replay import replay, shown
 from ollm_rl.evaluation.results import Results
@@ -66,9 +67,9 @@ def evaluate(
 def evaluate_agent(
     session: Session,
     agent: Any,
-    num_problems: int = 200,
-    samples: int = 8,
-    split: str = "test",
+    num_problems: int = EvaluateConfig.num_problems,
+    samples: int = EvaluateConfig.samples,
+    split: str = EvaluateConfig.split,
     seed: int = 0,
     name: str | None = None,
     directory: str | Path | None = None,

@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
+from omegaconf import DictConfig, OmegaConf
 
+from ollm_rl.common.run_config import today
 from ollm_rl.common.run_dir import CONFIG, METRICS, RESULTS, stored_json, whole_lines
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.overview import sample_counts
@@ -34,7 +34,7 @@ def write_report(directory: str | Path) -> Path:
         raise CheckpointError(
             f"{root} holds no run: it has no {RESULTS}, {CONFIG} or {METRICS}. Give the directory of a run, such as runs/first."
         )
-    config = (root / CONFIG).read_text(errors="replace") if (root / CONFIG).exists() else ""
+    config = _configuration(root)
     done = (root / RESULTS).exists()
     results = Results.load(root) if done else _unfinished(root, config)
     whole = not results.tasks  # figures of several tasks are not put together
@@ -59,19 +59,20 @@ def write_report(directory: str | Path) -> Path:
             if isinstance(found, dict) and "uncertain" in found
         ],
         shown=[(f"{r.agent}, seed {r.seed}", episodes) for r in results.rows if whole and (episodes := _episodes(r))],
-        config=config,
+        config=OmegaConf.to_yaml(config) if config else "",
     )
 
 
-def _unfinished(root: Path, config: str) -> Results:
+def _configuration(root: Path) -> DictConfig:
+    path = root / CONFIG
+    return today(path.read_text(errors="replace"), str(path)) if path.exists() else OmegaConf.create()
+
+
+def _unfinished(root: Path, config: DictConfig) -> Results:
     """What can be said of a run without results: its learning curve stands in a row of no problems."""
-    try:
-        settings = OmegaConf.create(config)
-    except YAMLError as error:
-        raise CheckpointError(f"{root / CONFIG} cannot be read as YAML; restore it, or delete the directory") from error
 
     def setting(key: str, default: str) -> str:
-        return str(OmegaConf.select(settings, key, default=default, throw_on_missing=False))
+        return str(OmegaConf.select(config, key, default=default, throw_on_missing=False))
 
     curve = [line for line in whole_lines(root / METRICS) if line.get("train_episodes")]
     rows = []
