@@ -14,7 +14,9 @@ from ollm_rl.evaluation.evaluator import evaluate
 from ollm_rl.experiments.overrides import of_tasks, trial_settings
 from tests.conftest import QUICK_KEYS
 
-KEYS = [*QUICK_KEYS, "agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32"]
+KEYS = [
+    *QUICK_KEYS, "agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=32", "agent.num_problems=40",
+]  # fmt: skip
 OUTSIDE = """
     import torch
 

@@ -17,7 +17,7 @@ REWARD = "reward=tests.ollm_rl.cluster.faulty.reward"  # not all zero, as those 
 KEYS = [*QUICK_KEYS, REWARD, "rollout.num_cpus_per_worker=2"]
 LEARNERS = [
     "agent.total_episodes=32", "grpo.num_generations=4", "grpo.problems_per_iteration=4", "ppo.episodes_per_iteration=16",
-    "ppo.minibatch_size=32",
+    "ppo.minibatch_size=32", "agent.num_problems=40",
 ]  # fmt: skip
 
 

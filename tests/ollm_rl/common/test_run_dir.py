@@ -26,6 +26,7 @@ STEPS = 12
 
 def train(folder: Path) -> subprocess.Popen:
     keys = [f"agent.total_episodes={16 * STEPS}", "agent.num_generations=4", "agent.problems_per_iteration=4"]
+    keys += ["agent.num_problems=40"]
     command = [sys.executable, "-m", "ollm_rl", "train", "agent=grpo", *keys, *QUICK_KEYS]
     # One thread: sums over two may come out in another order, and the weights are compared bit by bit.
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
