@@ -81,9 +81,7 @@ def test_the_same_command_finds_its_results_and_writes_the_report(runs, name, tm
             "episodes_to_threshold",
         )
         assert {k: old.get(k) for k in same} == {k: new.get(k) for k in same}
-    page = (runs / name / "report.html").read_text().replace(f"
-name: {name}
-", "")  # the run keeps its own name
+    page = (runs / name / "report.html").read_text().replace(f"\nname: {name}\n", "")  # the run keeps its own name
     assert all(today(row["agent"]) in page for row in rows) and "full_head" not in page
     assert name == "prior" or any((runs / name / "plots").iterdir())
 
