@@ -8,6 +8,7 @@ states, without the language model.
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.teacher import played
 from ollm_rl.rollout.episode import Decisions, Episode, unpack
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 
 
@@ -54,7 +56,7 @@ class Distill(PolicyAgent):
         """There are problems to train on: said before anything is evaluated."""
         self.session.problems("train", self.config.problems_per_round, self.session.seed)
 
-    def learn(self, run: Run) -> dict:
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
         """Search and imitate. After an interruption it goes on with the first round that is not done, whose searches that are
         done are not done again."""
         session, counters = self.session, self.counters
@@ -72,7 +74,7 @@ class Distill(PolicyAgent):
             oracle = Oracle(
                 session, self.policy, config.search, config.budget, config.width, texts=config.texts_per_problem
             )
-            searches = oracle.solve(part, session.seed, run.path / f"round_{number + 1}.jsonl")
+            searches = oracle.solve(part, session.seed, run.file(f"round_{number + 1}.jsonl"))
             found = [text for s in searches for text in s.solutions]
             texts = self._play(found)
             run.save_rollouts(f"round_{number + 1}", texts)
@@ -86,15 +88,18 @@ class Distill(PolicyAgent):
                 "tokens": counters["train_tokens"],
             }
             figures |= {"texts": len(texts)} | ({} if loss is None else {"loss": loss})
-            run.log_metrics(number + 1, {f"distill/{name}": value for name, value in figures.items()})
-            self._checkpoint(run)
+            metrics: dict[str, Any] = {f"distill/{name}": value for name, value in figures.items()}
+            metrics["train_episodes"] = counters["train_episodes"]
+            wanted = callbacks.on_iteration_end(self, number + 1, metrics)
+            run.log_metrics(number + 1, metrics)
+            run.save_checkpoint(number + 1, self._write_checkpoint)
+            if not wanted:
+                break
         return {k: v for k, v in counters.items() if k.startswith("train_")}
 
-    def _checkpoint(self, run: Run) -> None:
-        path = run.checkpoint_dir(self.counters["round"])
-        self.save(path)
+    def _write_checkpoint(self, path: Path) -> None:
+        self.save(path, plugin=False)
         (path / "counters.json").write_text(json.dumps(self.counters))
-        run.commit_checkpoint(self.counters["round"])
 
     def _resume(self, run: Run) -> None:
         """Continue after the last round that was done."""

@@ -31,22 +31,22 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.episode import Decisions, Episode
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 
 
 class GRPO(PolicyAgent):
     """Group-relative policy optimisation of pi(z | h). Its settings are those of `GRPOConfig`."""
 
-    trains_on = True
+    learns_from_rewards = trains_on = True
+    prior: Any = None  # the policy that learning starts from, and is kept near to
 
     config_class = GRPOConfig
     config: GRPOConfig
 
     def __init__(self, session: Session, **settings: Any):
         super().__init__(session, **settings)
-        self.policy = self.start()
-        self.prior = deepcopy(self.policy).requires_grad_(False)
-        self.learn_from(self.policy)
+        self.start()
         if self.config.path is not None:
             self.load(self.config.path)
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
@@ -60,9 +60,10 @@ class GRPO(PolicyAgent):
         super().load(path)
         self.learn_from(self.policy)
 
-    def start(self) -> Any:
-        """The policy that learning starts from, and is kept near to: the plug-in's prior."""
-        return LatentPolicy.from_prior(self.session.plugin)
+    def start(self) -> None:
+        """Begin with the plug-in's prior."""
+        self.learn_from(LatentPolicy.from_prior(self.session.plugin))
+        self.prior = deepcopy(self.policy).requires_grad_(False)
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
         """Episodes of the policy as it is, with what `decisions` needs."""
@@ -76,7 +77,7 @@ class GRPO(PolicyAgent):
         """There are problems to train on: said before anything is evaluated."""
         self.session.problems("train", self.config.num_problems, self.session.seed)
 
-    def learn(self, run: Run) -> dict:
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
         self._resume(run)
         problems = self.session.problems("train", self.config.num_problems, self.session.seed)
         per_iteration = self.config.problems_per_iteration * self.config.num_generations
@@ -103,12 +104,16 @@ class GRPO(PolicyAgent):
                 figures |= {"time/rollout_s": sampled - start, "time/update_s": time.monotonic() - sampled}
                 figures |= self.session.metrics()
                 step = counters["iteration"]
-                run.log_metrics(step, {**counters, **describe(episodes, self.config.num_generations), **figures})
+                metrics = {**counters, **describe(episodes, self.config.num_generations), **figures}
+                wanted = callbacks.on_iteration_end(self, step, metrics)
+                run.log_metrics(step, metrics)
                 run.save_rollouts(f"train_{step}", episodes)
                 last = counters["train_episodes"] >= self.config.total_episodes
-                if step % self.config.save_every == 0 or last:
-                    self._checkpoint(run, step)
+                if step % self.config.save_every == 0 or last or not wanted:
+                    run.save_checkpoint(step, self._write_checkpoint)
                 bar.advance(per_iteration, f"reward {np.mean([e.reward for e in episodes]):.3f}")
+                if not wanted:
+                    break
         if ahead is not None:
             ahead.session.drop()
         return {k: v for k, v in counters.items() if k.startswith("train_")}
@@ -208,12 +213,10 @@ class GRPO(PolicyAgent):
             "stopped_early": stopped,
         }
 
-    def _checkpoint(self, run: Run, step: int) -> None:
-        path = run.checkpoint_dir(step)
-        self.save(path)
+    def _write_checkpoint(self, path: Path) -> None:
+        self.save(path, plugin=False)
         torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
         (path / "counters.json").write_text(json.dumps(self.counters))
-        run.commit_checkpoint(step)
 
     def _resume(self, run: Run) -> None:
         """Continue from the run's last checkpoint: weights, optimiser and counters; random numbers follow from them."""

@@ -28,6 +28,7 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
@@ -75,7 +76,7 @@ class LoRA(PlainBackbone):
         task = copy.copy(session.task)
         task.examples = task.examples[: self.config.num_examples]
         self.acting_session = Session(
-            self.backbone, session.plugin, task, session.engine_settings, session.seed, session.judge
+            self.backbone, session.plugin, task, session.judge, session.engine_settings, session.seed
         )
         self.acting_session.chunk = session.chunk
         self.begun_with, self.is_loaded = self.weights(), False
@@ -102,11 +103,10 @@ class LoRA(PlainBackbone):
     def changed(self) -> None:
         """The weights are others: nothing that the engine keeps is valid."""
         self.model.eval()
-        if "engine" in self.acting_session.__dict__:
-            self.acting_session.engine.refresh()
+        self.acting_session.backbone_changed()
 
-    def save(self, path: str | Path) -> None:
-        path, weights = Path(path), self.weights()
+    def save_weights(self, path: Path) -> None:
+        weights = self.weights()
         check_weights("the adapter", weights)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in weights.items()}, path / "adapter_model.safetensors")
@@ -182,8 +182,7 @@ class LoRASFT(LoRA):
         if not self.is_loaded:
             self.fit_solutions(run)
 
-    def learn(self, run: Run) -> dict:
-        self.prepare(run)
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
         return {
             "train_episodes": 0, "train_tokens": self.sft["tokens"], "train_seconds": 0.0,
             "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters,
@@ -210,7 +209,7 @@ class LoRASFT(LoRA):
             if not (path / "sft.json").exists():
                 log.info("fitting a LoRA adapter of rank %d to %d solutions", self.rank, len(problems))
                 self.sft = self._train(problems, path.with_suffix(".training"), run)
-                self.save(path)
+                self.save_weights(path)
                 (path / "sft.json").write_text(json.dumps(self.sft) + "\n")
         self.sft = json.loads((path / "sft.json").read_text())
         self.load(path)

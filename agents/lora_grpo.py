@@ -1,7 +1,9 @@
 """Reinforcement learning of a LoRA adapter with TRL's `GRPOTrainer`; texts are sampled by our rollout engine, through TRL's `rollout_func`."""
 
 import json
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 
 
@@ -34,7 +37,7 @@ class LoRAGRPO(LoRASFT):
         learning_rate, beta, epsilon, epsilon_high, loss_type, scale_rewards: TRL's.
     """
 
-    trains_on = True
+    learns_from_rewards = trains_on = True
 
     config_class = LoRAGRPOConfig
     config: LoRAGRPOConfig
@@ -52,12 +55,17 @@ class LoRAGRPO(LoRASFT):
         if self.config.begin == "sft" and not self.is_loaded:
             self.fit_solutions()
 
-    def learn(self, run: Run) -> dict:
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
+        with ExitStack() as stack:
+            kept = run.file("trainer")
+            path = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))  # the trainer wants some directory
+            return self._train_in(path, kept is not None, run, callbacks)
+
+    def _train_in(self, path: Path, save: bool, run: Run, callbacks: Callbacks) -> dict:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        self.prepare(run)
-        session, path = self.acting_session, run.path / "trainer"
+        session = self.acting_session
         session.seed = self.session.seed
         problems = session.problems("train", self.config.num_problems, session.seed)
         self.problems = problems  # easy ones come several times, for all learners
@@ -76,6 +84,7 @@ class LoRAGRPO(LoRASFT):
             epsilon_high=self.config.epsilon if self.config.epsilon_high is None else self.config.epsilon_high,
             logging_steps=per_iteration,
             save_steps=per_iteration,
+            save_strategy="steps" if save else "no",
             **{k: getattr(self.config, k) for k in ("learning_rate", "beta", "epsilon", "loss_type", "scale_rewards")},
         )
         done = last_checkpoint(path)
@@ -93,7 +102,9 @@ class LoRAGRPO(LoRASFT):
                 train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(problems))]}),  # texts may be equal
                 processing_class=self.backbone.tokenizer, rollout_func=self._sampled,
                 callbacks=[
-                    reporting(bar, lambda _, figures: self._report(run, bar, figures), self.weights, self.counters)
+                    reporting(
+                        bar, lambda _, figures: self._report(run, bar, figures, callbacks), self.weights, self.counters
+                    )
                 ],
             )  # fmt: skip
             score_few(self.backbone)
@@ -139,27 +150,31 @@ class LoRAGRPO(LoRASFT):
             "judged": [e.reward for e in self.episodes],
         }
 
-    def _report(self, run: Run, bar: Bar, figures: dict) -> None:
-        """After an iteration: its episodes, what it cost, and TRL's figures of the update."""
+    def _report(self, run: Run, bar: Bar, figures: dict, callbacks: Callbacks) -> bool:
+        """After an iteration: its episodes, what it cost, and TRL's figures of the update. Whether to go on."""
         if not self.episodes:  # TRL's summary at the end
-            return
+            return True
         counters, now = self.counters, time.monotonic()
         counters["iteration"] += 1
         counters["train_episodes"] += len(self.episodes)
         counters["train_tokens"] += sum(len(e.tokens) for e in self.episodes)
         counters["train_seconds"] += now - self.started
         times = {"time/rollout_s": self.rollout_s, "time/update_s": now - self.started - self.rollout_s}
-        self.started = now
         kept = {
             k: v
             for k, v in figures.items()
             if k in ("loss", "grad_norm", "entropy", "kl") or k.startswith("clip_ratio")
         }
         step = counters["iteration"]
-        run.log_metrics(step, {**counters, **kept, **describe(self.episodes, self.config.num_generations), **times})
+        metrics = {**counters, **kept, **describe(self.episodes, self.config.num_generations), **times}
+        self.changed()  # for callbacks that act
+        wanted = callbacks.on_iteration_end(self, step, metrics)
+        run.log_metrics(step, metrics)
         run.save_rollouts(f"train_{step}", self.episodes)
         bar.advance(len(self.episodes), f"reward {np.mean([e.reward for e in self.episodes]):.3f}")
         self.episodes = []
+        self.started = time.monotonic()  # what callbacks took is not training
+        return wanted
 
 
 @torch.inference_mode()

@@ -24,8 +24,10 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.options.policies import Critic, LatentPolicy
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 from ollm_rl.session.opening import open_in_worker
+from ollm_rl.session.transport import make_current
 
 try:
     import ray
@@ -51,7 +53,7 @@ FIGURES = (
 class PPO(PolicyAgent):
     """RLlib's PPO, or another of its algorithms, on pi(z | h). Its settings are those of `PPOConfig`."""
 
-    trains_on = True
+    learns_from_rewards = trains_on = True
 
     config_class = PPOConfig
     config: PPOConfig
@@ -69,19 +71,19 @@ class PPO(PolicyAgent):
         """There are problems to train on: said before anything is evaluated."""
         self.session.problems("train", self.config.num_problems, self.session.seed)
 
-    def learn(self, run: Run) -> dict:
-        Session.current = self.session  # what the session in RLlib's configuration becomes when that is copied
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
+        make_current(self.session)  # what the session in RLlib's configuration becomes when that is copied
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # its warnings are about its own defaults
         start_ray(num_cpus=self.config.num_env_runners + 4)  # its learner and aggregators are actors too
         self.errors = ray.remote(num_cpus=0)(Errors).remote() if self.config.num_env_runners else None
         algorithm = self._config().build_algo()
         try:
-            return self._train(algorithm, run)
+            return self._train(algorithm, run, callbacks)
         finally:
             algorithm.stop()
             shutil.rmtree(algorithm.logdir, ignore_errors=True)  # RLlib's own logs, empty: ours are in the run
 
-    def _train(self, algorithm: Any, run: Run) -> dict:
+    def _train(self, algorithm: Any, run: Run, callbacks: Callbacks) -> dict:
         counters = self.counters
         latest = run.latest_checkpoint()
         run.truncate_metrics(latest[0] if latest else 0)
@@ -119,10 +121,15 @@ class PPO(PolicyAgent):
                     **_metrics(learned),
                     "time/iteration_s": took,
                 }
-                run.log_metrics(step, {**counters, **figures, **self.session.metrics()})
-                if step % self.config.save_every == 0 or counters["train_episodes"] >= self.config.total_episodes:
-                    self._checkpoint(algorithm, run, step)
+                metrics = {**counters, **figures, **self.session.metrics()}
+                wanted = callbacks.on_iteration_end(self, step, metrics)
+                run.log_metrics(step, metrics)
+                last = counters["train_episodes"] >= self.config.total_episodes
+                if step % self.config.save_every == 0 or last or not wanted:
+                    run.save_checkpoint(step, partial(self._write_checkpoint, algorithm))
                 bar.advance(n, f"reward {figures['reward']:.3f}")
+                if not wanted:
+                    break
         self._take(algorithm)
         return {k: v for k, v in counters.items() if k != "iteration"}
 
@@ -227,19 +234,17 @@ class PPO(PolicyAgent):
         self.policy.load_state_dict(module.policy.state_dict())
         self.critic.load_state_dict(module.critic.state_dict())
 
-    def save(self, path: str | Path) -> None:
+    def save_weights(self, path: Path) -> None:
         """The policy, and the critic beside it (for `oracle.critic`)."""
-        super().save(path)
+        super().save_weights(path)
         self.critic.save_pretrained(path, self.session.backbone.fingerprint)
 
-    def _checkpoint(self, algorithm: Any, run: Run, step: int) -> None:
+    def _write_checkpoint(self, algorithm: Any, path: Path) -> None:
         """RLlib's own for resuming, our policy beside it for everything else."""
         self._take(algorithm)
-        path = run.checkpoint_dir(step)
-        self.save(path)
+        self.save(path, plugin=False)
         algorithm.save_to_path(str((path / "rllib").absolute()))
         (path / "counters.json").write_text(json.dumps(self.counters))
-        run.commit_checkpoint(step)
 
 
 def _begin(runner: EpisodeRunner, iteration: int) -> None:

@@ -20,6 +20,7 @@ from ollm_rl.errors import DataError
 from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.quality import canonical_labels
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
@@ -38,7 +39,7 @@ class Reference(PolicyAgent):
         super().__init__(session, **settings)
         self.policy = LatentPolicy.from_prior(session.plugin)
 
-    def learn(self, run: Run) -> dict:
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
         start = time.monotonic()
         session = self.session
         problems = session.problems("sft", self.config.num_solutions, self.config.seed)

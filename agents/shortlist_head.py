@@ -7,6 +7,7 @@ solutions and have about as many parameters, but here an action is a token.
 import json
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import CheckpointError, DataError
+from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.hidden_states import HiddenStates, cached_hidden_states
 from ollm_rl.options.modules import Standardize
 from ollm_rl.options.policies import choose
 from ollm_rl.rollout.episode import Decisions, Episode, owners
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 
 
@@ -112,6 +114,7 @@ class ShortlistHead(GRPO):
 
     acts_on_logits = True
     needs_model = True
+    setup_seconds = 0.0  # of fitting the head
 
     config_class = ShortlistHeadConfig
     config: ShortlistHeadConfig
@@ -120,7 +123,23 @@ class ShortlistHead(GRPO):
         model_of(session, "shortlist_head")
         super().__init__(session, **settings)
 
-    def start(self) -> ShortlistPolicy:
+    def start(self) -> None:
+        """Begin with nothing: the head is fitted by `prepare`, or loaded."""
+
+    def prepare(self, run: Run) -> None:
+        """Fit the head to the solutions, or take it from the cache, unless that was done or one was loaded."""
+        super().prepare(run)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have the head that learning is kept near to; without another, it goes on with that one."""
+        if self.prior is None:
+            fitted = self._from_solutions()
+            self.prior = deepcopy(fitted).requires_grad_(False)
+            if self.policy is None:
+                self.learn_from(fitted)
+
+    def _from_solutions(self) -> ShortlistPolicy:
         """The head fitted to the solutions: from the cache, or fitted now."""
         session = self.session
         num_tokens = self.config.num_tokens or max(2, session.plugin.num_parameters // session.backbone.hidden_size)
@@ -187,6 +206,8 @@ class ShortlistHead(GRPO):
         self, hidden: Tensor, logits: Tensor, deterministic: bool, uniforms: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Tokens (n,) and their log-probabilities (n,)."""
+        if self.policy is None:
+            raise ConfigurationError("agent=shortlist_head has no head yet: call learn or prepare first, or load one")
         ids = self.shortlist(logits)
         log_probs = self.policy(hidden, ids)
         z = choose(log_probs, deterministic, uniforms)[:, None]
@@ -220,6 +241,7 @@ class ShortlistHead(GRPO):
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:
         """KL in nats from the head that learning began with, on the shortlists, summed over each episode's positions."""
+        self._begin()
         found = []
         for episode in episodes:
             data = self.decisions([episode])
@@ -227,10 +249,12 @@ class ShortlistHead(GRPO):
             found.append(float((now.exp() * (now - before)).sum()))
         return found
 
-    def learn(self, run: Run) -> dict:
-        return {**super().learn(run), "setup_seconds": self.setup_seconds}
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
+        return {**super()._learn(run, callbacks), "setup_seconds": self.setup_seconds}
 
-    def save(self, path: str | Path) -> None:
+    def save_weights(self, path: Path) -> None:
+        if self.policy is None:
+            raise ConfigurationError("agent=shortlist_head has no head yet: call learn or prepare first")
         check_weights("the head", self.policy.net)
         self.policy.save_pretrained(path)
 

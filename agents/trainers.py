@@ -106,13 +106,14 @@ COUNTERS = "counters.json"  # in a trainer's checkpoint: what is counted besides
 
 def reporting(
     bar: Bar,
-    log_metrics: Callable[[int, dict], None] | None,
+    log_metrics: Callable[[int, dict], object] | None,
     weights: Callable[[], dict[str, Tensor]],
     counters: dict[str, Any] | None = None,
 ) -> Any:
     """Progress and figures, as all our runs have them; the trainer itself is quiet. Checkpoints are sealed.
 
     Args:
+        log_metrics: gets the optimiser step and its figures; if it returns False, training ends.
         weights: gives those that are trained; once they are not finite, training ends with a `TrainingError`.
         counters: kept in every checkpoint.
     """
@@ -126,7 +127,8 @@ def reporting(
             if log_metrics is None:
                 return
             figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
-            log_metrics(state.global_step, figures)
+            if log_metrics(state.global_step, figures) is False:
+                control.should_training_stop = True
 
         def on_step_end(self, args, state, control, **_):
             if bar.unit == "steps":

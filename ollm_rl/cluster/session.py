@@ -6,6 +6,7 @@ Only what is small travels: policies out, tokens, verdicts and the states at dec
 import copy
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType, ModuleType
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 
 from ollm_rl.cluster.pool import Pool, start_ray
 from ollm_rl.common.progress import Bar
-from ollm_rl.config.compose import Settings
+from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.sampler import Act, Request, act_key
-from ollm_rl.session.local import Session
+from ollm_rl.session.base import BaseSession
 from ollm_rl.session.opening import open_in_worker, serialize_settings
 from ollm_rl.tasks import Task
 
@@ -35,6 +35,8 @@ class BackboneFacts:
     name: str
     fingerprint: str
     hidden_size: int
+    revision: str | None
+    dtype: torch.dtype
     device: torch.device
 
     @property
@@ -57,8 +59,8 @@ class _Sent:
     episodes: int = 0
 
 
-class ClusterSession(Session):
-    """The session of a driver.
+class ClusterSession(BaseSession):
+    """The session of a driver: rollouts, and whatever else needs the model, run on its workers.
 
     Args:
         settings: the whole configuration, from which workers make their own sessions.
@@ -70,6 +72,7 @@ class ClusterSession(Session):
         wanted = max(1, rollout.num_workers) * rollout.num_cpus_per_worker
         start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1), show_workers=True)
         self.task, self.seed = task, seed
+        self.engine_settings, self.reward = to_dict(settings.config.engine), to_dict(settings.config.reward)
         self.chunk, self.max_staleness = rollout.chunk, rollout.max_staleness
         self._most = 2 * settings.config.engine.num_slots  # more at once make no worker faster, and no bar smoother
         common = {
@@ -79,13 +82,16 @@ class ClusterSession(Session):
         # One worker converts, or finds the plug-in; the others get it.
         self.serialized_settings = serialize_settings(settings)
         self.pool = Pool(open_in_worker, [self.serialized_settings, seed], 1, **common)
-        (name, fingerprint, hidden_size), plugin, self.conversion, self.plugin_path = self.pool.call(_describe)
+        facts, plugin = self.pool.call(_describe)
         self.pool.grow(rollout.num_workers, [self.serialized_settings, seed, self.pool.put(plugin)])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.backbone: Any = BackboneFacts(name, fingerprint, hidden_size, device)
-        self.plugin: PlugIn = plugin.to(device)
+        self.backbone = BackboneFacts(**facts, device=device)
+        self.plugin = plugin.to(device)
         self._under_way: dict[int, tuple[Sequence[Request], int | None]] = {}
         self._sent = _Sent()
+        self._kept: deque[tuple[int, list[Episode]]] = (
+            deque()
+        )  # of others, that came while `rollout` waited for its own
 
     def rollout(
         self,
@@ -99,7 +105,10 @@ class ClusterSession(Session):
         tickets = self.submit(requests, act, skip_forced, keep_hidden, from_logits)
         found: dict[int, list[Episode]] = {}
         while len(found) < len(tickets):
-            ticket, episodes = self.finished()
+            ticket, episodes = self._next()
+            if ticket not in tickets:
+                self._kept.append((ticket, episodes))
+                continue
             found[ticket] = episodes
             if bar is not None:
                 bar.advance(len(episodes))
@@ -145,6 +154,9 @@ class ClusterSession(Session):
 
     def finished(self) -> tuple[int, list[Episode]]:
         """The next chunk that is ready: its ticket and its episodes, with their rewards."""
+        return self._kept.popleft() if self._kept else self._next()
+
+    def _next(self) -> tuple[int, list[Episode]]:
         result = self.pool.next()
         chunk, version = self._under_way.pop(result.ticket)
         episodes = unpack(result.value, [r.problem for r in chunk], self.backbone.device)
@@ -159,6 +171,7 @@ class ClusterSession(Session):
         """Forget all episodes under way."""
         self.pool.drop()
         self._under_way.clear()
+        self._kept.clear()
 
     def run_on_model(self, function: Callable, *args: Any) -> Any:
         return self.pool.call(_run, function, *args)
@@ -170,8 +183,8 @@ class ClusterSession(Session):
             yield from result.value
 
     @property
-    def engine(self):  # type: ignore[override]
-        raise ConfigurationError("the engine is on Ray workers; use Session.rollout or call, or rollout=local")
+    def engine(self) -> Any:
+        raise ConfigurationError("the engine is on Ray workers; use rollout or run_on_model, or rollout=local")
 
     def metrics(self) -> dict[str, float]:
         """Traffic since this was last asked, and failures of workers so far."""
@@ -200,27 +213,29 @@ def settle(sent: Sequence[Any], device: torch.device) -> None:
                 value.to(device)
             elif isinstance(value, MethodType):
                 inner.append(value.__self__)
-            elif not isinstance(value, Session | type | ModuleType | Tensor):
+            elif not isinstance(value, BaseSession | type | ModuleType | Tensor):
                 inner += getattr(value, "__dict__", {}).values()
         layer = inner
 
 
-def _run(session: Session, function: Callable, *args: Any) -> Any:
+def _run(session: BaseSession, function: Callable, *args: Any) -> Any:
     settle(args, session.backbone.device)
     return function(session, *args)
 
 
-def _listed(session: Session, function: Callable, items: Sequence, *args: Any) -> list:
+def _listed(session: BaseSession, function: Callable, items: Sequence, *args: Any) -> list:
     return list(_run(session, function, items, *args))
 
 
-def _describe(session: Session) -> tuple:
-    facts = session.backbone.name, session.backbone.fingerprint, session.backbone.hidden_size
-    return facts, copy.deepcopy(session.plugin).cpu(), session.conversion, session.plugin_path
+def _describe(session: BaseSession) -> tuple:
+    facts = {
+        name: getattr(session.backbone, name) for name in ("name", "fingerprint", "hidden_size", "revision", "dtype")
+    }
+    return facts, copy.deepcopy(session.plugin).cpu()
 
 
 def _roll(
-    session: Session, acts: list[Act], requests: list[Request], named: list[int], skip_forced: bool, keep_hidden: bool,
+    session: BaseSession, acts: list[Act], requests: list[Request], named: list[int], skip_forced: bool, keep_hidden: bool,
     from_logits: bool,
 ) -> dict:  # fmt: skip
     """A chunk of episodes, with their rewards."""

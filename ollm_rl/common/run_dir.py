@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,6 +140,15 @@ class Run:
         self._adopt()
         write_rollouts(self.path, name, episodes)
 
+    def file(self, name: str) -> Path | None:
+        """Where a file of the run is to be; None if nothing is written."""
+        return self.path / name
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], object]) -> None:
+        """Make a checkpoint of what `write` puts into a directory."""
+        write(self.checkpoint_dir(step))
+        self.commit_checkpoint(step)
+
     def checkpoint_dir(self, step: int) -> Path:
         """An empty scratch directory for a checkpoint; `commit_checkpoint` makes it the latest."""
         self._adopt()
@@ -196,6 +205,40 @@ class Run:
             self._tensorboard.close()
             self._tensorboard = None
         self._close_lock()
+
+
+class NoRun(Run):
+    """What agents get to write to where nothing is to be written (`agent.learn(None)`)."""
+
+    def __init__(self) -> None:
+        self.existed, self.grown = False, {}
+
+    @property
+    def path(self) -> Path:  # type: ignore[override]
+        raise ConfigurationError("learn(None) writes nothing, so there is no directory; name one: learn('runs/<name>')")
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        yield
+
+    def metrics(self) -> list[dict]:
+        return []
+
+    def log_metrics(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def truncate_metrics(self, step: int) -> None: ...
+
+    def save_rollouts(self, name: str, episodes: Iterable[Recorded]) -> None: ...
+
+    def file(self, name: str) -> Path | None:
+        return None
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], object]) -> None: ...
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        return None
+
+    def close(self) -> None: ...
 
 
 def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]], bool]:

@@ -22,6 +22,8 @@ from ollm_rl.evaluation.rows import Row, Variant
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.agent import Agent, adapt
+from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem, make_task
 
@@ -36,7 +38,7 @@ class Evaluation:
 
 
 def evaluate(
-    session: Session, agent: Any, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
+    session: BaseSession, agent: Agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
 ) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
@@ -48,7 +50,7 @@ def evaluate(
     """
     if k < 0:
         raise ConfigurationError(f"evaluate.samples={k}; expected 0 or more sampled answers per problem")
-    session = getattr(agent, "acting_session", session)
+    session = agent.acting_session or session
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
     greedy, sampling = PolicyAdapter(agent, True), PolicyAdapter(agent, False)
@@ -56,16 +58,15 @@ def evaluate(
     requests = [
         Request(p, x, sampling if i else greedy) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)
     ]
-    from_logits = bool(getattr(agent, "acts_on_logits", False))
     with track(f"evaluate {name}", len(requests), "episodes") as bar:
-        episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=from_logits, bar=bar)
+        episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar)
     first = episodes[:: k + 1]
     rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
     return Evaluation(results_row(name, first, rest, k, seed), first, rest)
 
 
 def evaluate_agent(
-    session: Session,
+    session: BaseSession,
     agent: Any,
     num_problems: int = EvaluateConfig.num_problems,
     samples: int = EvaluateConfig.samples,
@@ -76,9 +77,9 @@ def evaluate_agent(
 ) -> Results:
     """Evaluate an agent on problems of a split: one greedy answer and `samples` sampled ones for each.
 
-        results = evaluate_agent(session, agent, num_problems=200)
-        print(results)
-        results.rows[0].accuracy, results.rows[0].sampled[8].pass_
+    >>> result = ol.evaluate(session, agent, num_problems=200, samples=8)
+    >>> print(result)
+    >>> result.rows[0].accuracy, result.rows[0].sampled[8].pass_
 
     Args:
         name: of the agent in tables; by default, that of its configuration, or of its class.
@@ -92,63 +93,59 @@ def evaluate_agent(
     """
     if num_problems < 1:
         raise ConfigurationError(f"num_problems={num_problems}; expected 1 or more problems")
+    agent = adapt(agent, session)
     name = name or agent_name(agent)
     found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed)
     results = Results([found.row], session.task.name, session.backbone.name, conversion=session.conversion)
-    directory = directory or getattr(agent, "run_dir", None)
+    directory = directory or agent.run_dir
     if directory is not None:
         found.row.directory = folder = Path(directory)
         lines = [line for line in whole_lines(folder / METRICS) if "train_episodes" in line]
         found.row.add({k: v for k, v in (lines[-1] if lines else {}).items() if k.startswith("train_")})
         write_rollouts(folder, "greedy", found.greedy)
         write_rollouts(folder, "sampled", found.sampled)
-        if not getattr(agent, "acts_on_logits", False):
+        if not agent.acts_on_logits:
             write_json(folder / found.row.replays, session.run_on_model(replay, shown(found.greedy)))
         results.save(folder)
     return results
 
 
-def agent_name(agent: Any) -> str:
+def agent_name(agent: Agent) -> str:
     """What an agent is called: as in the configurations, or by its class if it is from outside."""
-    kind = type(agent)
-    target = f"{kind.__module__}.{kind.__qualname__}"
-    named = (name for name in members("agent") if group_file("agent", name).get("_target_") == target)
-    return next(named, kind.__name__)
+    named = (name for name in members("agent") if group_file("agent", name).get("_target_") == agent.target)
+    return next(named, agent.target.rpartition(".")[2])
 
 
-def evaluate_ood(session: Session, agent: Any, settings: dict[str, Any], n: int, seed: int = 0) -> dict[str, Variant]:
+def evaluate_ood(session: Session, agent: Agent, settings: dict[str, Any], n: int, seed: int = 0) -> dict[str, Variant]:
     """Greedy accuracy out of distribution: on `n` test problems of each of the task's variants, with the task's own examples.
 
     Args:
         settings: of the task, which a variant changes.
     """
-    session, found = getattr(agent, "acting_session", session), dict[str, Variant]()
-    from_logits = bool(getattr(agent, "acts_on_logits", False))
+    session, found = agent.acting_session or session, dict[str, Variant]()
     for name, changed in session.task.ood_variants.items():
         task = make_task(**{**settings, **changed})
         engine = {**session.engine_settings, "max_new_tokens": task.max_new_tokens}
-        other = Session(session.backbone, session.plugin, task, engine, seed, session.judge)
+        other = Session(session.backbone, session.plugin, task, session.judge, engine, seed)
         other.prompter, other.chunk = session.prompter, session.chunk
         requests = [Request(p, i) for i, p in enumerate(other.problems("test", n, seed))]
         with track(f"evaluate on {name}", len(requests), "episodes") as bar:
             episodes = other.rollout(
-                requests, PolicyAdapter(agent, True), keep_hidden=False, from_logits=from_logits, bar=bar
+                requests, PolicyAdapter(agent, True), keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar
             )
         solved = [e.solved for e in episodes]
         found[name] = Variant(**vars(share(sum(solved), len(solved))), solved=solved, **degeneration(episodes))
     return found
 
 
-def kl_from_start(session: Session, agent: Any, problems: Sequence[Problem], seed: int = 0) -> float | None:
+def kl_from_start(session: BaseSession, agent: Agent, problems: Sequence[Problem], seed: int = 0) -> float | None:
     """Nats an episode between the agent and what it began as, mean over one sampled episode of each problem.
 
     None for an agent that cannot tell (`divergence(episodes)`).
     """
-    if not callable(getattr(agent, "divergence", None)):
-        return None
-    session, from_logits = getattr(agent, "acting_session", session), bool(getattr(agent, "acts_on_logits", False))
     seeds = np.random.default_rng((seed, 1)).integers(2**31, size=len(problems)).tolist()
     requests = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
-    return float(
-        np.mean(agent.divergence(session.rollout(requests, PolicyAdapter(agent, False), from_logits=from_logits)))
-    )
+    session = agent.acting_session or session
+    episodes = session.rollout(requests, PolicyAdapter(agent, False), from_logits=agent.acts_on_logits)
+    nats = agent.divergence(episodes)
+    return None if nats is None else float(np.mean(nats))

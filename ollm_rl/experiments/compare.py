@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -17,7 +17,9 @@ from ollm_rl.evaluation.results import Results
 from ollm_rl.experiments.oracle_run import run_oracle
 from ollm_rl.experiments.overrides import trial_settings
 from ollm_rl.experiments.single import SessionCache, is_done, run_trial
+from ollm_rl.session.agent import declared
 from ollm_rl.session.opening import serialize_settings
+from ollm_rl.session.transport import SerializedSettings
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
         begun = False
         for part in parts_of(overrides, settings):
             # Those with a long set-up share it: one begins at once, the others would only wait for it, and come last.
-            long = part.do is run_trial and getattr(locate(part.settings.config.agent._target_), "long_setup", False)
+            long = part.do is run_trial and declared(locate(part.settings.config.agent._target_), "long_setup")
             stages[2 if long and begun else 0 if long else 1].append((run.path / part.name, part))
             begun |= long
     waiting = [(path.resolve(), p) for stage in stages for path, p in stage if path not in done]
@@ -117,7 +119,7 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> Results:
     return results
 
 
-def _run_part(path: Path, do: Callable, serialized_settings: tuple[Any, dict[str, str]], seed: int) -> None:
+def _run_part(path: Path, do: Callable, serialized_settings: SerializedSettings, seed: int) -> None:
     """A part of a comparison in a process of its own; its results are in its directory."""
     settings, sessions = Settings(OmegaConf.create(serialized_settings[0]), serialized_settings[1]), SessionCache()
     run = Run(path.parent, path.name, settings.yaml())

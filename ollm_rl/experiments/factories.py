@@ -1,26 +1,59 @@
 """Agents and searches from their configuration, with the cheap checks before the expensive steps."""
 
 import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from ollm_rl.common.locate import locate
-from ollm_rl.config.compose import settings_taken, to_dict
+from ollm_rl.config.compose import compose, settings_taken, to_dict
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.oracle import Oracle
-from ollm_rl.session.local import Session
+from ollm_rl.session.agent import Agent, adapt
+from ollm_rl.session.base import BaseSession
 
 
-def make_agent(session: Session, agent: DictConfig, policy: str | None = None):
+def make_agent(
+    agent: str | Callable[..., Any], session: BaseSession, policy: str | Path | None = None, **settings: Any
+) -> Agent:
+    """An agent by its name, or of a class of your own.
+
+    >>> agent = ol.make_agent("grpo", session, total_episodes=2560)
+    >>> agent = ol.make_agent("my_agents.Favourite", session, favourite=2)
+
+    Args:
+        agent: `prior`, `grpo`, `ppo`, `distill`, ... (`ollm-rl --help` lists them), `<module>.<Class>`, or a class.
+        policy: directory of a saved one to go on from.
+        settings: those that shall differ from the agent's defaults (docs/agents.md).
+
+    Raises:
+        ConfigurationError: there is no such agent, or it has no such setting; the message offers the nearest.
+        CheckpointError: the policy is of another backbone, or is not there.
+    """
+    if not isinstance(agent, str):
+        return build_agent(agent, session, settings, policy)
+    chosen = to_dict(compose([f"agent={agent}"]).config.agent)
+    return build_agent(locate(chosen.pop("_target_")), session, {**chosen, **settings}, policy)
+
+
+def agent_of(session: BaseSession, config: DictConfig, policy: str | Path | None = None) -> Agent:
+    """The agent of a configuration."""
+    values = to_dict(config)
+    return build_agent(locate(values.pop("_target_")), session, values, policy)
+
+
+def build_agent(
+    kind: Callable[..., Any], session: BaseSession, values: dict[str, Any], policy: str | Path | None = None
+) -> Agent:
     """Instantiate an agent: its class is called with the session and its settings.
 
     Raises:
         ConfigurationError: the class does not take one of the settings, or lacks a method.
     """
-    kind = locate(agent._target_)
-    values = {k: v for k, v in to_dict(agent).items() if k != "_target_"}
-    names = settings_taken(kind)
+    target, names = f"{kind.__module__}.{kind.__qualname__}", settings_taken(kind)
     try:
         inspect.signature(kind).bind(session, **values)
         if names and (wrong := [name for name in values if name not in names]):
@@ -28,17 +61,14 @@ def make_agent(session: Session, agent: DictConfig, policy: str | None = None):
     except TypeError as error:
         hint = "".join(did_you_mean(k, names) for k in values if k not in names)
         expected = f"It takes {', '.join(names) or 'no settings'}."
-        raise ConfigurationError(f"agent._target_={agent._target_}: {error}. {expected}{hint}") from error
-    made = kind(session, **values)
-    for method in ("learn", "predict", "save", "load"):
-        if not callable(getattr(made, method, None)):
-            raise ConfigurationError(f"agent._target_={agent._target_} has no method '{method}'; see docs/agents.md")
+        raise ConfigurationError(f"agent._target_={target}: {error}. {expected}{hint}") from error
+    made = adapt(kind(session, **values), session, values)
     if policy is not None:
         made.load(policy)
     return made
 
 
-def make_oracle(session: Session, config: DictConfig, policy, search: str | None = None) -> Oracle:
+def make_oracle(session: BaseSession, config: DictConfig, policy, search: str | None = None) -> Oracle:
     """The configured search over `policy`, or `search` with its settings."""
     values = {k: v for k, v in to_dict(config.oracle).items() if k not in ("num_problems", "also", "search")}
     if values["critic"] is not None:

@@ -10,13 +10,13 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.replay import SHOWN, replay
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import TEACHER, Point, Row
-from ollm_rl.experiments.factories import make_agent, make_oracle
+from ollm_rl.experiments.factories import agent_of, make_oracle
 from ollm_rl.experiments.single import SessionCache, is_done
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.oracle.tree import Policy
-from ollm_rl.session.local import Session
+from ollm_rl.session.base import BaseSession
 
 
 def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) -> Results:
@@ -48,11 +48,11 @@ def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) 
         return results
 
 
-def search_policy(session: Session, settings: Settings) -> Policy:
+def search_policy(session: BaseSession, settings: Settings) -> Policy:
     """Log-probabilities to search with: those of the policy given by `policy=`, else the prior's."""
     if settings.config.policy is not None:
-        agent = make_agent(session, settings.config.agent, settings.config.policy)
-        if callable(getattr(agent, "policy", None)):
+        agent = agent_of(session, settings.config.agent, settings.config.policy)
+        if agent.policy is not None and not agent.acts_on_logits:
             return agent.policy
         raise ConfigurationError(f"agent '{settings.agent_name}' has no log-probabilities to search with")
 
@@ -63,7 +63,7 @@ def search_policy(session: Session, settings: Settings) -> Policy:
 
 
 def solve_and_store(
-    session: Session, oracle: Oracle, problems: list, run: Run, seed: int, agent: str = "oracle"
+    session: BaseSession, oracle: Oracle, problems: list, run: Run, seed: int, agent: str = "oracle"
 ) -> tuple[Row, list[Point]]:
     """Search all problems; the row, under the name `agent`, and the curve. Episodes to look at are kept under that name."""
     name, start = oracle.search, time.monotonic()

@@ -12,14 +12,16 @@ from ollm_rl.evaluation.evaluator import evaluate, evaluate_ood, kl_from_start
 from ollm_rl.evaluation.replay import changes, replay, shown
 from ollm_rl.evaluation.results import Results, Scores
 from ollm_rl.evaluation.rows import Variant
-from ollm_rl.experiments.factories import make_agent
-from ollm_rl.session.local import Session
+from ollm_rl.evaluation.while_training import EvaluateWhileTraining
+from ollm_rl.experiments.factories import agent_of
+from ollm_rl.session.agent import Agent, declared, store, train
+from ollm_rl.session.base import BaseSession
 from ollm_rl.session.opening import open_session, task_of
 
 log = logging.getLogger(__name__)
 
 
-def open_workers(settings: Settings, seed: int) -> Session:
+def open_workers(settings: Settings, seed: int) -> BaseSession:
     """The session of a driver whose workers have the model, if there are to be any; else as `open_session`."""
     if not settings.config.rollout.num_workers:
         return open_session(settings, seed)
@@ -31,22 +33,22 @@ def open_workers(settings: Settings, seed: int) -> Session:
 class SessionCache:
     """Opens the session when it is first needed: an experiment whose cells are all done loads no model."""
 
-    _space: Session | None = None
+    _session: BaseSession | None = None
 
     def __init__(self) -> None:
         # How an agent (by `identity`) stood with a seed: many begin as one.
         self.known: dict[tuple[str, int], Scores] = {}
 
-    def session(self, settings: Settings, seed: int) -> Session:
+    def session(self, settings: Settings, seed: int) -> BaseSession:
         """The session, set to `seed`."""
-        if self._space is None:
-            self._space = open_workers(settings, seed)
-        self._space.seed = seed
-        return self._space
+        if self._session is None:
+            self._session = open_workers(settings, seed)
+        self._session.seed = seed
+        return self._session
 
     def close(self) -> None:
-        if self._space is not None:
-            self._space.close()
+        if self._session is not None:
+            self._session.close()
 
 
 def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, learn: bool = True) -> Results:
@@ -60,7 +62,7 @@ def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, l
             log.info("%s: already done", run.path)
             return Results.load(run.path)
         session = sessions.session(settings, seed)
-        agent = make_agent(session, settings.config.agent, settings.config.policy)
+        agent = agent_of(session, settings.config.agent, settings.config.policy)
         problems = session.problems(settings.config.evaluate.split, settings.config.evaluate.num_problems, seed)
         return _run_trial(settings, run, sessions, seed, learn, session, agent, problems)
 
@@ -76,7 +78,7 @@ def is_done(path: Path, grown: dict, settings: Settings, learn: bool = True) -> 
     """
     if not (path / RESULTS).exists() or not grown:
         return (path / RESULTS).exists()
-    if learn and getattr(locate(settings.config.agent._target_), "trains_on", False):
+    if learn and declared(locate(settings.config.agent._target_), "trains_on"):
         return False
     [(key, (before, now)), *_] = grown.items()
     why = f"agent '{settings.agent_name}' does not train on once it has ended" if learn else "nothing is trained here"
@@ -92,24 +94,25 @@ def _run_trial(
     sessions: SessionCache,
     seed: int,
     learn: bool,
-    session: Session,
-    agent: Any,
+    session: BaseSession,
+    agent: Agent,
     problems: list,
 ) -> Results:
     config = settings.config
     run.write_json("conversion.json", session.conversion)
     before: Scores | None = None
     learned: dict[str, Any] = {}
-    if config.policy is None and callable(getattr(agent, "prepare", None)):
+    if config.policy is None:
         agent.prepare(run)
-    begun, learns = _identity(agent), getattr(agent, "learns_from_rewards", "total_episodes" in config.agent)
+    begun = agent.identity()
     if learn:
-        if learns:
+        if agent.learns_from_rewards:
             before = _before(settings, run, session, agent, problems, seed, sessions.known.get((begun, seed)))
             if begun:
                 sessions.known[begun, seed] = before
-        learned = agent.learn(run) or {}
-        agent.save(run.path / "policy")
+        every, n = config.evaluate.every, config.evaluate.every_problems
+        learned = train(agent, run, [EvaluateWhileTraining(every, n)] if every is not None else [])
+        store(agent, run.path / "policy")
     found = evaluate(session, agent, settings.agent_name, problems, config.evaluate.samples, seed)
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
@@ -121,9 +124,9 @@ def _run_trial(
         row.kl_from_start = kl_from_start(session, agent, problems[:n], seed)
     if before and before.mean_length and row.mean_length is not None:
         row.length_change = row.mean_length / before.mean_length - 1
-    if begun and begun == _identity(agent):
+    if begun and begun == agent.identity():
         sessions.known[begun, seed] = row.scores()
-    if not getattr(agent, "acts_on_logits", False):
+    if not agent.acts_on_logits:
         run.write_json(row.replays, session.run_on_model(replay, shown(found.greedy)))
         if before:
             row.changes = session.run_on_model(changes, found.greedy)
@@ -133,7 +136,7 @@ def _run_trial(
 
 
 def _before(
-    settings: Settings, run: Run, session: Session, agent: Any, problems: list, seed: int, known: Scores | None
+    settings: Settings, run: Run, session: BaseSession, agent: Agent, problems: list, seed: int, known: Scores | None
 ) -> Scores:
     """What an agent is before it learns from rewards: greedy accuracy, degeneration and out-of-distribution accuracy.
 
@@ -152,11 +155,7 @@ def _before(
     return Scores.from_dict(stored_json(path))
 
 
-def _identity(agent: Any) -> str:
-    return agent.identity() if callable(getattr(agent, "identity", None)) else ""
-
-
-def _out_of_distribution(settings: Settings, session: Session, agent: Any, seed: int) -> dict[str, Variant]:
+def _out_of_distribution(settings: Settings, session: BaseSession, agent: Agent, seed: int) -> dict[str, Variant]:
     n = settings.config.evaluate.num_ood
     if not n or not session.task.ood_variants:
         return {}

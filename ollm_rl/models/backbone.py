@@ -172,31 +172,40 @@ def load_backbone(
         BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
         ConfigurationError: an unknown dtype or quantization, or one that cannot be had here.
     """
-    spread = device == "balanced"
     if quantization not in (None, "8bit", "4bit"):
         raise ConfigurationError(f"backbone.quantization={quantization!r}; expected null, '8bit' or '4bit'")
     if quantization is not None and find_spec("bitsandbytes") is None:
         raise ConfigurationError(f"backbone.quantization={quantization} needs bitsandbytes: pip install bitsandbytes")
     if name in ("tiny", "smollm2") and (revision is not None or quantization is not None):
         raise ConfigurationError(f"backbone={name} is a small model of ours: it has no revision and no quantization")
+    kind, place, reason = resolve(dtype, device)
+    if name == "tiny":
+        model, tokenizer = tiny_model(kind).to(place), tiny_tokenizer()
+    else:
+        source = smollm2_dir() if name == "smollm2" else name
+        model, tokenizer = _pretrained(
+            source, kind, "balanced" if device == "balanced" else place, revision, quantization
+        )
+    log.info("backbone %s in %s on %s: %s", name, str(kind).removeprefix("torch."), place, reason)
+    commit = getattr(model.config, "_commit_hash", None) or revision
+    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit)
+
+
+def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device, str]:
+    """What `auto` and the other names of precisions and devices stand for on this machine, and why this precision.
+
+    Raises:
+        ConfigurationError: an unknown dtype.
+    """
     if device in ("auto", "balanced"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)
     if dtype == "auto":
         better, reason = prefer_bf16(place)
-        kind = torch.bfloat16 if better else torch.float32
-    elif dtype in ("float32", "bfloat16"):
-        kind, reason = getattr(torch, dtype), "as configured"
-    else:
-        raise ConfigurationError(f"backbone.dtype={dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
-    if name == "tiny":
-        model, tokenizer = tiny_model(kind).to(place), tiny_tokenizer()
-    else:
-        source = smollm2_dir() if name == "smollm2" else name
-        model, tokenizer = _pretrained(source, kind, "balanced" if spread else place, revision, quantization)
-    log.info("backbone %s in %s on %s: %s", name, str(kind).removeprefix("torch."), place, reason)
-    commit = getattr(model.config, "_commit_hash", None) or revision
-    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit)
+        return torch.bfloat16 if better else torch.float32, place, reason
+    if dtype in ("float32", "bfloat16"):
+        return getattr(torch, dtype), place, "as configured"
+    raise ConfigurationError(f"backbone.dtype={dtype!r}; expected 'auto', 'float32' or 'bfloat16'")
 
 
 def _pretrained(

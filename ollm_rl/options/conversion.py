@@ -1,6 +1,6 @@
 r"""Conversion: training a plug-in on the hidden states of (problem, solution) pairs.
 
-`plugin_for` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.options.training`), both on cached hidden states
+`convert` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.options.training`), both on cached hidden states
 and on a shortlist, so the backbone's body does not run.
 
 1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.options.objectives`, while options are kept to their
@@ -13,41 +13,57 @@ and on a shortlist, so the backbone's body does not run.
    encoder of phase 1, as in the paper.
 """
 
-import json
 import logging
 import math
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import DataError
+from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import cached_hidden_states
-from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.modules import REPORT, PlugIn
 from ollm_rl.options.quality import COLLAPSED, measure
-from ollm_rl.options.training import Progress, convert
+from ollm_rl.options.training import Progress
+from ollm_rl.options.training import convert as train_plugin
 from ollm_rl.tasks import SPLITS, Problem, Task
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
 
 
-def plugin_for(
-    backbone: Backbone, prompter: Prompter, task: Task, config: ConversionConfig, run: Run | None = None
-) -> tuple[PlugIn, dict[str, Any], Path]:
+def convert(
+    backbone: Backbone, task: Task, config: ConversionConfig | None = None, run: Run | None = None, **settings: Any
+) -> PlugIn:
     """The plug-in of this backbone, task and configuration: from the cache, or converted now.
 
-    An interrupted conversion goes on where it was: with the shard of hidden states, or the epoch. Metrics go to `run`.
+    >>> plugin = ol.convert(backbone, task, num_solutions=4000)
+    >>> plugin.report["coverage"]["uncertain"], plugin.path
 
-    Returns:
-        the plug-in, its report (`conversion.json`) and its directory.
+    An interrupted conversion goes on where it was: with the shard of hidden states, or the epoch.
+
+    Args:
+        config: how it is trained, and the plug-in's sizes (`ConversionConfig.plugin`).
+        run: metrics go there.
+        settings: those of `ConversionConfig` that shall differ.
+
+    Raises:
+        ConfigurationError: `ConversionConfig` has no such setting.
+        DataError: the task has no solutions to learn from.
     """
+    config = config or ConversionConfig()
+    for name in settings:
+        if name not in (known := list(asdict(config))):
+            raise ConfigurationError(
+                f"convert has no setting '{name}'; expected {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    config, prompter = replace(config, **settings), Prompter.for_task(backbone, task)
     train = task.problems("sft", config.num_solutions, config.seed)
     heldout = task.problems("tune", config.num_heldout, config.seed)
     for name, problems in (("sft", train), ("tune", heldout)):
@@ -67,9 +83,9 @@ def plugin_for(
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v5")
     path = cache_dir() / "plugins" / key
     with made_by_one(path):
-        if (path / "conversion.json").exists():
+        if (path / REPORT).exists():
             log.info("plug-in: from the cache (%s)", path)
-            return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
+            return PlugIn.from_pretrained(path, backbone)
         return _converted(backbone, prompter, train, heldout, config, path, run)
 
 
@@ -101,7 +117,7 @@ def _fitting(backbone: Backbone, prompter: Prompter, problems: list[Problem]) ->
 def _converted(
     backbone: Backbone, prompter: Prompter, train: list[Problem], heldout: list[Problem], config: ConversionConfig,
     path: Path, run: Run | None,
-) -> tuple[PlugIn, dict[str, Any], Path]:  # fmt: skip
+) -> PlugIn:  # fmt: skip
     """Make the plug-in, measure it, and write both to `path`."""
     start = time.monotonic()
     states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)
@@ -109,15 +125,15 @@ def _converted(
     us = processes()
     if not us.is_main:  # the shards are shared out; the plug-in is small
         us.wait()
-        return PlugIn.from_pretrained(path, backbone), json.loads((path / "conversion.json").read_text()), path
+        return PlugIn.from_pretrained(path, backbone)
     keep = path.with_suffix(".training")
-    plugin = convert(backbone, states, config, Progress(keep, run.log_metrics if run is not None else None))
+    plugin = train_plugin(backbone, states, config, Progress(keep, run.log_metrics if run is not None else None))
     report = measure(backbone, plugin, seen)
     report["trainable_share"] = plugin.num_parameters / (plugin.num_parameters + backbone.num_parameters)
     report["collapsed"] = report["distinct_tokens"]["uncertain"] < COLLAPSED
     report |= {"objective": config.objective, "num_solutions": len(train), "seconds": time.monotonic() - start}
+    plugin.report, plugin.path = report, path
     plugin.save_pretrained(path)
-    (path / "conversion.json").write_text(json.dumps(report, indent=2) + "\n")
     shutil.rmtree(keep, ignore_errors=True)
     us.wait()
-    return plugin, report, path
+    return plugin

@@ -13,6 +13,7 @@ from zero, which collapses the options; (3) the prior imitates the encoder on *c
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import PlugInConfig
 
 IMPOSSIBLE = -1e9  # a masked latent's logit: finite, so that probability zero times its logarithm is zero, not NaN
+REPORT = "conversion.json"  # beside a plug-in: what it is worth
 FEW = 16  # rows; smaller float32 matrix products are summed in another order (docs/log.md)
 
 
@@ -85,9 +87,20 @@ class Decoder(nn.Module):
 
 
 class PlugIn(nn.Module):
-    """Encoder, decoder and prior over one backbone's hidden states of size d."""
+    """Encoder, decoder and prior over one backbone's hidden states of size d.
+
+    >>> plugin = ol.PlugIn.from_pretrained("runs/my_plugin/plugin", backbone)   # `ol.convert` makes one
+    >>> plugin.num_options, plugin.report["coverage"]["uncertain"]
+
+    Attributes:
+        path: the directory that it was read from, if any.
+        report: what `conversion.json` there says of its quality: `coverage`, `distinct_tokens` and the like, each for `all` and
+            for `uncertain` positions of held-out solutions.
+    """
 
     token_scale: Tensor
+    path: Path | None = None
+    report: dict[str, Any]
 
     def __init__(
         self,
@@ -100,6 +113,7 @@ class PlugIn(nn.Module):
         super().__init__()
         self.config, self.hidden_size = config, hidden_size
         self.fingerprint, self.backbone, self.revision = fingerprint, backbone, revision
+        self.report = {}
         self.standardize = Standardize(hidden_size)
         self.decoder = Decoder(hidden_size, config)
         self.encoder = self.new_encoder()
@@ -146,13 +160,15 @@ class PlugIn(nn.Module):
         return logits
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write `plugin.safetensors` and `plugin.json`, which names the backbone that it belongs to."""
+        """Write `plugin.safetensors` and `plugin.json`, which names the backbone that it belongs to, and `conversion.json`."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "plugin.safetensors")
         names = ("hidden_size", "backbone", "revision", "fingerprint")
         facts = {name: getattr(self, name) for name in names}
         (path / "plugin.json").write_text(json.dumps({**facts, "config": asdict(self.config)}, indent=2) + "\n")
+        if self.report:
+            (path / REPORT).write_text(json.dumps(self.report, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, path: str | Path, backbone: Backbone | None = None) -> "PlugIn":
@@ -182,6 +198,9 @@ class PlugIn(nn.Module):
             ) from error
         plugin = cls(facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"))
         plugin.load_state_dict(load_file(path / "plugin.safetensors"))
+        plugin.path = path
+        if (path / REPORT).is_file():
+            plugin.report = json.loads((path / REPORT).read_text())
         return plugin.to(backbone.device).eval() if backbone is not None else plugin.eval()
 
 

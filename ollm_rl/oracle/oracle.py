@@ -26,6 +26,7 @@ from ollm_rl.oracle.config import SearchConfig
 from ollm_rl.oracle.search import Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
@@ -35,8 +36,11 @@ WIDTHS = {"beam": 8, "best_of_n": 8}
 class Oracle:
     """Search with a policy's log-probabilities.
 
+    >>> searches = ol.Oracle(session, agent.policy, budget=500).solve(session.problems("test", 50))
+    >>> sum(search.solution is not None for search in searches)
+
     Args:
-        policy: log-probabilities (n, K) of hidden states and masks, such as a `LatentPolicy`.
+        policy: log-probabilities (n, K) of hidden states and masks, such as a `LatentPolicy` or an agent's `policy`.
         search, budget, width: of `SearchConfig`, which also has the other settings.
         critic: of `puct`, see there.
         texts: a problem's search ends with so many solved texts, no two the same.
@@ -47,7 +51,7 @@ class Oracle:
 
     def __init__(
         self,
-        session: Session,
+        session: BaseSession,
         policy: Policy,
         search: str = SearchConfig.search,
         budget: int = SearchConfig.budget,
@@ -56,6 +60,11 @@ class Oracle:
         texts: int = 1,
         **settings: Any,
     ):
+        if not callable(policy):
+            raise ConfigurationError(
+                f"policy={policy!r} gives no log-probabilities of latents to search with; expected an agent's policy (agents over "
+                "the vocabulary and random have none) or ollm_rl.options.policies.LatentPolicy.from_prior(session.plugin)"
+            )
         settings |= {"search": search, "budget": budget, "width": width}
         self.config = config = SearchConfig.of(settings, "the oracle")
         if config.search == "teacher_forced":
@@ -108,6 +117,7 @@ class Oracle:
         searches = [Search(p, self._new_frontier()) for _, p in problems]
         places = {id(s): at for s, (at, _) in zip(searches, problems, strict=True)}
         limits = self.budget, self.width, self.config.slots, self.config.keep_gib
+        assert isinstance(self.session, Session)  # here is where the model is
         tree = TreeSearch(self.session, self.policy, self._open, *limits, self.critic)
         run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         for search in run:

@@ -23,6 +23,8 @@ FIRST = "headroom"  # the plot that says most in one look
 def write_report(directory: str | Path) -> Path:
     """Write `plots/*.png` and `report.html` to the directory of a run, a search or a comparison; the path of the page.
 
+    >>> ol.write_report("runs/notebook")
+
     A run that has no results yet is shown with its learning curve and its configuration; a comparison on several tasks with the table of
     all, and a page for each.
 

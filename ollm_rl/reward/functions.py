@@ -5,7 +5,7 @@ problem (`answer`, `solution`, `problem`, `id` and whatever its data set has), `
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from ollm_rl.common.settings import Config, setting
@@ -27,7 +27,10 @@ class MathVerifyConfig(Config):
 class MathVerify:
     """1.0 if the final answer equals the gold one, which stands in a column of the problem; else 0.0.
 
-    `MathVerify()` or `MathVerify(timeout_s=5)`; the settings are those of `MathVerifyConfig`.
+    >>> ol.MathVerify(timeout_s=5)(completions=["The answer is \\\\boxed{1/2}."], answer=["0.5"])
+    [1.0]
+
+    The settings are those of `MathVerifyConfig`.
     """
 
     config_class = MathVerifyConfig
@@ -36,6 +39,7 @@ class MathVerify:
     def __init__(self, **settings: Any):
         config = MathVerifyConfig.of(settings, "reward math_verify")
         self.verifier, self.column = Verifier(config.timeout_s), config.column
+        self.settings = asdict(config)
 
     def __call__(
         self,
@@ -60,9 +64,13 @@ class MathVerify:
 
 
 class ReasoningGym:
-    """The score that the problem's own reasoning_gym data set gives, from 0 to 1; answers that are no mathematics too."""
+    """The score that the problem's own reasoning_gym data set gives, from 0 to 1; answers that are no mathematics too.
+
+    >>> session = ol.Session(backbone, plugin, ol.make_task("chain_sum"), reward=ol.ReasoningGym())
+    """
 
     __name__ = "reasoning_gym"
+    settings: dict[str, Any] = {}
 
     def __call__(
         self, prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **columns: Sequence[Any]

@@ -35,6 +35,9 @@ class Verdict:
 class Verifier:
     """Checks final answers; a context manager that ends its workers. Safe to share between threads.
 
+    >>> with ol.Verifier() as verifier:
+    ...     verifier.check(gold="1/2", text="so it is \\\\boxed{0.5}").correct
+
     Args:
         timeout_s: limit of one symbolic comparison, in seconds. A verdict takes at most 0.5 s more.
         num_workers: comparisons at a time in `check_many`; the number of processors by default.

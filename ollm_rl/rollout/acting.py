@@ -1,10 +1,21 @@
 """An agent's `predict` as the policy that the engine asks."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Predicts(Protocol):
+    """What is needed of an agent."""
+
+    @property
+    def acts_on_logits(self) -> bool: ...
+
+    @property
+    def predict(self) -> Callable[..., Tensor]: ...
 
 
 class PolicyAdapter:
@@ -14,11 +25,11 @@ class PolicyAdapter:
     `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities are not known here and given as zero.
     """
 
-    def __init__(self, agent: Any, deterministic: bool):
+    def __init__(self, agent: Predicts, deterministic: bool):
         accepted = inspect.signature(agent.predict).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self.agent, self.deterministic = agent, deterministic
-        self.seen = "logits" if getattr(agent, "acts_on_logits", False) else "mask"
+        self.seen = "logits" if agent.acts_on_logits else "mask"
         self.takes = [k for k in (self.seen, "uniforms") if anything or k in accepted]
 
     def __call__(self, hidden: Tensor, seen: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ def stop_reason(token: int, num_tokens: int, eos_ids: Sequence[int], max_new_tok
 class Episode:
     """One solution of one problem.
 
+    >>> [episode] = session.rollout([ol.Request(problem, seed=0)], act)
+    >>> episode.text, episode.reward, episode.latents
+
     Attributes:
         problem: what was to be solved.
         seed: with the policy, determines the episode.

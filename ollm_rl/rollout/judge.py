@@ -17,6 +17,7 @@ from typing import Any
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.rollout.episode import Episode
 
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
@@ -29,13 +30,17 @@ class Judge:
         reward: the function.
         conversational: whether it expects messages (`completion[0]["content"]`) and not texts, as TRL hands over for
             conversational data sets.
+        settings: what the reward was made from: its class or function under `_target_`, and its settings.
 
     Attributes:
         seconds: time spent in judging so far.
     """
 
-    def __init__(self, reward: Callable[..., Any], conversational: bool = False):
+    def __init__(
+        self, reward: Callable[..., Any], conversational: bool = False, settings: dict[str, Any] | None = None
+    ):
         self.reward, self.conversational = reward, conversational
+        self.settings = settings or _settings_of(reward, conversational)
         self.seconds = 0.0
         function = reward.func if isinstance(reward, partial) else reward
         self.name = getattr(function, "__name__", type(function).__name__)
@@ -119,6 +124,16 @@ class Judge:
             close()
 
 
+def _settings_of(reward: Any, conversational: bool) -> dict[str, Any] | None:
+    """As `make_judge` takes them: of our rewards and of functions that can be imported; None of others."""
+    how = {"conversational": True} if conversational else {}
+    if isinstance(reward, MathVerify | ReasoningGym):
+        return {"_target_": f"{type(reward).__module__}.{type(reward).__qualname__}", **reward.settings, **how}
+    if inspect.isfunction(reward) and "<" not in reward.__qualname__ and reward.__module__ != "__main__":
+        return {"_target_": f"{reward.__module__}.{reward.__qualname__}", **how}
+    return None
+
+
 def _scalar(value: Any) -> Any:
     """An array without axes as the number in it."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
@@ -164,6 +179,11 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
     Raises:
         ConfigurationError: it does not take one of the settings, or what comes out is no function.
     """
+    given = (
+        {"_target_": f"{target.__module__}.{target.__qualname__}", **settings}
+        if hasattr(target, "__qualname__")
+        else None
+    )
     settings = dict(settings)
     conversational = bool(settings.pop("conversational", False))
     name = getattr(target, "__qualname__", str(target))
@@ -190,4 +210,4 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
         ) from error
     if not callable(reward):
         raise ConfigurationError(f"reward._target_={name} gives {type(reward).__name__}, expected a reward function")
-    return Judge(reward, conversational)
+    return Judge(reward, conversational, given)

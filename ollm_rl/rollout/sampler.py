@@ -32,6 +32,8 @@ REFILL = 16  # slots are refilled when this part of them is free: a prefill of o
 class Request:
     """One episode to be generated.
 
+    >>> requests = [ol.Request(problem, seed) for problem in session.problems("train", 4) for seed in range(8)]
+
     Attributes:
         seed: of its random numbers, on which alone (and on the policy) the episode depends.
         act: a policy of its own.

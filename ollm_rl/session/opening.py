@@ -1,8 +1,6 @@
 """A configuration made real: session, agents and searches, with the cheap checks before the expensive steps."""
 
 import logging
-from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,11 +9,12 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
-from ollm_rl.options.conversion import plugin_for
+from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
-from ollm_rl.session.local import Session, shared_backbone
+from ollm_rl.session.local import Session, load_backbone
+from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
 
@@ -49,32 +48,28 @@ def open_session(
     task = task_of(config)
     judge = judge_of(config)
     conversion = conversion_config(config)
-    backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
+    backbone = load_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, to_dict(config.engine))
-    path: Path | None = None
-    report: dict = {}
     if plugin is None and config.plugin.path is not None:
-        path = Path(config.plugin.path)
-        plugin = PlugIn.from_pretrained(path, backbone)
+        plugin = PlugIn.from_pretrained(config.plugin.path, backbone)
     elif plugin is None:
-        plugin, report, path = plugin_for(backbone, Prompter.for_task(backbone, task), task, conversion, run)
+        plugin = convert(backbone, task, conversion, run)
     seed = config.seed if seed is None else seed
-    session = Session(backbone, plugin, task, to_dict(config.engine), seed, judge)
-    session.conversion, session.plugin_path = report, path
+    session = Session(backbone, plugin, task, judge, to_dict(config.engine), seed)
     session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk
     return session
 
 
-def serialize_settings(settings: Settings) -> tuple[Any, dict[str, str]]:
+def serialize_settings(settings: Settings) -> SerializedSettings:
     """A configuration as plain values, to be sent."""
-    return OmegaConf.to_container(settings.config, resolve=True), settings.choices
+    return to_dict(settings.config), settings.choices
 
 
-def open_in_worker(serialized_settings: tuple[Any, dict[str, str]], seed: int, plugin: PlugIn | None = None) -> Session:
+def open_in_worker(serialized_settings: SerializedSettings, seed: int, plugin: PlugIn | None = None) -> Session:
     """In another process, the session of a configuration: all that are sent there become this one."""
     config, choices = serialized_settings
     session = open_session(Settings(OmegaConf.create(config), choices), seed, plugin=plugin)
-    Session.current = session
+    make_current(session)
     return session
 
 

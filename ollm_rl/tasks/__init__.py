@@ -29,7 +29,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 def make_task(name: str | None = None, **settings: Any) -> Task:
     """A task by name: one of ours, or `<module>.<Class>` (also as `_target_`) of one's own, a `Task` whose constructor takes the settings.
 
-    `make_task("chain_sum", max_terms=5)`
+    >>> task = ol.make_task("chain_sum", max_terms=5)
 
     Raises:
         ConfigurationError: there is no task of that name, or it has no such setting.
@@ -37,12 +37,16 @@ def make_task(name: str | None = None, **settings: Any) -> Task:
     """
     target = settings.pop("_target_", name if name is not None and "." in name else None)
     if target is not None:
-        return _own_task(str(target), settings)
+        task = _own_task(str(target), settings)
+        task.settings = {"_target_": str(target), **settings}
+        return task
     if name not in TASKS:
         raise ConfigurationError(
             f"unknown task '{name}'; expected one of {', '.join(TASKS)}, or <module>.<Class>.{did_you_mean(str(name), TASKS)}"
         )
-    return TASKS[name](name=name, **settings)
+    task = TASKS[name](name=name, **settings)
+    task.settings = {"name": name, **settings}
+    return task
 
 
 def _own_task(target: str, settings: dict[str, Any]) -> Task:

@@ -20,7 +20,10 @@ BOUNDS = {"sft": (0, 42), "train": (42, 67), "tune": (67, 77), "test": (77, 97),
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. `solution` is needed for conversion only; `extra` carries columns such as `domain`."""
+    """One problem. `solution` is needed for conversion only; `extra` carries columns such as `domain`.
+
+    >>> ol.Problem(id="1", problem="1 + 1", answer="2", solution="1 + 1 = 2\n...", extra={"domain": "sums"})
+    """
 
     id: str
     problem: str
@@ -41,7 +44,10 @@ class TaskConfig(Config):
 
 
 class Task(ABC):
-    """A source of problems.
+    """A source of problems; a task of your own inherits from it and goes to `ol.Session` as it is.
+
+    >>> task = ol.make_task("chain_sum")
+    >>> task.problems("train", 2, seed=0)
 
     Attributes:
         name: for tables and files.
@@ -49,10 +55,12 @@ class Task(ABC):
         max_new_tokens: token budget that an episode gets where nothing else is said.
         ood_variants: settings of the task that put its problems out of the distribution of training, by name.
         notes: what is odd in its data and was put right.
+        settings: what `make_task` made it from, with the name under `name`; None of a task that was made otherwise.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {}
     notes: Sequence[str] = ()
+    settings: dict[str, Any] | None = None
 
     config_class: ClassVar[type[TaskConfig]] = TaskConfig  # of the settings of its constructor
 

@@ -13,7 +13,7 @@ from agents.ppo import PPO
 from agents.reference import Reference
 from agents.shortlist_head import ShortlistHead
 from ollm_rl.common.finite import check_weights, descend
-from ollm_rl.common.run_dir import Run
+from ollm_rl.common.run_dir import NoRun, Run
 from ollm_rl.errors import ConfigurationError, DataError, TrainingError
 from ollm_rl.rollout.judge import Judge
 
@@ -96,7 +96,7 @@ def test_steps_that_are_too_large_end_training(cluster, tiny, cache, tmp_path, m
     small = dict(rounds=1, problems_per_round=6, budget=60, width=4)
     stops(Distill(tiny, **small, learning_rate=1e29), Run(tmp_path, "distill", ""), "NaN or infinite")
     with pytest.raises(TrainingError, match="NaN or infinite"):
-        ShortlistHead(tiny, **QUICK, num_solutions=40, sft_learning_rate=1e29)
+        ShortlistHead(tiny, **QUICK, num_solutions=40, sft_learning_rate=1e29).prepare(NoRun())
     stops(
         PPO(tiny, total_episodes=64, episodes_per_iteration=32, num_problems=20, minibatch_size=16, learning_rate=1e29),
         Run(tmp_path, "ppo", ""), "NaN or infinite",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agents.shortlist_head import ShortlistHead, ShortlistPolicy
-from ollm_rl.common.run_dir import Run
+from ollm_rl.common.run_dir import NoRun, Run
 from ollm_rl.errors import CheckpointError
 from ollm_rl.rollout.sampler import Request
 
@@ -31,6 +31,7 @@ def test_an_untrained_head_is_the_backbones(tiny):
 
 def test_sampled_and_learned_log_probabilities_agree(tiny, cache):
     agent = ShortlistHead(tiny, **QUICK)
+    agent.prepare(NoRun())
     episodes = agent.rollout([Request(p, i) for i, p in enumerate(tiny.problems("train", 6))])
     assert all(e.z.tolist() == e.tokens for e in episodes)
     data = agent.decisions(episodes)
@@ -53,6 +54,7 @@ def test_saved_and_loaded(tiny, cache, easy, tmp_path):
     agent.learn(Run(tmp_path, "run", ""))
     agent.save(tmp_path / "head")
     other = ShortlistHead(tiny, **QUICK)
+    other.prepare(NoRun())
     assert not torch.equal(other.policy.net.weight, agent.policy.net.weight)
     other.load(tmp_path / "head")
     assert torch.equal(other.policy.net.weight, agent.policy.net.weight)
@@ -63,6 +65,7 @@ def test_saved_and_loaded(tiny, cache, easy, tmp_path):
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, cache, easy, tmp_path):
     whole = ShortlistHead(tiny, **QUICK)
+    whole.prepare(NoRun())
     begun_with = whole.policy.net.weight.clone()
     whole.learn(Run(tmp_path, "whole", ""))
     ShortlistHead(tiny, **{**QUICK, "total_episodes": 32}).learn(Run(tmp_path, "parts", ""))

@@ -81,7 +81,7 @@ def agreeing(tiny):
     with torch.no_grad():
         plugin.decoder.scale *= 0.03
         plugin.decoder.shift *= 0.03
-    return Session(tiny.backbone, plugin, tiny.task, tiny.engine_settings)
+    return Session(tiny.backbone, plugin, tiny.task, engine=tiny.engine_settings)
 
 
 def test_not_waiting_for_all_gives_the_same_texts(settings, agreeing):
@@ -131,7 +131,7 @@ def test_closing_ends_the_verifier_of_an_environment_that_opened_it(own_cache, m
     import envs.batched
 
     def opened(*_):
-        return Session(tiny.backbone, tiny.plugin, tiny.task, dict(tiny.engine_settings))
+        return Session(tiny.backbone, tiny.plugin, tiny.task, engine=dict(tiny.engine_settings))
 
     monkeypatch.setattr(envs.batched, "make_session", opened)
     env = gymnasium.make(NAME, backbone="tiny")

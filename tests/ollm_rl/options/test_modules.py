@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.options.conversion import plugin_for
+from ollm_rl.options.conversion import convert
 from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.modules import PlugIn, canonical
 from ollm_rl.options.option_lm import OptionLM
@@ -31,10 +32,14 @@ def test_conversion_improves_on_the_backbone(tiny, objective):
         objective=objective, num_solutions=100, num_heldout=30, epochs=3, prior_epochs=3, batch_size=128
     )
     task = ChainSum()
-    _, report, path = plugin_for(tiny.backbone, Prompter.for_task(tiny.backbone, task), task, config)
+    plugin = convert(tiny.backbone, task, config)
+    report = plugin.report
     assert report["coverage"]["all"] > report["backbone_token_accuracy"]["all"]
     assert report["distinct_tokens"]["uncertain"] > 1.2
-    assert plugin_for(tiny.backbone, Prompter.for_task(tiny.backbone, task), task, config)[2] == path
+    again = convert(tiny.backbone, task, config)
+    assert (again.path, again.report) == (plugin.path, report)
+    with pytest.raises(ConfigurationError, match="no setting 'epoch'.*Did you mean 'epochs'"):
+        convert(tiny.backbone, task, epoch=3)
 
 
 @pytest.mark.slow
@@ -42,7 +47,7 @@ def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2):
     task = ChainSum()
     prompter = Prompter.for_task(smollm2, task)
     config = ConversionConfig(num_solutions=1000, num_heldout=20, prior_epochs=1)
-    plugin = plugin_for(smollm2, prompter, task, config)[0]
+    plugin = convert(smollm2, task, config)
     hidden = cached_hidden_states(smollm2, prompter, task.problems("tune", 60, 0), 48).all().hidden.float()
     lm, same = OptionLM(smollm2, plugin), []
     with torch.no_grad():

@@ -114,7 +114,7 @@ def random_space(seed: int) -> Session:
         )
         plugin = PlugIn(backbone.hidden_size, sizes, backbone.fingerprint, backbone.name).eval()
         torch.nn.init.normal_(plugin.decoder.writes.weight, std=float(draw.uniform(0.2, 1.0)))
-    return Session(backbone, plugin, ChainSum(), {"num_slots": 64, "max_new_tokens": int(draw.integers(2, 7))})
+    return Session(backbone, plugin, ChainSum(), engine={"num_slots": 64, "max_new_tokens": int(draw.integers(2, 7))})
 
 
 def finds_what_exhaustive_finds(seed: int, monkeypatch) -> tuple[bool, int]:

@@ -97,12 +97,12 @@ def test_marked_splits(tmp_path):
 
 def test_a_benchmark_is_all_test_and_not_trained_on(tmp_path, tiny):
     from ollm_rl.options.config import ConversionConfig
-    from ollm_rl.options.conversion import plugin_for
+    from ollm_rl.options.conversion import convert
 
     task = make_task("omni_math", path=write(tmp_path / "o.jsonl", rows_marked("train")))
     assert len(task.problems("test", 999)) == 80 and not task.problems("train", 1) and len(task.examples) == 3
     with pytest.raises(DataError, match="are in split test"):
-        plugin_for(tiny.backbone, tiny.prompter, task, ConversionConfig())
+        convert(tiny.backbone, task, ConversionConfig())
 
 
 GRADED = [
