@@ -70,7 +70,7 @@ def test_the_same_command_finds_its_results_and_writes_the_report(runs, name, tm
     assert contents(runs / name) == before and not (tmp_path / "cache").exists()
     again = json.loads((runs / name / "results.json").read_text())["rows"]
     for old, new in zip(rows, again, strict=True):
-        assert today(new["agent"]) == today(old["agent"])
+        assert new["agent"] == today(old["agent"])
         same = (
             "accuracy",
             "avg_at_8",
