@@ -114,7 +114,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
     but not learned from; `seed`; `errors`, an actor of `Errors`, or None.
     """
 
-    session: Session
+    session: Any = None  # none where RLlib's driver has a runner that samples nothing
     env: Any
     module: Any
 
@@ -137,7 +137,8 @@ class EpisodeRunner(SingleAgentEnvRunner):
 
     def make_module(self) -> None:
         super().make_module()
-        self.module.to(self.session.backbone.device)  # RLlib's place is its learner's; here the engine asks it
+        if self.session is not None:
+            self.module.to(self.session.backbone.device)  # RLlib's place is its learner's; here the engine asks it
 
     def begin(self, iteration: int) -> None:
         """What is sampled follows from the seed, the runner and the iteration, so that a resumed run samples the same."""

@@ -186,7 +186,7 @@ def test_saved_and_loaded(tiny, tmp_path):
 
 
 def test_settings_are_checked_before_anything_is_trained(tiny):
-    with pytest.raises(ConfigurationError, match="expected 'sft' or 'base'"):
+    with pytest.raises(ConfigurationError, match="expected one of sft, base"):
         LoRAGRPO(tiny, **{**QUICK, "begin": "nothing"})
     with pytest.raises(ConfigurationError, match="expected a multiple of agent.minibatches=2"):
         LoRAGRPO(tiny, **{**QUICK, "micro_batch_size": 3})

@@ -89,7 +89,7 @@ def test_a_runner_that_is_killed_is_replaced(own_cache, tmp_path, monkeypatch):
 
 
 def test_settings_are_checked(tiny):
-    with pytest.raises(ConfigurationError, match="agent.minibatch_size=0; expected at least 1"):
+    with pytest.raises(ConfigurationError, match="agent.minibatch_size=0; expected an integer from 1"):
         PPO(tiny, minibatch_size=0)
     with pytest.raises(ConfigurationError, match="RLlib has no such algorithm"):
         PPO(tiny, algorithm="PPPO")._config()
