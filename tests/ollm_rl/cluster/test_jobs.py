@@ -102,7 +102,7 @@ def test_a_mistake_in_one_part_is_said(tmp_path, capsys):
         main([*given, *KEYS])
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "at least 2" in said and "ray::" not in said
+    assert "an integer from 2" in said and "ray::" not in said
 
 
 def test_combinations_run_side_by_side(tmp_path, monkeypatch, capsys):
