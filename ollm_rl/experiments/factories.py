@@ -12,6 +12,7 @@ from ollm_rl.config.compose import compose, settings_taken, to_dict
 from ollm_rl.errors import ConfigurationError, did_you_mean
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.oracle import Oracle
+from ollm_rl.oracle.tree import Policy
 from ollm_rl.session.agent import Agent, adapt
 from ollm_rl.session.base import BaseSession
 
@@ -68,7 +69,7 @@ def build_agent(
     return made
 
 
-def make_oracle(session: BaseSession, config: DictConfig, policy, search: str | None = None) -> Oracle:
+def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, search: str | None = None) -> Oracle:
     """The configured search over `policy`, or `search` with its settings."""
     values = {k: v for k, v in to_dict(config.oracle).items() if k not in ("num_problems", "also", "search")}
     if values["critic"] is not None:

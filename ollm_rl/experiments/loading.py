@@ -97,7 +97,7 @@ def _class_of(path: Path, found: dict[str, Any] | None, named: str | Callable[..
 
 
 def _same(kind: Any, found: dict[str, Any]) -> bool:
-    return f"{kind.__module__}.{kind.__qualname__}" == found["_target_"]
+    return bool(f"{kind.__module__}.{kind.__qualname__}" == found["_target_"])
 
 
 def _check_backbone(path: Path, found: dict[str, Any], session: BaseSession) -> None:

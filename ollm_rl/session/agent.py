@@ -185,7 +185,8 @@ class Adapted(Agent):
 
     @property
     def predict(self) -> Callable[..., Tensor]:  # type: ignore[override]
-        return self.agent.predict
+        predict: Callable[..., Tensor] = self.agent.predict
+        return predict
 
     def save_weights(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)

@@ -77,11 +77,11 @@ class BaseSession(SentByName, ABC):
         """Whole episodes with their rewards, in the order of the requests; the arguments are `ollm_rl.rollout.sampler.rollout`'s."""
 
     @abstractmethod
-    def run_on_model(self, function: Callable, *args: Any) -> Any:
+    def run_on_model(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(session, *args)`, run where the model is."""
 
     @abstractmethod
-    def map(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
+    def map(self, function: Callable[..., Any], items: Sequence[Any], *args: Any) -> Iterator[Any]:
         """The results of `function(session, items, *args)`, which gives an iterable with one for every item.
 
         On a cluster every worker gets some of the items, and the function has to be importable there.

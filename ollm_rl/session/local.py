@@ -95,10 +95,10 @@ class Session(BaseSession):
                 self.judge(episodes)
         return episodes
 
-    def run_on_model(self, function: Callable, *args: Any) -> Any:
+    def run_on_model(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self, *args)
 
-    def map(self, function: Callable, items: Sequence, *args: Any) -> Iterator:
+    def map(self, function: Callable[..., Any], items: Sequence[Any], *args: Any) -> Iterator[Any]:
         yield from function(self, items, *args)
 
     def metrics(self) -> dict[str, float]:
@@ -151,12 +151,12 @@ def load_backbone(
     return _LOADED[key]
 
 
-_LOADED: dict[tuple, Backbone] = {}
+_LOADED: dict[tuple[Any, ...], Backbone] = {}
 
 
 def make_session(
     backbone: str = BackboneConfig.name,
-    task: str | dict = ChainSumConfig.name,
+    task: str | dict[str, Any] = ChainSumConfig.name,
     plugin: str | None = None,
     dtype: str = BackboneConfig.dtype,
     seed: int = 0,

@@ -73,7 +73,7 @@ def open_in_worker(serialized_settings: SerializedSettings, seed: int, plugin: P
     return session
 
 
-def _check_cache_budget(backbone: Backbone, task: Task, engine: dict) -> None:
+def _check_cache_budget(backbone: Backbone, task: Task, engine: dict[str, Any]) -> None:
     """Refuse solutions that the backbone cannot read, and a budget that holds no episode, before a conversion is begun; say it if
     it holds fewer than wanted."""
     budget = engine["max_new_tokens"] or task.max_new_tokens

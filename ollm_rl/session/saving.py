@@ -44,7 +44,8 @@ def description(agent: Any) -> dict[str, Any]:
         "plugin": None if path is None else str(Path(path).resolve()),
         "seed": session.seed,
     }  # fmt: skip
-    return json.loads(json.dumps(found, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
 
 
 def write_description(agent: Any, path: Path, plugin: bool) -> None:

@@ -22,10 +22,10 @@ class SentByName:
     current: "ClassVar[SentByName | None]" = None
     serialized_settings: SerializedSettings | None = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _current, ()
 
-    def __deepcopy__(self, memo) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # Gymnasium copies the arguments of environments; the model in here is meant to be shared
 
 
