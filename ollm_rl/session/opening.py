@@ -1,6 +1,7 @@
 """A configuration made real: session, agents and searches, with the cheap checks before the expensive steps."""
 
 import logging
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
