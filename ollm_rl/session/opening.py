@@ -1,4 +1,4 @@
-"""A configuration made real: session, agents and searches, with the cheap checks before the expensive steps."""
+"""A configuration made real: the session that it describes, with the cheap checks before the expensive steps."""
 
 import logging
 from typing import Any
