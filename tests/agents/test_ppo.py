@@ -15,6 +15,7 @@ from agents.prior import Prior
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError, WorkerError
+from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.opening import open_session
 from tests.agents.identity import accuracy, identity
 from tests.conftest import QUICK_KEYS
@@ -68,15 +69,15 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):
 
 def test_a_runner_that_is_killed_is_replaced(own_cache, tmp_path, monkeypatch):
     session = open_session(compose([*QUICK_KEYS, "agent=ppo"]))
-    killed, checkpoint = [], PPO._checkpoint
+    killed, checkpoint = [], PPO._write_checkpoint
 
-    def then_kill_one(self, algorithm, run, step):
-        checkpoint(self, algorithm, run, step)
+    def then_kill_one(self, algorithm, path):
+        checkpoint(self, algorithm, path)
         if not killed:
             killed.extend(algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False))
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(PPO, "_checkpoint", then_kill_one)
+    monkeypatch.setattr(PPO, "_write_checkpoint", then_kill_one)
     agent, run = PPO(session, **QUICK, num_env_runners=2), Run(tmp_path, "killed", "")
     counts = agent.learn(run)
     session.close()
@@ -123,5 +124,5 @@ def test_iterations_without_samples_end_with_the_first_error(tiny, tmp_path, mon
         with pytest.raises(RuntimeError), runner._reported():
             raise RuntimeError(text)
     with pytest.raises(WorkerError, match="(?s)5 iterations in a row without an episode.*the model is not there"):
-        agent._train(algorithm, run)
+        agent._train(algorithm, run, Callbacks())
     assert algorithm.iterations == 5 and not run.metrics()
