@@ -123,7 +123,7 @@ def test_a_plugin_of_nan_is_not_made(tiny):
     """Training stops at the first loss that is no number, before a weight is touched by it."""
     states = compute_hidden_states(tiny.backbone, tiny.prompter, tiny.task.problems("sft", 20, 0), 48)
     with pytest.raises(TrainingError, match="convert.learning_rate"):
-        convert(tiny.backbone, states, ConversionConfig(epochs=6, prior_epochs=1, batch_size=64, learning_rate=1e30))
+        convert(tiny.backbone, states, ConversionConfig(epochs=6, prior_epochs=1, batch_size=64, learning_rate=9e29))
     states.hidden = states.hidden.clone().index_fill(0, torch.tensor([3]), float("nan"))
     with pytest.raises(TrainingError, match="the loss: NaN or infinite"):
         convert(tiny.backbone, states, ConversionConfig(epochs=1, prior_epochs=1, batch_size=64))
