@@ -266,7 +266,7 @@ def test_a_bad_reward_ends_a_run_with_one_message(tmp_path, monkeypatch, capsys)
 
 
 def test_reasoning_gym_judges_its_own():
-    for task in (ChainSum(), GymTask("spell_backward")):
+    for task in (ChainSum(), GymTask(dataset="spell_backward")):
         problems = task.problems("test", 3)
         played = [Episode(p, text=p.solution) for p in problems] + [Episode(p, text="no") for p in problems]
         Judge(ReasoningGym())(played)
