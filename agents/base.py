@@ -4,8 +4,7 @@
 settings, and has `learn`, `predict`, `save` and `load`; `docs/agents.md` shows one in a file of its own.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ollm_rl.common.finite import check_finite, check_weights
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.modules import digest
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy, choose
 from ollm_rl.rollout.episode import Episode
@@ -20,14 +20,6 @@ from ollm_rl.session.agent import Agent
 from ollm_rl.session.base import BaseSession
 
 __all__ = ["Agent", "PolicyAgent", "digest", "model_of"]
-
-
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """Hash of named weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def model_of(session: BaseSession, agent: str) -> OptionLM:
@@ -77,8 +69,9 @@ class PolicyAgent(Agent):
         with torch.no_grad():  # weights that are finite can be too large to calculate with
             check_finite("what the policy says", self.policy((scale.mean + scale.std)[None]))
         backbone = self.session.backbone
-        self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint)
+        options = self.session.plugin.digest()
+        self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint, plugin=options)
 
     def load(self, path: str | Path) -> None:
-        fingerprint = self.session.backbone.fingerprint
-        self.policy = LatentPolicy.from_pretrained(path, fingerprint).to(self.session.backbone.device)
+        fingerprint, options = self.session.backbone.fingerprint, self.session.plugin.digest()
+        self.policy = LatentPolicy.from_pretrained(path, fingerprint, options).to(self.session.backbone.device)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agents.backbone import PlainBackbone
-from agents.base import digest, model_of
+from agents.base import model_of
 from agents.config import LoRASFTConfig
 from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
@@ -27,6 +27,7 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.options.modules import digest
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session

@@ -22,6 +22,7 @@ from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
 
 NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")
+PATIENCE_S = 20.0  # of a verdict: a busy machine is no fault of the installation
 MAX_GOLDS, GENERATED_GOLDS = 100_000, 200  # of a split: of a file, all
 OPTIONAL = ("ray", "trl", "peft", "stable-baselines3")
 
@@ -97,7 +98,7 @@ def _golds(settings: Settings) -> str:
     problems = [p for split in SPLITS for p in task.problems(split, most)]
     problems += [e for e in task.examples if e not in EXAMPLES]
     ids, golds = [p.id for p in problems], [p.answer for p in problems]
-    with Verifier() as verifier:
+    with Verifier(PATIENCE_S) as verifier:
         verdicts = verifier.check_many([(gold, format_answer(gold)) for gold in golds])
         reasons = verifier.understand_many(golds)
     rows = list(zip(ids, golds, verdicts, reasons, strict=True))
@@ -127,7 +128,7 @@ def _agent(settings: Settings) -> str:
 
 def _verifier(settings: Settings) -> str:
     cases = [("1/2", r"\boxed{0.5}", True), ("12679621", r"\boxed{12679605}", False), ("x+1", r"\boxed{1+x}", True)]
-    with Verifier() as verifier:
+    with Verifier(PATIENCE_S) as verifier:
         for gold, text, expected in cases:
             verdict = verifier.check(gold, text)
             assert verdict.correct is expected, f"{text} against {gold} gave {verdict}"

@@ -15,6 +15,7 @@ from ollm_rl.models.smollm2 import SHAPE
 from ollm_rl.models.tiny import tiny_model
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
+from ollm_rl.tasks.base import TaskConfig
 
 PASS_TOKENS = 1024  # that conversion runs through the body at a time
 QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}  # bytes a weight of the body; 4-bit ones carry a scale for every 64
@@ -73,7 +74,10 @@ def _rollout_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float
     shape, head = model.config, model.get_output_embeddings().weight
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    slots, length = config.engine.num_slots, config.engine.max_new_tokens + config.engine.max_prompt_tokens
+    slots, length = (
+        config.engine.num_slots,
+        (config.engine.max_new_tokens or TaskConfig.max_new_tokens) + config.engine.max_prompt_tokens,
+    )
     per_slot = length * 2 * shape.num_hidden_layers * heads * dim * width
     if config.engine.kv_cache_gib is not None:
         slots = min(slots, max(1, int(config.engine.kv_cache_gib * 2**30 // per_slot)))

@@ -99,9 +99,13 @@ def run_all(command: str, jobs: list[list[str]], run: Callable[[str, Settings, l
     All configurations are checked before the first begins. On a cluster (`rollout.address`, or the job that this process is)
     the combinations are tasks that ask for the resources of a worker.
     """
-    settings = [compose(job) for job in jobs]
-    for each in settings:
-        preflight(each)
+    settings = []
+    for job in jobs:
+        try:
+            settings.append(compose(job))
+            preflight(settings[-1])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{' '.join(o for o in job if not o.startswith('name='))}: {error}") from error
     folders = [Path(each.config.runs_dir) / (each.config.name or command) for each in settings]
     if not on_cluster(settings[0].config.rollout):
         for job, each, folder in zip(jobs, settings, folders, strict=True):

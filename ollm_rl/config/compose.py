@@ -25,7 +25,7 @@ from ollm_rl.common.locate import locate
 from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
-from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError
+from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
 from ollm_rl.tasks import make_task
 
 MATH_VERIFY = "ollm_rl.reward.functions.MathVerify"
@@ -166,9 +166,7 @@ def preflight(settings: Settings) -> None:
     for name in (config.oracle.search, *config.oracle.also):
         if "." in name:
             locate(name, "oracle.search")
-    kind = locate(config.agent._target_)
-    if schema("agent", settings.choices["agent"]) is None and hasattr(kind, "config_class"):
-        _check_own(kind, {k: v for k, v in to_dict(config.agent).items() if k != "_target_"})
+    kind = check_own(settings)
     if getattr(kind, "needs_model", False) and config.rollout.num_workers:
         raise ConfigurationError(
             f"agent._target_={config.agent._target_} needs the model in its own process; use rollout=local"
@@ -177,11 +175,27 @@ def preflight(settings: Settings) -> None:
         locate(config.reward._target_, "reward._target_")
 
 
-def _check_own(kind: Any, values: dict[str, Any]) -> None:
-    """The settings of an agent from outside that declares them by a `config_class`, as ours do."""
-    names = settings_of(kind.config_class)
-    if set(values) <= set(names):
-        kind.config_class.of(values)
+def check_own(settings: Settings) -> Any:
+    """The settings of a task and an agent from outside, as far as their classes say; the agent's class.
+
+    Raises:
+        ConfigurationError: there is no such class, or it has no such setting.
+    """
+    config = settings.config
+    if settings.choices["task"] == "custom":
+        make_task(**to_dict(config.task))
+    kind = locate(config.agent._target_)
+    if schema("agent", settings.choices["agent"]) is None:
+        values = {k: v for k, v in to_dict(config.agent).items() if k != "_target_"}
+        names = settings_taken(kind)
+        if names and (wrong := [name for name in values if name not in names]):
+            raise ConfigurationError(
+                f"agent._target_={config.agent._target_} has no setting '{wrong[0]}'. It takes {', '.join(names)}."
+                f"{did_you_mean(wrong[0], names)}"
+            )
+        if hasattr(kind, "config_class") and set(values) <= set(settings_of(kind.config_class)):
+            kind.config_class.of(values)
+    return kind
 
 
 def to_dict(node: DictConfig) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def results_table(title: str, rows: Sequence[Row], pooled: Sequence[PooledRow] =
     tasks = any(row.task for row in rows)
     head = [*(["task"] if tasks else []), "agent", "seed", "n", "accuracy"]
     head += [f"{figure}@{k}" for k in ks for figure in FIGURES]
+    graded = any(_is_graded(row) for row in [*pooled, *rows])
+    head += ["reward"] if graded else []
     head += ["episodes", "train s", "no ans.", "repet.", "foreign"]
     body = []
     named: list[tuple[AgentRow, str, str]] = [(row, "", f"all {len(row.seeds)}") for row in pooled]
@@ -78,10 +80,17 @@ def results_table(title: str, rows: Sequence[Row], pooled: Sequence[PooledRow] =
         cells = [*([task] if tasks else []), row.agent, seed, str(row.n_problems), share_cell(row)]
         # Figures of another number of samples are no more comparable than those of another column.
         cells += [num(v) for k in ks for v in vars(row.sampled.get(k, Sampled())).values()]
+        cells += [num(getattr(row, "mean_reward", None))] if graded else []
         cells += [f"{row.train_episodes:.0f}", f"{row.train_seconds:.0f}"]
         cells += [num(v) for v in (row.no_answer_rate, row.repetition_rate, row.foreign_script_rate)]
         body.append(cells)
     return Text(title, "", head, body, len(pooled))
+
+
+def _is_graded(row: AgentRow) -> bool:
+    """Whether rewards were others than 0 and 1: accuracy is the share of full rewards, and says little of them."""
+    reward = getattr(row, "mean_reward", None)
+    return reward is not None and abs(reward - row.accuracy) > 1e-9
 
 
 def draw_overview(title: str, rows: Sequence[AgentRow], path: Path) -> Path:

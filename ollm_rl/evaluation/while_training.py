@@ -20,7 +20,7 @@ class EvaluateWhileTraining(Callback):
 
     >>> agent.learn("runs/x", callbacks=[ol.EvaluateWhileTraining(every=5)])
 
-    `eval/accuracy` and `eval/n_problems` are logged with the iteration's other metrics. The problems are of split `tune`, never
+    `eval/accuracy` (rewards of at least 1), `eval/reward` (their mean) and `eval/n_problems` are logged with the iteration's other metrics. The problems are of split `tune`, never
     of `test`: whoever stops or chooses by this accuracy has used them.
 
     Args:
@@ -46,6 +46,7 @@ class EvaluateWhileTraining(Callback):
             found = evaluate(session, adapt(agent, session), f"iteration {step}", self.problems, 0, session.seed).greedy
         session.metrics()  # what evaluation took is not the next iteration's
         metrics |= {"eval/accuracy": float(np.mean([e.solved for e in found])), "eval/n_problems": len(found)}
+        metrics |= {"eval/reward": float(np.mean([e.reward for e in found]))}
 
 
 @contextmanager

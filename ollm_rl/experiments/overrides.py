@@ -29,9 +29,29 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
 
 
 def shared(overrides: list[str]) -> list[str]:
-    """The overrides that are not for agents: `agent.<setting>=` is for all that have it, `<agent>.<setting>=` for one."""
+    """The overrides that are not for agents: `agent.<setting>=` is for all that have it, `<agent>.<setting>=` for one.
+
+    An agent from outside goes by `<module>.<Class>` or by `<Class>`.
+    """
     agents = {"agent", *members("agent")} - ({*GROUPS} - {"agent"})  # `backbone` is a group first
-    return [o for o in overrides if o.partition("=")[0].partition(".")[0] not in agents]
+    listed = next((o.partition("=")[2] for o in overrides if o.startswith("agents=")), "")
+    own = [name.strip() for name in listed.strip("[]").split(",") if "." in name]
+    agents |= {name.rpartition(".")[2] for name in own}
+    return [
+        o
+        for o in overrides
+        if o.partition("=")[0].partition(".")[0] not in agents and not o.startswith(tuple(f"{name}." for name in own))
+    ]
+
+
+def _owner(override: str, names: list[str]) -> tuple[str, str]:
+    """Whose setting an override is, by the agent's name in the comparison, and the rest of it."""
+    for name in names:
+        for said in dict.fromkeys((name, name.rpartition(".")[2])):
+            if override.startswith(f"{said}."):
+                return name, override.removeprefix(f"{said}.")
+    owner, _, rest = override.partition(".")
+    return owner, rest
 
 
 def with_overrides(settings: Settings, overrides: list[str]) -> Settings:
@@ -55,7 +75,7 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
     given = [o for o in overrides if o not in common and not o.startswith(("agent=", "agent._target_"))]
     mine = []
     for override in [*settings.config.agent_overrides, *given]:
-        owner, _, rest = str(override).partition(".")
+        owner, rest = _owner(str(override), names)
         key = rest.partition("=")[0]
         if owner != "agent" and owner not in names:
             if override in given:

@@ -10,7 +10,9 @@ from zero, which collapses the options; (3) the prior imitates the encoder on *c
 `ollm_rl.options.conversion`.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,14 @@ def mlp(inputs: int, width: int, outputs: int, depth: int = 2) -> nn.Sequential:
 def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits (n, K) with latents that `mask` (n, K) excludes practically impossible; None excludes none."""
     return logits if mask is None else logits.masked_fill(~mask, IMPOSSIBLE)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Hash of named weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return str(found.hexdigest())
 
 
 class Standardize(nn.Module):
@@ -158,6 +168,12 @@ class PlugIn(nn.Module):
         both = torch.cat([self.standardize(hidden), token_embedding.to(self.token_scale.dtype) * self.token_scale], -1)
         logits: Tensor = self.encoder(both)
         return logits
+
+    def digest(self) -> str:
+        """Hash of what makes the options: policies that were trained on these know them again."""
+        return digest(
+            {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("encoder", "prior"))}
+        )
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `plugin.safetensors` and `plugin.json`, which names the backbone that it belongs to, and `conversion.json`."""

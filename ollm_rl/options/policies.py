@@ -1,6 +1,7 @@
 """Latent policies pi(z | h), and what is learned beside them from rewards: V(h)."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from ollm_rl.errors import CheckpointError
 from ollm_rl.options.modules import PlugIn, Standardize, masked, mlp
+
+log = logging.getLogger(__name__)
 
 
 class LatentPolicy(nn.Module):
@@ -43,16 +46,21 @@ class LatentPolicy(nn.Module):
         (path / "policy.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, fingerprint: str = "") -> "LatentPolicy":
+    def from_pretrained(cls, path: str | Path, fingerprint: str = "", plugin: str = "") -> "LatentPolicy":
         """Load a policy.
 
+        Args:
+            fingerprint: of the backbone that it is for. plugin: `PlugIn.digest` of the options that it is to choose among.
+
         Raises:
-            CheckpointError: nothing there, or it belongs to another backbone (if `fingerprint` is given).
+            CheckpointError: nothing there, or it belongs to another backbone or to other options (where these are given).
         """
         path = Path(path)
         if not (path / "policy.json").is_file() or not (path / "policy.safetensors").is_file():
+            owner = json.loads((path / "agent.json").read_text()) if (path / "agent.json").is_file() else {}
+            other = f" It holds an agent of class {owner['_target_']}: give agent={owner['_target_']}." if owner else ""
             raise CheckpointError(
-                f"no latent policy in {path}: expected policy.json and policy.safetensors. "
+                f"no latent policy in {path}: expected policy.json and policy.safetensors.{other} "
                 "Train one with `ollm-rl train agent=grpo`, or check agent.path."
             )
         facts = json.loads((path / "policy.json").read_text())
@@ -61,6 +69,14 @@ class LatentPolicy(nn.Module):
                 f"the policy in {path} was trained on backbone '{facts.get('backbone')}' ({facts.get('fingerprint')}), "
                 f"not on this one ({fingerprint}). Use that backbone, or train again."
             )
+        if plugin and facts.get("plugin") not in (None, plugin):
+            said = f"the policy in {path} chooses among the options of another plug-in than this one"
+            if not (
+                path / "plugin"
+            ).is_dir():  # a checkpoint: its run may have been converted again, with other roundings
+                log.warning("%s; what it has learned may mean little here", said)
+            else:
+                raise CheckpointError(f"{said}. Use the one beside it: plugin.path={path / 'plugin'}, or train again.")
         policy = cls(facts["hidden_size"], facts["width"], facts["num_options"], facts.get("depth", 2))
         policy.load_state_dict(load_file(path / "policy.safetensors"))
         return policy

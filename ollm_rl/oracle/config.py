@@ -58,6 +58,10 @@ class OracleConfig(SearchConfig):
         super().__post_init__()
         for name in self.also:
             check_search(name)
+        if self.params and not any("." in name for name in (self.search, *self.also)):
+            raise ConfigurationError(
+                f"oracle.params={self.params} are settings of a frontier of your own, and oracle.search={self.search} is none"
+            )
 
 
 def check_search(name: str) -> None:

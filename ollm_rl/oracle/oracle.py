@@ -53,7 +53,7 @@ class Oracle:
         self,
         session: BaseSession,
         policy: Policy,
-        search: str = SearchConfig.search,
+        search: str | type[Frontier] = SearchConfig.search,
         budget: int = SearchConfig.budget,
         width: int | None = SearchConfig.width,
         critic: Critic | None = None,
@@ -65,6 +65,8 @@ class Oracle:
                 f"policy={policy!r} gives no log-probabilities of latents to search with; expected an agent's policy (agents over "
                 "the vocabulary and random have none) or ollm_rl.options.policies.LatentPolicy.from_prior(session.plugin)"
             )
+        if isinstance(search, type):  # of the user's own, as its name
+            search = f"{search.__module__}.{search.__qualname__}"
         settings |= {"search": search, "budget": budget, "width": width}
         self.config = config = SearchConfig.of(settings, "the oracle")
         if config.search == "teacher_forced":

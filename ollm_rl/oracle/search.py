@@ -6,6 +6,7 @@ followed yet and says which is next; options that decode to the same token are o
 
 import heapq
 import math
+import traceback
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -242,9 +243,56 @@ def _own_frontier(config: SearchConfig) -> Frontier:
             f"oracle.search={config.search} is no frontier; expected a class that inherits from ollm_rl.oracle.search.Frontier"
         )
     try:
-        return kind(**config.params)
-    except TypeError as error:
-        raise ConfigurationError(f"oracle.search={config.search}: {error}; check oracle.params") from error
+        return Guarded(kind(**config.params), config.search)
+    except Exception as error:
+        raise ConfigurationError(
+            f"oracle.search={config.search} raised {type(error).__name__} when it was made: {error}; check oracle.params"
+        ) from error
+
+
+class Guarded(Frontier):
+    """A frontier of the user's own: its errors name it, and what it gives is checked."""
+
+    def __init__(self, own: Frontier, name: str):
+        self.own, self.name = own, name
+        self.beam = own.beam
+
+    def __len__(self) -> int:
+        return int(self._asked("__len__"))
+
+    def push(self, branch: Branch) -> None:
+        self._asked("push", branch)
+
+    def pop(self) -> Branch:
+        before = len(self)
+        branch = self._asked("pop")
+        if not isinstance(branch, Branch):
+            raise ConfigurationError(
+                f"oracle.search={self.name}: pop() gave {type(branch).__name__}; expected a Branch"
+            )
+        if len(self) != before - 1:
+            raise ConfigurationError(
+                f"oracle.search={self.name}: pop() gave a branch that is still there; expected it to leave"
+            )
+        return branch
+
+    def leave(self, line: Branch, others: list[Branch], taken: Choice, value: float = 0.0) -> None:
+        self._asked("leave", line, others, taken, value)
+
+    def ended(self, line: Branch, reward: float) -> None:
+        self._asked("ended", line, reward)
+
+    def _asked(self, method: str, *args: Any) -> Any:
+        try:
+            return getattr(self.own, method)(*args)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+            place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+            raise ConfigurationError(
+                f"oracle.search={self.name}: {method} raised {type(error).__name__}: {error}{place}; see docs/oracle.md"
+            ) from error
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Comparison of formulas with units: numbers, expressions, matrices, and what is measured in cm or dollars."""
 
+import re
+
 import sympy
 
 from ollm_rl.reward.answer_shape import Leaf
@@ -7,6 +9,8 @@ from ollm_rl.reward.equality import same
 from ollm_rl.reward.latex import parse
 from ollm_rl.reward.normal_form import plain_number
 from ollm_rl.reward.units import CENTS, FACTORS, agree, letter_unit
+
+_LETTERS = re.compile(r"[A-Za-z]{3,}")
 
 
 def equal_quantities(gold: Leaf, answer: Leaf) -> bool:
@@ -41,6 +45,8 @@ def _equal_letters(gold: Leaf, answer: Leaf) -> bool:
 def equal_formulas(a: str, b: str) -> bool:
     if a == b:
         return True
+    if _LETTERS.fullmatch(a) and _LETTERS.fullmatch(b) and sorted(a) == sorted(b):
+        return False  # words such as `bat` and `tab`: as products they would be equal
     x, y = plain_number(a), plain_number(b)
     if x is not None and y is not None:
         return x == y

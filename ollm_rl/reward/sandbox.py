@@ -168,6 +168,8 @@ class _ForkServer:
         return self.errors.read()[-2000:].decode(errors="replace").strip() or f"exit code {self.process.returncode}"
 
     def close(self) -> None:
+        if os is None or signal is None:  # the interpreter is ending, and what is open ends with it
+            return
         self.control.close()
         if self.process.returncode is None:  # not reaped: the number of its group is still its own
             with contextlib.suppress(ProcessLookupError, PermissionError):

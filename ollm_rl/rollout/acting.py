@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ollm_rl.errors import ConfigurationError
+
 
 class Predicts(Protocol):
     """What is needed of an agent."""
@@ -38,4 +40,12 @@ class PolicyAdapter:
         z = torch.as_tensor(
             self.agent.predict(hidden, deterministic=self.deterministic, **wanted), device=hidden.device
         )
+        most, n = seen.shape[1], len(hidden)
+        if z.shape != (n,) or z.is_floating_point() or (n and not 0 <= int(z.min()) <= int(z.max()) < most):
+            what = "tokens" if self.agent.acts_on_logits else "latents"
+            gave = f"values from {z.min()} to {z.max()}" if z.numel() else "nothing"
+            raise ConfigurationError(
+                f"{type(getattr(self.agent, 'agent', self.agent)).__qualname__}.predict gave {gave} of shape {tuple(z.shape)} and type "
+                f"{str(z.dtype).removeprefix('torch.')}; expected {n} integers below {most}, the {what} of {n} states"
+            )
         return z.long(), torch.zeros(len(z), device=hidden.device)

@@ -15,6 +15,7 @@ from numbers import Real
 from typing import Any
 
 from ollm_rl.common.heartbeat import beat
+from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
@@ -168,6 +169,25 @@ def _columns(episodes: Sequence[Episode]) -> dict[str, list[Any]]:
     ]  # fmt: skip
     # Copies: a reward may change what it is given, and the problem comes again.
     return {name: [deepcopy(row.get(name)) for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
+
+
+def judge_by(reward: Any) -> Judge:
+    """A judge of what stands for a reward in Python: a function, an object that can be called, or `<module>.<name>` of one.
+
+    Raises:
+        ConfigurationError: it is none of these; a class has to be called first.
+    """
+    if isinstance(reward, str):
+        return make_judge(locate(reward, "reward"), {})
+    if inspect.isclass(reward):
+        raise ConfigurationError(
+            f"reward={reward.__qualname__} is a class; expected what it makes: {reward.__qualname__}(...)"
+        )
+    if not callable(reward):
+        raise ConfigurationError(
+            f"reward={reprlib.repr(reward)}; expected a function with TRL's signature, f(prompts, completions, **columns) -> list[float]"
+        )
+    return Judge(reward)
 
 
 def make_judge(target: Any, settings: dict[str, Any]) -> Judge:

@@ -92,7 +92,7 @@ class Agent(ABC):
         with opened_run(self, run) as opened:
             self.prepare(opened)
             together.on_training_start(self)
-            costs = self._learn(opened, together)
+            costs = self._learn(opened, together) or Agent._learn(self, opened, together)
             together.on_training_end(self)
         return costs
 
@@ -117,6 +117,7 @@ class Agent(ABC):
         Args:
             plugin: with a copy of the plug-in, so that the directory can be given to others.
         """
+        Path(path).mkdir(parents=True, exist_ok=True)
         self.save_weights(Path(path))
         write_description(self, Path(path), plugin)
 
@@ -215,6 +216,11 @@ def adapt(agent: Any, session: BaseSession | None = None, settings: dict[str, An
         if not callable(getattr(agent, method, None)):
             raise ConfigurationError(f"{type(agent).__qualname__} has no method '{method}'; see docs/agents.md")
     found = agent if isinstance(agent, Agent) else Adapted(agent, session)
+    kind = type(found)
+    if kind._learn is not Agent._learn and kind.save_weights is Agent.save_weights and kind.save is Agent.save:
+        raise ConfigurationError(
+            f"{kind.__qualname__} learns, but would save nothing; expected methods save_weights(path) and load(path)"
+        )
     if settings is not None:
         found._given = settings
     return found

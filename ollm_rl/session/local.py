@@ -16,7 +16,7 @@ from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.reward.functions import MathVerify
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.rollout.judge import Judge
+from ollm_rl.rollout.judge import Judge, judge_by
 from ollm_rl.rollout.sampler import Act, Request, rollout
 from ollm_rl.session.base import BaseSession
 from ollm_rl.tasks import Task, make_task
@@ -53,7 +53,7 @@ class Session(BaseSession):
         self.lm: OptionLM = OptionLM(backbone, plugin)
         given = {name: value for name, value in (engine or {}).items() if value is not None}
         self.engine_settings = {"max_new_tokens": task.max_new_tokens, **given}
-        self.judge = reward if isinstance(reward, Judge) else Judge(reward or MathVerify())
+        self.judge = reward if isinstance(reward, Judge) else judge_by(MathVerify() if reward is None else reward)
         self.reward = self.judge.settings
         self._judged_s = self.judge.seconds
 

@@ -1,6 +1,7 @@
 """A configuration made real: the session that it describes, with the cheap checks before the expensive steps."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.session.local import Session, load_backbone
+from ollm_rl.session.saving import PLUGIN
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
@@ -51,14 +53,23 @@ def open_session(
     conversion = conversion_config(config)
     backbone = load_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, to_dict(config.engine))
-    if plugin is None and config.plugin.path is not None:
-        plugin = PlugIn.from_pretrained(config.plugin.path, backbone)
+    if plugin is None and (path := plugin_path(config)) is not None:
+        plugin = PlugIn.from_pretrained(path, backbone)
     elif plugin is None:
         plugin = convert(backbone, task, conversion, run)
     seed = config.seed if seed is None else seed
     session = Session(backbone, plugin, task, judge, to_dict(config.engine), seed)
     session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk
     return session
+
+
+def plugin_path(config: DictConfig) -> str | None:
+    """Where the plug-in is: as it was given, or else beside the policy that was given, which chooses among its options."""
+    beside = None if config.policy is None else Path(config.policy) / PLUGIN
+    if config.plugin.path is None and beside is not None and (beside / "plugin.json").is_file():
+        log.info("plug-in of the policy: %s", beside)
+        return str(beside)
+    return None if config.plugin.path is None else str(config.plugin.path)
 
 
 def serialize_settings(settings: Settings) -> SerializedSettings:

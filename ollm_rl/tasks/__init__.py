@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ollm_rl.common.locate import locate
-from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket
 from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
 from ollm_rl.tasks.records import GSM8K, HubSolutions, Jsonl, OmniMath
@@ -26,7 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def make_task(name: str | None = None, **settings: Any) -> Task:
+def make_task(name: str | type[Task] | None = None, **settings: Any) -> Task:
     """A task by name: one of ours, or `<module>.<Class>` (also as `_target_`) of one's own, a `Task` whose constructor takes the settings.
 
     >>> task = ol.make_task("chain_sum", max_terms=5)
@@ -35,12 +35,16 @@ def make_task(name: str | None = None, **settings: Any) -> Task:
         ConfigurationError: there is no task of that name, or it has no such setting.
         DataError: its data cannot be read.
     """
-    target = settings.pop("_target_", name if name is not None and "." in name else None)
+    own = name if isinstance(name, type) else None
+    if own is not None:
+        target = f"{own.__module__}.{own.__qualname__}"
+    else:
+        target = settings.pop("_target_", name if isinstance(name, str) and "." in name else None)
     if target is not None:
-        task = _own_task(str(target), settings)
+        task = _own_task(own or locate(str(target), "task._target_"), str(target), settings)
         task.settings = {"_target_": str(target), **settings}
         return task
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigurationError(
             f"unknown task '{name}'; expected one of {', '.join(TASKS)}, or <module>.<Class>.{did_you_mean(str(name), TASKS)}"
         )
@@ -49,8 +53,7 @@ def make_task(name: str | None = None, **settings: Any) -> Task:
     return task
 
 
-def _own_task(target: str, settings: dict[str, Any]) -> Task:
-    kind = locate(target, "task._target_")
+def _own_task(kind: Any, target: str, settings: dict[str, Any]) -> Task:
     parameters = inspect.signature(kind).parameters
     name = settings.get("name") if "name" in parameters else settings.pop("name", None)
     try:
@@ -61,9 +64,27 @@ def _own_task(target: str, settings: dict[str, Any]) -> Task:
         raise ConfigurationError(
             f"task._target_={target}: {error}. It takes {', '.join(names) or 'no settings'}.{hint}"
         ) from error
-    task: Task = kind(**settings)
-    if missing := [name for name in ("problems", "examples") if not hasattr(task, name)]:
-        raise ConfigurationError(f"task._target_={target} has no '{missing[0]}'; see docs/tasks.md")
+    try:
+        task: Task = kind(**settings)
+        if missing := [name for name in ("problems", "examples") if not hasattr(task, name)]:
+            raise ConfigurationError(f"task._target_={target} has no '{missing[0]}'; see docs/tasks.md")
+        some = [*task.examples, *(p for split in SPLITS for p in task.problems(split, 1))]
+    except OLLMError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"task._target_={target} raised {type(error).__name__}: {error}. Check its settings, "
+            f"{', '.join(settings) or 'of which it was given none'}, and docs/tasks.md."
+        ) from error
+    for problem in some:
+        if (
+            not isinstance(problem, Problem)
+            or not isinstance(problem.problem, str)
+            or not isinstance(problem.answer, str)
+        ):
+            raise ConfigurationError(
+                f"task._target_={target} gave {problem!r:.120}; expected a Problem, whose problem and answer are texts"
+            )
     for attribute, default in (("name", name or kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens)):
         if not hasattr(task, attribute):
             setattr(task, attribute, default)

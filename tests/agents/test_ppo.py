@@ -67,6 +67,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_runner_that_is_killed_is_replaced(own_cache, tmp_path, monkeypatch):
     session = open_session(compose([*QUICK_KEYS, "agent=ppo"]))
     killed, checkpoint = [], PPO._write_checkpoint

@@ -55,6 +55,41 @@ def test_an_agent(own, own_cache, tmp_path):
     assert (tmp_path / "runs" / "favourite" / "policy" / "favourite").read_text() == "2"
 
 
+def test_a_whole_learner(own, own_cache, tmp_path, capsys):
+    own("agents.md")
+    small = [
+        "agent.total_episodes=16",
+        "agent.episodes_per_iteration=8",
+        "evaluate.every=2",
+        "evaluate.every_problems=4",
+        *QUICK_KEYS,
+    ]
+    main(["train", "agent=my_reinforce.Reinforce", "name=mine", *small])
+    lines = [json.loads(line) for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
+    assert [line["train_episodes"] for line in lines] == [8, 16] and lines[1]["eval/n_problems"] == 4
+    main(["train", "agent=my_reinforce.Reinforce", "name=mine", "agent.total_episodes=24", *small[1:]])
+    assert rows(tmp_path, "mine")[0]["train_episodes"] == 24
+    main(["compare", "agents=[prior,my_reinforce.Reinforce]", "Reinforce.learning_rate=3e-3", "name=both", *small])
+    stored = (tmp_path / "runs/both/Reinforce-0/config.yaml").read_text()
+    assert "learning_rate: 0.003" in stored
+    main(
+        [
+            "evaluate",
+            "agent=my_reinforce.Reinforce",
+            "policy=runs/mine/policy",
+            "name=again",
+            *QUICK_KEYS,
+            "convert.num_solutions=50",
+        ]
+    )
+    assert (
+        rows(tmp_path, "again")[0]["accuracy"] == rows(tmp_path, "mine")[0]["accuracy"]
+    )  # with the plug-in beside the policy
+    with pytest.raises(SystemExit):
+        main(["train", "--dry-run", "agent=my_reinforce.Reinforce", "agent.learning_rat=1", *QUICK_KEYS])
+    assert "Did you mean 'learning_rate'?" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_reward(own, own_cache, tmp_path):
     own("verifier.md")
     main(["evaluate", "agent=prior", "reward=my_rewards.right_and_short", "name=short", *QUICK_KEYS])

@@ -90,6 +90,7 @@ def compared(own_cache, tmp_path_factory):
     return folder / "both", evaluated, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_latents_are_compared_with_baselines_on_several_tasks(compared):
     run, evaluated, printed = compared
     results = json.loads((run / "results.json").read_text())
@@ -116,6 +117,7 @@ def test_latents_are_compared_with_baselines_on_several_tasks(compared):
     assert "Degeneration" in printed
 
 
+@pytest.mark.slow
 def test_a_comparison_repeated_gives_the_same_numbers(compared, tmp_path):
     """By itself too, without the other task."""
     main(["compare", *KEYS, *BASELINES, "name=again"])

@@ -33,6 +33,7 @@ def figures(value):
     return [figures(v) for v in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_a_comparison_side_by_side_gives_what_one_after_the_other_gives(tmp_path):
     agents = ["compare", "agents=[grpo,ppo]", "seeds=[1]", "with_oracle=true"]
     given = [*agents, f"runs_dir={tmp_path}", *LEARNERS, *KEYS]
@@ -71,6 +72,7 @@ def test_parts_that_share_a_long_setup_do_not_wait_for_each_other(tmp_path, monk
     ]
 
 
+@pytest.mark.slow
 def test_parts_of_all_tasks_are_begun_at_once_and_none_again(tmp_path, monkeypatch):
     begun = []
 

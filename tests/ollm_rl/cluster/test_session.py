@@ -108,6 +108,7 @@ def test_the_driver_has_no_model(spread):
         _ = spread.engine
 
 
+@pytest.mark.slow
 def test_a_worker_killed_and_one_stopped_during_training(alone_trained, spread, tmp_path, monkeypatch):
     """None of their episodes is lost, counted twice or different."""
     import ray
@@ -188,6 +189,7 @@ def at_hidden_states(session, seconds):
     return True
 
 
+@pytest.mark.slow
 def test_a_worker_that_computes_hidden_states_does_not_hang(spread, monkeypatch):
     monkeypatch.setattr(spread.pool, "hang_s", 4)
     failures = len(spread.pool.failures)

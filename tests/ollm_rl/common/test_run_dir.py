@@ -50,6 +50,7 @@ def uninterrupted(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(uninterrupted, tmp_path, kind, code):
     process = train(tmp_path)

@@ -239,6 +239,7 @@ def unreachable(*_, **__):
     raise OSError("no such model")
 
 
+@pytest.mark.slow
 def test_nothing_that_is_typed_ends_in_a_traceback(capsys, monkeypatch):
     """Random keys and values, in a dry run and in the checks before a run, end well or in one of our errors."""
     monkeypatch.setattr(

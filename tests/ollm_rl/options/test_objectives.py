@@ -63,6 +63,7 @@ def test_gumbel_estimates_the_expectation():
     assert float(expected(at, ConversionConfig(), 0.0)[0] - imitation) == pytest.approx(float(exact), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["expected", "em", "gumbel"])
 def test_the_controller_holds_the_rate(tiny, states, objective, monkeypatch):
     seen: list[float] = []

@@ -164,6 +164,7 @@ def facts(search) -> dict:
     return {**search.record(), "choices": [(c.position, c.rank) for c in search.choices]}
 
 
+@pytest.mark.slow
 def test_a_search_does_not_depend_on_its_neighbours(tiny, prior, monkeypatch):
     monkeypatch.setattr(tiny, "judge", accept_one_in(40))
     problems = tiny.problems("test", 9)
