@@ -6,6 +6,7 @@ user's, with settings of its own.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import import_module, resources
 from types import MappingProxyType
 from typing import Any
@@ -75,6 +76,7 @@ def members(group: str) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
+@cache
 def schema(group: str, name: str) -> type[Config] | None:
     """The dataclass of a group's member; None for an open one."""
     for other in _defaults(group, name):
@@ -105,6 +107,7 @@ def known_settings(choices: Mapping[str, str]) -> dict[str, Setting]:
     return found
 
 
+@cache
 def paths() -> set[str]:
     """Full names of the settings that name files or directories, whichever members are chosen."""
     kinds = [("", kind) for kind in roots()]
@@ -115,6 +118,7 @@ def paths() -> set[str]:
     }
 
 
+@cache
 def register_schemas() -> None:
     """Tell Hydra of the dataclasses, under the names that the files of `configs/` use."""
     from hydra.core.config_store import ConfigStore
@@ -158,6 +162,11 @@ def root_file() -> Any:
 
 def config_file(name: str) -> Any:
     """A file of `configs/` as it stands."""
+    return _parsed(name).copy()
+
+
+@cache
+def _parsed(name: str) -> Any:
     return OmegaConf.create((resources.files("configs") / name).read_text())
 
 

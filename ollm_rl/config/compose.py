@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,12 @@ def compose(overrides: list[str]) -> Settings:
     Raises:
         ConfigurationError: an override that is not of that form, names nothing, or has a value of the wrong kind.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     groups, values = _split(overrides)
-    if GlobalHydra.instance().is_initialized():
-        GlobalHydra.instance().clear()
-    register_schemas()
-    with initialize_config_module("configs", version_base="1.3"):
-        base = hydra_compose("config", overrides=groups, return_hydra_config=True)
-    choices = {group: str(base.hydra.runtime.choices[group]) for group in GROUPS}
+    base, choices = _of_groups(tuple(groups))
     config = base.copy()
-    with open_dict(config):
-        del config["hydra"]
     known = known_settings(choices)
     open_groups = {group for group in OPEN_GROUPS if schema(group, choices[group]) is None}
     given: dict[str, str] = {}
@@ -98,7 +89,25 @@ def compose(overrides: list[str]) -> Settings:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigurationError(f"{missing[0]} has no value; give {missing[0]}=<value>")
-    return Settings(config, choices)
+    return Settings(config, dict(choices))
+
+
+@cache
+def _of_groups(groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """What Hydra makes of a choice of members, and the choices in all groups; a comparison asks for the same ones many times."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    register_schemas()
+    with initialize_config_module("configs", version_base="1.3"):
+        base = hydra_compose("config", overrides=list(groups), return_hydra_config=True)
+    choices = {group: str(base.hydra.runtime.choices[group]) for group in GROUPS}
+    with open_dict(base):
+        del base["hydra"]
+    return base, choices
 
 
 def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: dict[str, str]) -> None:

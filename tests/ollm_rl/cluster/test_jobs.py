@@ -14,7 +14,7 @@ from tests.conftest import QUICK_KEYS
 
 pytestmark = pytest.mark.usefixtures("cluster")
 REWARD = "reward=tests.ollm_rl.cluster.faulty.reward"  # not all zero, as those of a random model are
-KEYS = [*QUICK_KEYS, REWARD, "rollout.num_cpus_per_worker=2"]
+KEYS = [*QUICK_KEYS, REWARD, "rollout.num_cpus_per_worker=1"]
 LEARNERS = [
     "agent.total_episodes=32", "grpo.num_generations=4", "grpo.problems_per_iteration=4", "ppo.episodes_per_iteration=16",
     "ppo.minibatch_size=32", "agent.num_problems=40",

@@ -28,7 +28,7 @@ from tests.ollm_rl.cluster.faulty import Once
 pytestmark = pytest.mark.usefixtures("cluster")
 QUICK = dict(total_episodes=96, num_generations=4, problems_per_iteration=8, num_problems=20, learning_rate=1e-3)
 REWARD = "reward=tests.ollm_rl.cluster.faulty.reward"  # not all zero, as those of a random model are
-KEYS = [*QUICK_KEYS, REWARD, "rollout.chunk=8", "rollout.num_cpus_per_worker=2", "rollout.hang_s=10"]
+KEYS = [*QUICK_KEYS, REWARD, "rollout.chunk=8", "rollout.num_cpus_per_worker=1", "rollout.hang_s=10"]
 
 
 @pytest.fixture(scope="module")

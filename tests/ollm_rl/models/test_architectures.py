@@ -136,6 +136,7 @@ def test_batched_and_single_decoding_agree(backbone):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone", ["llama", "gpt2", "qwen3_moe", "gemma2", "granite", "cohere2", "bloom"], indirect=True
 )
