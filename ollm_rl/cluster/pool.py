@@ -196,7 +196,7 @@ class Pool:
         make: called with `args` in every worker that starts; references among the latter are resolved by Ray.
         num_cpus, num_gpus: of one worker; fractions share a GPU.
         hang_s: a worker that works but does not get on for so long is replaced. What gets on is counted by the attribute
-            `beats` of what `make` gave; without one, a worker only has to answer.
+            `heartbeat` of what `make` gave; without one, a worker only has to answer.
         max_failures: so many failures in a row end the run.
 
     Attributes:

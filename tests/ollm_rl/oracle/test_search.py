@@ -1,8 +1,11 @@
-"""A critic in the search."""
+"""Frontiers: with a critic, and of the user's own."""
 
+import pytest
+
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.oracle import Oracle
-from ollm_rl.oracle.search import Branch, Choice, Puct
+from ollm_rl.oracle.search import Branch, Choice, Frontier, Puct
 
 
 def test_the_branch_of_a_text_that_it_values_comes_first():
@@ -33,3 +36,37 @@ def test_every_text_is_still_judged_once(short, monkeypatch):
     with_one = texts(Critic.beside(short.plugin, 8))
     assert set(with_one) == set(without)
     assert with_one != without
+
+
+class Raises(Frontier):
+    def pop(self):
+        return self._branches[0].logprob
+
+
+class Keeps(Frontier):
+    def pop(self):
+        return self._branches[-1]
+
+
+class GivesNothing(Frontier):
+    def pop(self):
+        self._branches.pop()
+
+
+class NeverBegun(Frontier):
+    def __init__(self):
+        """Without the base class's."""
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (Raises, r"Raises: pop raised AttributeError: .*logprob.* \(.*test_search.py, line \d+\)"),
+        (Keeps, "Keeps: pop\\(\\) gave a branch that is still there"),
+        (GivesNothing, "GivesNothing: pop\\(\\) gave NoneType; expected a Branch"),
+        (NeverBegun, "NeverBegun: .* raised AttributeError"),
+    ],
+)
+def test_the_errors_of_an_own_search_name_it(tiny, search, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Oracle(tiny, tiny.plugin.prior_log_probs, search, budget=60).solve(tiny.problems("test", 1))

@@ -70,6 +70,9 @@ def verifier():
         ("12679621", "12679605", False),
         ("2^2012", "2^2013", False),
         ("2019!", "2020!", False),
+        ("tab", "bat", False),  # words, although a product of three letters is the same in any order
+        ("abc", r"a \cdot b \cdot c", True),
+        ("xy", "yx", True),
         (r"\frac{2^{1009}}{2^{1009}+2018}", r"\frac{2^{1009}}{2^{1009}+1009}", False),
     ],
 )

@@ -11,7 +11,7 @@ from agents.distill import Distill
 from agents.grpo import GRPO
 from agents.shortlist_head import ShortlistHead
 from ollm_rl.common.run_dir import NoRun, Run
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation.evaluator import evaluate, kl_from_start
 from ollm_rl.session.agent import Adapted, Agent, adapt, declared
 from ollm_rl.session.transport import make_current
@@ -195,3 +195,38 @@ def test_an_agent_inherits_what_it_does_not_say(tiny):
     agent = Zero(tiny)
     assert agent.learn() == {"train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
     assert adapt(agent) is agent and agent.settings == {} and json.dumps(agent.settings) == "{}"
+
+
+class Forgets(Agent):
+    """Learns, and would save nothing."""
+
+    def _learn(self, run, callbacks):
+        return {}
+
+    def predict(self, hidden, deterministic=True, mask=None, uniforms=None):
+        return torch.zeros(len(hidden), dtype=torch.long)
+
+
+def test_a_learner_that_saves_nothing_is_refused(tiny):
+    with pytest.raises(ConfigurationError, match="Forgets learns, but would save nothing"):
+        ol.make_agent(Forgets, tiny)
+
+
+def test_a_policy_is_refused_with_other_options(tiny, tmp_path):
+    """Its latents mean something else there."""
+    agent = ol.make_agent("prior", tiny)
+    agent.save(tmp_path / "policy")
+    others = ol.convert(tiny.backbone, tiny.task, num_solutions=60, num_heldout=20, epochs=1, prior_epochs=1, seed=1)
+    session = ol.Session(tiny.backbone, others, tiny.task)
+    with pytest.raises(CheckpointError, match="plugin.path=.*policy/plugin"):
+        ol.load_agent(tmp_path / "policy", session)
+    assert ol.load_agent(tmp_path / "policy", tiny).identity() == agent.identity()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"), [(ol.MathVerify, "is a class; expected what it makes"), (5, "expected a function")]
+)
+def test_what_is_no_reward_is_said_at_once(tiny, reward, said):
+    with pytest.raises(ConfigurationError, match=said):
+        ol.Session(tiny.backbone, tiny.plugin, tiny.task, reward=reward)

@@ -9,7 +9,7 @@ import pytest
 
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.answers import extract_answer
-from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, make_task
+from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, Problem, Task, make_task
 from ollm_rl.tasks.twins import canonical
 
 
@@ -384,3 +384,35 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
         task.problems("sft", 1)
     with pytest.raises(DataError, match="cannot be had"):
         make_task("open_math_reasoning", hub_id=str(tmp_path / "nothing")).problems("sft", 1)
+
+
+class Own(Task):
+    """A task of the user's own, whose parts can be wrong."""
+
+    def __init__(self, size=3, wrong=""):
+        self.size, self.wrong = int(size), wrong
+        self.examples = []
+        if wrong == "examples":
+            del self.examples
+
+    def problems(self, split, n, seed=0):
+        if self.wrong == "answer":
+            return [Problem("1", "1?", 1)]
+        return [{}] if self.wrong == "problem" else [Problem(str(i), f"{i}?", "1") for i in range(self.size)][:n]
+
+
+def test_a_task_of_ones_own_has_a_name_and_a_budget():
+    for task in (make_task(Own, size=2), make_task("tests.ollm_rl.tasks.test_tasks.Own", size=2)):
+        assert (task.name, task.max_new_tokens, len(task.problems("test", 9))) == ("Own", 256, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"siz": 1}, "Did you mean 'size'"), ({"size": "four"}, "raised ValueError"), ({"wrong": "examples"}, "has no 'examples'"),
+        ({"wrong": "problem"}, "expected a Problem"), ({"wrong": "answer"}, "expected a Problem, whose problem and answer are texts"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_task_of_ones_own_name_it(settings, said):
+    with pytest.raises(ConfigurationError, match=f"test_tasks.Own.*{said}"):
+        make_task(Own, **settings)
