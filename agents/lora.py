@@ -171,9 +171,6 @@ class LoRASFT(LoRA):
 
     long_setup = True  # shared by all seeds: parts of a comparison that run side by side begin with one of them
 
-    config_class = LoRASFTConfig
-    config: LoRASFTConfig
-
     def __init__(self, session: Session, **settings: Any):
         super().__init__(session, **settings)
         self.sft = {"seconds": 0.0, "tokens": 0}

@@ -178,7 +178,7 @@ class ShortlistHead(GRPO):
         optimizer = torch.optim.AdamW(head.net.parameters(), lr=self.config.sft_learning_rate, weight_decay=0.01)
         order = torch.Generator().manual_seed(self.config.sft_seed)
         epochs = self.config.sft_epochs
-        with track("full head on solutions", epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
+        with track("shortlist head on solutions", epochs, "epochs") as bar, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.sft_seed)
             for _ in range(epochs):
                 for rows in torch.randperm(len(states), generator=order).split(1024):

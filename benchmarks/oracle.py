@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from ollm_rl.config.compose import compose
-from ollm_rl.evaluation.rows import Point
+from ollm_rl.evaluation.records import Point
 from ollm_rl.experiments.oracle_run import search_policy
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.search import Search

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ollm_rl.rollout.sampler import Request
     from ollm_rl.session.agent import Agent
     from ollm_rl.session.callbacks import Callback
-    from ollm_rl.session.local import Session, load_backbone
+    from ollm_rl.session.local import Session
+    from ollm_rl.session.local import shared_backbone as load_backbone
     from ollm_rl.tasks import make_task
     from ollm_rl.tasks.base import Problem, Task
 
@@ -59,7 +60,7 @@ _HOME = {
     "make_task": "ollm_rl.tasks",
     "write_report": "ollm_rl.report.html",
 }
-_NAME_THERE = {"evaluate": "evaluate_agent"}
+_NAME_THERE = {"evaluate": "evaluate_agent", "load_backbone": "shared_backbone"}
 __all__ = [
     "Agent", "Callback", "Episode", "EvaluateWhileTraining", "MathVerify", "Oracle", "PlugIn", "Problem", "ReasoningGym", "Request",
     "Session", "Task", "Verifier", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task", "write_report",

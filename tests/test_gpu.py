@@ -13,7 +13,7 @@ from agents.prior import Prior
 from ollm_rl.cli.app import main
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Session, load_backbone, make_session
+from ollm_rl.session.local import Session, make_session, shared_backbone
 from tests.conftest import QUICK, QUICK_KEYS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -47,7 +47,7 @@ def test_graphs_say_what_ordinary_steps_say(on_gpu):
 
 def test_a_gpu_says_what_a_cpu_says(on_gpu):
     """But for the few texts in which two sums of another order round to another choice."""
-    backbone = load_backbone("tiny", "float32", "cpu")
+    backbone = shared_backbone("tiny", "float32", "cpu")
     cpu = Session(backbone, copy.deepcopy(on_gpu.plugin), on_gpu.task, on_gpu.judge, SHORT, on_gpu.seed)
     same = [a == b for a, b in zip(texts(cpu), texts(on_gpu), strict=True)]
     assert sum(same) >= 0.9 * len(same)

@@ -14,7 +14,7 @@ from ollm_rl.cli.sweep import SWEPT, combinations, gather, run_all
 from ollm_rl.common.config_files import GROUPS, members
 from ollm_rl.common.progress import console as err
 from ollm_rl.config.checks import check_values
-from ollm_rl.config.compose import check_own, compose, preflight
+from ollm_rl.config.compose import check_classes, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
 
 
@@ -84,7 +84,7 @@ def _dispatch(arguments: list[str]) -> None:
     if "--dry-run" in flags:
         for each in [settings, *map(compose, jobs[1:])]:
             check_values(each.config, each.choices)
-            check_own(each)
+            check_classes(each)
         from ollm_rl.cli.estimate import print_estimate
 
         print_estimate(settings, out)

@@ -21,7 +21,7 @@ from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.sampler import Act, Request, act_key
-from ollm_rl.session.base import BaseSession
+from ollm_rl.session.base import BaseSession, engine_settings
 from ollm_rl.session.opening import open_in_worker, serialize_settings
 from ollm_rl.tasks import Task
 
@@ -72,7 +72,8 @@ class ClusterSession(BaseSession):
         wanted = max(1, rollout.num_workers) * rollout.num_cpus_per_worker
         start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1), show_workers=True)
         self.task, self.seed = task, seed
-        self.engine_settings, self.reward = to_dict(settings.config.engine), to_dict(settings.config.reward)
+        self.engine_settings = engine_settings(task, to_dict(settings.config.engine))
+        self.reward = to_dict(settings.config.reward)
         self.chunk, self.max_staleness = rollout.chunk, rollout.max_staleness
         self._most = 2 * settings.config.engine.num_slots  # more at once make no worker faster, and no bar smoother
         common = {
@@ -89,9 +90,8 @@ class ClusterSession(BaseSession):
         self.plugin = plugin.to(device)
         self._under_way: dict[int, tuple[Sequence[Request], int | None]] = {}
         self._sent = _Sent()
-        self._kept: deque[tuple[int, list[Episode]]] = (
-            deque()
-        )  # of others, that came while `rollout` waited for its own
+        # Episodes of others, that came while `rollout` waited for its own.
+        self._kept: deque[tuple[int, list[Episode]]] = deque()
 
     def rollout(
         self,

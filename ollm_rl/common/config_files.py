@@ -8,7 +8,6 @@ user's, with settings of its own.
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module, resources
-from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,8 +16,6 @@ from ollm_rl.common.settings import Config, Setting, defaults, settings_of
 from ollm_rl.errors import did_you_mean
 
 GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
-
-
 OPEN_GROUPS = ("agent", "reward", "task")  # a class of the user's can stand there
 
 # What settings, and agents with their settings, were called in earlier releases.
@@ -126,17 +123,16 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for group, kinds in SCHEMAS.items():
         for name, module in kinds.items():
-            extra = {"_target_": "???"} if group in OPEN_GROUPS and group != "task" else {}
-            store.store(group=group, name=name, node=_node(getattr(import_module(module), name), extra))
+            store.store(group=group, name=name, node=_node(getattr(import_module(module), name)))
     root = {name: _node(section(name)) for name in SECTIONS}
     for kind in roots():
         root |= _node(kind)
     store.store(name="defaults", node=root)
 
 
-def _node(kind: type[Config], extra: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def _node(kind: type[Config]) -> dict[str, Any]:
     """What Hydra composes with. Values are checked by the dataclass itself, with messages that help."""
-    return {**extra, **dict(defaults(kind))}
+    return dict(defaults(kind))
 
 
 def group_file(group: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The class or function that a dotted name stands for."""
+"""Classes and functions by dotted names, and back."""
 
 import sys
 from importlib import import_module
@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ollm_rl.errors import ConfigurationError
+
+
+def dotted_name(target: Any) -> str:
+    """What `locate` finds a class or function by."""
+    return f"{target.__module__}.{target.__qualname__}"
 
 
 def locate(target: str, key: str = "agent._target_") -> Any:

@@ -69,38 +69,32 @@ class Setting(NamedTuple):
         return ("null or " if self.nullable else "") + self._kind()
 
     def _kind(self) -> str:
-        rules = self.rules
-        if rules.get("choices"):
-            return f"one of {', '.join(rules['choices'])}"
+        if self.rules.get("choices"):
+            return f"one of {', '.join(self.rules['choices'])}"
         if self.kind is int:
-            low, high = self.limits
-            return f"an integer from {low} to {high}" if low is not None else "an integer"
+            low, high = self._limits
+            return "an integer" if low is None else f"an integer from {low} to {high}"
         if self.kind is float:
-            low, above, high = rules.get("at_least"), rules.get("above"), rules.get("at_most")
-            if high is not None:
-                return (
-                    f"a number from {low} to {high}" if low is not None else f"a number above {above}, at most {high}"
-                )
-            return (
-                f"a number above {above}"
-                if above is not None
-                else "a number"
-                if low is None
-                else f"a number of at least {low}"
-            )
-        such_as = {} if self.default is MISSING or not self.default else {list: self.default, dict: self.default}
+            return f"a number{self._range()}"
         if self.kind is list:
-            return f"a list such as [{','.join(map(str, such_as.get(list, ['a', 'b'])))}]"
-        if self.kind is str and isinstance(self.default, str) and self.default:
-            return f"a text such as {self.default}"
-        return {bool: "true or false", str: "a text", dict: "settings such as {key:1}"}.get(self.kind, "a value")
+            return f"a list such as [{','.join(map(str, self.default or ['a', 'b']))}]"
+        if self.kind is str:
+            return f"a text such as {self.default}" if self.default else "a text"
+        return {bool: "true or false", dict: "settings such as {key:1}"}.get(self.kind, "a value")
+
+    def _range(self) -> str:
+        low, above, high = (self.rules.get(rule) for rule in ("at_least", "above", "at_most"))
+        if low is not None:
+            return f" from {low} to {high}" if high is not None else f" of at least {low}"
+        if above is not None:
+            return f" above {above}" + (f", at most {high}" if high is not None else "")
+        return ""
 
     @property
-    def limits(self) -> tuple[float | None, float | None]:
+    def _limits(self) -> tuple[float | None, float]:
         """Least and most of an integer."""
-        rules = self.rules
-        low = rules.get("at_least") if rules.get("above") is None else rules["above"] + 1
-        return low, MOST if rules.get("at_most") is None else rules["at_most"]
+        most = self.rules.get("at_most")
+        return self.rules.get("at_least"), MOST if most is None else most
 
     def check(self, key: str, value: Any, said: str | None = None) -> None:
         """Whether `value` may stand here.
@@ -136,8 +130,8 @@ class Setting(NamedTuple):
 
     def _within(self, value: float) -> bool:
         if self.kind is int:
-            low, high = self.limits
-            return (low is None or low <= value) and value <= (high or MOST) and value >= -MOST
+            least, most = self._limits
+            return (-MOST if least is None else least) <= value <= most
         low, above, high = (self.rules.get(rule) for rule in ("at_least", "above", "at_most"))
         return (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
 

@@ -22,7 +22,7 @@ from ollm_rl.common.config_files import (
     schema,
     suggestion,
 )
-from ollm_rl.common.locate import locate
+from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
@@ -41,15 +41,12 @@ class Settings:
 
     @property
     def agent_name(self) -> str:
-        return agent_label(self.choices["agent"], self.config.agent)
+        """What the agent is called in tables: its group's name, or its class's for one from outside."""
+        custom = self.choices["agent"] == "custom"
+        return str(self.config.agent._target_).rpartition(".")[2] if custom else self.choices["agent"]
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(self.config, resolve=True)
-
-
-def agent_label(choice: str, agent: DictConfig) -> str:
-    """What an agent is called in tables: its group's name, or its class's for one from outside."""
-    return str(agent._target_).rsplit(".", 1)[-1] if choice == "custom" else choice
 
 
 def compose(overrides: list[str]) -> Settings:
@@ -159,7 +156,7 @@ def preflight(settings: Settings) -> None:
     config = settings.config
     check_values(config, settings.choices)
     check_folders(config)
-    make_task(**to_dict(config.task))
+    kind = check_classes(settings)
     name = str(config.backbone.name)
     if name.startswith((".", "/", "~")) and not os.path.isfile(Path(name) / "config.json"):
         raise BackboneError(
@@ -175,7 +172,6 @@ def preflight(settings: Settings) -> None:
     for name in (config.oracle.search, *config.oracle.also):
         if "." in name:
             locate(name, "oracle.search")
-    kind = check_own(settings)
     if getattr(kind, "needs_model", False) and config.rollout.num_workers:
         raise ConfigurationError(
             f"agent._target_={config.agent._target_} needs the model in its own process; use rollout=local"
@@ -184,26 +180,16 @@ def preflight(settings: Settings) -> None:
         locate(config.reward._target_, "reward._target_")
 
 
-def check_own(settings: Settings) -> Any:
-    """The settings of a task and an agent from outside, as far as their classes say; the agent's class.
+def check_classes(settings: Settings) -> Any:
+    """The task can be made, and the agent's class takes its settings; gives that class.
 
     Raises:
-        ConfigurationError: there is no such class, or it has no such setting.
+        OLLMError: not so.
     """
-    config = settings.config
-    if settings.choices["task"] == "custom":
-        make_task(**to_dict(config.task))
-    kind = locate(config.agent._target_)
-    if schema("agent", settings.choices["agent"]) is None:
-        values = {k: v for k, v in to_dict(config.agent).items() if k != "_target_"}
-        names = settings_taken(kind)
-        if names and (wrong := [name for name in values if name not in names]):
-            raise ConfigurationError(
-                f"agent._target_={config.agent._target_} has no setting '{wrong[0]}'. It takes {', '.join(names)}."
-                f"{did_you_mean(wrong[0], names)}"
-            )
-        if hasattr(kind, "config_class") and set(values) <= set(settings_of(kind.config_class)):
-            kind.config_class.of(values)
+    make_task(**to_dict(settings.config.task))
+    values = to_dict(settings.config.agent)
+    kind = locate(values.pop("_target_"))
+    check_taken(kind, values)
     return kind
 
 
@@ -221,8 +207,28 @@ def on_cluster(rollout: DictConfig) -> bool:
 
 def settings_taken(kind: Any) -> list[str]:
     """The names of the settings that an agent's class takes: those of its `config_class`, else its constructor's arguments."""
-    config = getattr(kind, "config_class", None)
     parameters = inspect.signature(kind).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     own = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][1:]
-    return own + (list(settings_of(config)) if config is not None and takes_all else [])
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    config = getattr(kind, "config_class", None) if takes_all else None
+    return own + (list(settings_of(config)) if config is not None else [])
+
+
+def check_taken(kind: Any, values: Mapping[str, Any]) -> None:
+    """Whether an agent's class takes these settings, and allows their values as far as it has a `config_class`.
+
+    Raises:
+        ConfigurationError: not so; the message has what it takes, and the nearest name.
+    """
+    names = settings_taken(kind)
+    try:
+        inspect.signature(kind).bind(None, **values)
+        if names and (wrong := [name for name in values if name not in names]):
+            raise TypeError(f"got an unexpected setting '{wrong[0]}'")
+    except TypeError as error:
+        hint = "".join(did_you_mean(k, names) for k in values if k not in names)
+        expected = f"It takes {', '.join(names) or 'no settings'}."
+        raise ConfigurationError(f"agent._target_={dotted_name(kind)}: {error}. {expected}{hint}") from error
+    if (config := getattr(kind, "config_class", None)) is not None:
+        known = settings_of(config)
+        config.of({name: value for name, value in values.items() if name in known})

@@ -75,38 +75,38 @@ def _text(key: str, text: str) -> str | None:
     if text == "null":
         return None
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        value = _parsed(key, text)
+        value = parsed(key, text)
         return value if isinstance(value, str) else text
     return text
 
 
 def _read(key: str, text: str, found: Setting) -> Any:
-    value = _parsed(key, text)
-    if value is _UNREADABLE:
+    value = parsed(key, text)
+    if value is UNREADABLE:
         raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; expected {found.expected}")
     return value
 
 
 def _foreign(key: str, text: str) -> Any:
-    value = _parsed(key, text)
+    value = parsed(key, text)
     is_text = key.endswith("._target_")
-    if value is _UNREADABLE and not is_text and text.lstrip().startswith(("[", "{", "'", '"')):
+    if value is UNREADABLE and not is_text and text.lstrip().startswith(("[", "{", "'", '"')):
         raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; a bracket, a brace or a quote does not close")
-    return text if value is _UNREADABLE or is_text else value
+    return text if value is UNREADABLE or is_text else value
 
 
-_UNREADABLE = object()
+UNREADABLE = object()
 
 
-def _parsed(key: str, text: str) -> Any:
-    """What Hydra reads, or `_UNREADABLE`."""
+def parsed(key: str, text: str) -> Any:
+    """What Hydra reads in the text of a value, or `UNREADABLE`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         read = OverridesParser.create().parse_override(f"key={text}")
     except (HydraException, RecursionError):
-        return _UNREADABLE
+        return UNREADABLE
     if read.is_sweep_override():
         raise ConfigurationError(
             f"{key}={text:.{SHOWN}} holds several values; expected one. train, evaluate, convert and oracle run with each of "

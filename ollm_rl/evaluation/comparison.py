@@ -7,8 +7,9 @@ import numpy as np
 
 from ollm_rl.common.run_dir import METRICS, whole_lines
 from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, share, wilson
+from ollm_rl.evaluation.records import Curves, PairedTest, Point, Record, Sampled, Variant
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Curves, PairedTest, Point, PooledRow, Record, Row, Sampled, Scores, Variant
+from ollm_rl.evaluation.rows import PooledRow, Row, Scores
 
 WINDOW = 256  # episodes of which learning curves show the mean
 R = TypeVar("R", bound=Record)

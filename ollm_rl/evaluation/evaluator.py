@@ -13,12 +13,12 @@ import numpy as np
 from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import METRICS, whole_lines, write_json, write_rollouts
-from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.metrics import degeneration, results_row, share
+from ollm_rl.evaluation.records import Variant
 from ollm_rl.evaluation.replay import replay, shown
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Row, Variant
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
@@ -38,7 +38,12 @@ class Evaluation:
 
 
 def evaluate(
-    session: BaseSession, agent: Agent, name: str, problems: Sequence[Problem], k: int = 8, seed: int = 0
+    session: BaseSession,
+    agent: Agent,
+    name: str,
+    problems: Sequence[Problem],
+    k: int = EvaluateConfig.samples,
+    seed: int = 0,
 ) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
@@ -48,8 +53,7 @@ def evaluate(
     Raises:
         ConfigurationError: k is negative.
     """
-    if k < 0:
-        raise ConfigurationError(f"evaluate.samples={k}; expected 0 or more sampled answers per problem")
+    EvaluateConfig(samples=k)  # which checks it
     session = agent.acting_session or session
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
@@ -91,8 +95,7 @@ def evaluate_agent(
         ConfigurationError: `samples` is negative or `num_problems` below 1.
         DataError: the split has no problems.
     """
-    if num_problems < 1:
-        raise ConfigurationError(f"num_problems={num_problems}; expected 1 or more problems")
+    EvaluateConfig(split=split, num_problems=num_problems)  # which checks them
     agent = adapt(agent, session)
     name = name or agent_name(agent)
     found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed)

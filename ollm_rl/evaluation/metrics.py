@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ollm_rl.evaluation.rows import Breakdown, Difference, Row, Sampled, Share
+from ollm_rl.evaluation.records import Breakdown, Difference, Sampled, Share
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import MAX_ANSWER
 from ollm_rl.rollout.episode import Episode

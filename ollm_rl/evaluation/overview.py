@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ollm_rl.evaluation.rows import AgentRow, PooledRow, Row, Sampled, Scores, Share
+from ollm_rl.evaluation.records import Sampled, Share
+from ollm_rl.evaluation.rows import AgentRow, PooledRow, Row, Scores
 
 FIGURES = ("avg", "pass", "maj")  # of sampled answers
 

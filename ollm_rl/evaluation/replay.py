@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ollm_rl.evaluation.rows import Changes
+from ollm_rl.evaluation.records import Changes
 from ollm_rl.options.option_lm import NO_LATENT
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode

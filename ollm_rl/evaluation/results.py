@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from ollm_rl.common.run_dir import RESULTS, stored_json, write_json
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.overview import Text, draw_overview, results_table, shown_pooled
-from ollm_rl.evaluation.rows import Curves, PairedTest, Point, PooledRow, Row, Sampled, Scores
+from ollm_rl.evaluation.records import Curves, PairedTest, Point, Sampled
+from ollm_rl.evaluation.rows import PooledRow, Row, Scores
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -6,177 +6,27 @@ are not known here are kept in `extra` and written again.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from ollm_rl.common.config_files import RENAMED_CHOICES
-from ollm_rl.errors import CheckpointError
+from ollm_rl.evaluation.records import (
+    TEACHER,
+    Breakdown,
+    Changes,
+    Interval,
+    Record,
+    Sampled,
+    SearchFigures,
+    Share,
+    TeacherFigures,
+    Variant,
+    read_record,
+)
 
-Interval = tuple[float, float]
-TEACHER = "teacher_forced"  # the search whose rows have figures of their own
 _SAMPLED = re.compile(r"(avg|pass|maj)(?:@|_at_)(\d+)")
-
-
-@dataclass(kw_only=True)
-class Record:
-    """Figures under the names that they have in the file.
-
-    Attributes:
-        extra: what the file has besides, of another release or of an agent from outside.
-    """
-
-    ALWAYS: ClassVar[tuple[str, ...]] = ()  # written even where nothing is known
-
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in fields(cls) if f.name != "extra"]
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            CheckpointError: a figure is missing that every file has.
-        """
-        own = set(cls.names())
-        given = {k: tuple(v) if k.endswith("ci95") else v for k, v in found.items() if k in own and v is not None}
-        try:
-            return cls(**given, extra={k: v for k, v in found.items() if k not in own})
-        except TypeError as error:
-            raise CheckpointError(f"{cls.__name__} {error.args[0].partition(' ')[2]}: found {sorted(found)}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; what is not known (None, or empty) is left out."""
-        values = {name: getattr(self, name) for name in self.names()}
-        known = {k: _json(v) for k, v in values.items() if k in self.ALWAYS or not (v is None or v == {})}
-        return {**known, **self.extra}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {k: _json(v) for k, v in value.items()}
-    return [_json(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-@dataclass(kw_only=True)
-class Share(Record):
-    """A share of `n` problems that was solved, with its 95% interval (Wilson)."""
-
-    n: int
-    accuracy: float
-    accuracy_ci95: Interval
-
-
-Breakdown = dict[str, dict[str, Share]]  # by column (domain, difficulty, source) and value
-
-
-@dataclass(kw_only=True)
-class Variant(Share):
-    """Greedy accuracy on a variant of the task that nobody trained on.
-
-    Attributes:
-        solved: whether each problem was; of a pooled row, not kept.
-        before, change, change_ci95, change_p: accuracy before training, and the change (paired bootstrap).
-        worse: `yes` where the interval of the change lies below zero, `perhaps` where only its middle does, else `no`.
-    """
-
-    solved: list[bool] | None = None
-    no_answer_rate: float | None = None
-    repetition_rate: float | None = None
-    foreign_script_rate: float | None = None
-    before: float | None = None
-    change: float | None = None
-    change_ci95: Interval | None = None
-    change_p: float | None = None
-    worse: str | None = None
-
-
-@dataclass
-class Sampled:
-    """Of k sampled answers a problem: their mean accuracy, the share of problems that some of them solves (unbiased), and the share that
-    the answer of most of them solves; None where it was not measured."""
-
-    avg: float | None = None
-    pass_: float | None = None
-    maj: float | None = None
-
-
-@dataclass(kw_only=True)
-class Changes(Record):
-    """What an agent does differently from the prior at the decision points of its greedy texts.
-
-    Attributes:
-        decisions: how many there are; `changed`: the share at which it says another token than the prior's likeliest.
-        most_common: (the prior's token, the agent's, how often).
-    """
-
-    decisions: int
-    changed: float
-    most_common: Sequence[tuple[str, str, int]] = ()
-
-
-@dataclass(kw_only=True)
-class Deviations(Record):
-    """How far the latents of solved texts are from the policy's own.
-
-    Attributes:
-        n_texts: texts that are counted; `mean`: choices a text that are not the policy's first; `none`: share of texts without one.
-        ranks: share of all choices by rank (0: the policy's first); `log_prob`: of a text's choices, a mean in nats.
-        position: where in the text deviations are, from 0 (beginning) to 1 (end), in quartiles.
-    """
-
-    ALWAYS = ("position",)
-
-    n_texts: int
-    mean: float
-    none: float
-    ranks: list[float]
-    log_prob: float
-    position: list[float] | None = None
-
-
-@dataclass(kw_only=True)
-class SearchFigures(Record):
-    """What a search spent: means a problem, in tokens (`budget`: at most), texts, and seconds for all problems."""
-
-    ALWAYS = ("mean_shortest_length", "deviations", "occupancy")
-
-    search: str
-    budget: int | None = None
-    mean_tokens: float | None = None
-    recomputed_tokens: float | None = None
-    computed_over_distinct: float | None = None
-    mean_tried: float | None = None
-    verifier_timeouts: float | None = None
-    mean_shortest_length: float | None = None
-    deviations: Deviations | None = None
-    occupancy: float | None = None
-    search_seconds: float | None = None
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        found = dict(found)
-        older = found.pop("departures", None)  # its name in earlier releases
-        found["deviations"] = _read(Deviations, found.get("deviations") or older)
-        return super().from_dict(found)
-
-
-@dataclass(kw_only=True)
-class TeacherFigures(Record):
-    """What the options can say of gold solutions: shares of the texts said to the token, of tokens said, and of tokens that some option says."""
-
-    search: str = TEACHER
-    exact_reproduction: float
-    exact_reproduction_ci95: Interval | None = None
-    tokens_reproduced: float
-    tokens_covered: float | None = None
-    mean_tokens: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -265,7 +115,7 @@ class AgentRow(Scores):
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         found = dict(found)
         found["agent"] = RENAMED_CHOICES.get(found.get("agent", ""), found.get("agent"))
-        found["before"] = _read(Scores, found.get("before"))
+        found["before"] = read_record(Scores, found.get("before"))
         kind = TeacherFigures if found.get("search") == TEACHER else SearchFigures
         if found.get("search") is not None:
             own = {k: found.pop(k) for k in [*kind.names(), "departures"] if k in found}
@@ -301,7 +151,7 @@ class Row(AgentRow):
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         found = dict(found)
-        found["changes"] = _read(Changes, found.get("changes"))
+        found["changes"] = read_record(Changes, found.get("changes"))
         return super().from_dict(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -341,58 +191,6 @@ class PooledRow(AgentRow):
     seeds: list[int]
     episodes_to_threshold_reached: int = 0
     seconds_to_threshold_reached: int = 0
-
-
-@dataclass(kw_only=True)
-class Difference:
-    """The mean of paired differences, with its 95% interval and two-sided p-value (bootstrap)."""
-
-    mean: float
-    ci95: Interval
-    p: float
-
-
-@dataclass(kw_only=True)
-class PairedTest(Record):
-    """What the second of two agents has more than the first, on the same `n` problems: of greedy and of sampled accuracy."""
-
-    agents: list[str]
-    n: int
-    greedy: Difference | None = None
-    sampled: Difference | None = None
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        found = dict(found)
-        found["agents"] = [RENAMED_CHOICES.get(agent, agent) for agent in found["agents"]]
-        for kind in ("greedy", "sampled"):
-            if found.get(kind) is not None:
-                low, high = found.pop(f"{kind}_ci95")
-                found[kind] = Difference(mean=found[kind], ci95=(low, high), p=found.pop(f"{kind}_p"))
-        return super().from_dict(found)
-
-    def to_dict(self) -> dict[str, Any]:
-        values = {"agents": self.agents, "n": self.n}
-        for kind in ("greedy", "sampled"):
-            if (found := getattr(self, kind)) is not None:
-                values |= {kind: found.mean, f"{kind}_ci95": list(found.ci95), f"{kind}_p": found.p}
-        return {**values, **self.extra}
-
-
-@dataclass(kw_only=True)
-class Point(Record):
-    """The share of problems that a search solves within `budget` tokens a problem."""
-
-    budget: int
-    solved: float
-    ci95: Interval
-
-
-Curves = dict[str, list[Point]]  # by search
-
-
-def _read(kind: type[Any], found: Any) -> Any:
-    return kind.from_dict(found) if isinstance(found, Mapping) else None
 
 
 def _after(values: dict[str, Any], key: str, more: Mapping[str, Any]) -> dict[str, Any]:

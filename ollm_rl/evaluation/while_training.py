@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.evaluator import evaluate
 from ollm_rl.session.agent import adapt
 from ollm_rl.session.callbacks import Callback
@@ -27,10 +27,8 @@ class EvaluateWhileTraining(Callback):
         every: iterations between evaluations. num_problems: how many problems, the same each time.
     """
 
-    def __init__(self, every: int, num_problems: int = 50):
-        for name, value in (("every", every), ("every_problems", num_problems)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"evaluate.{name}={value}; expected an integer of at least 1")
+    def __init__(self, every: int, num_problems: int = EvaluateConfig.every_problems):
+        EvaluateConfig(every=every, every_problems=num_problems)  # which checks them
         self.every, self.num_problems = every, num_problems
         self.problems: list[Problem] = []
 

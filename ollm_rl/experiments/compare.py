@@ -36,9 +36,9 @@ class Part(NamedTuple):
 def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
     """All agents with all seeds, and the oracle if `with_oracle`."""
     config, parts = settings.config, list[Part]()
-    cells = [trial_settings(overrides, settings, name) for name in config.agents]
+    trials = [trial_settings(overrides, settings, name) for name in config.agents]
     for seed in config.seeds:
-        parts += [Part(f"{cell.agent_name}-{seed}", run_trial, cell, seed) for cell in cells]
+        parts += [Part(f"{each.agent_name}-{seed}", run_trial, each, seed) for each in trials]
         parts += [Part(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
     return parts
 

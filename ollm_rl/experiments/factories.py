@@ -1,6 +1,5 @@
 """Agents and searches from their configuration, with the cheap checks before the expensive steps."""
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ollm_rl.common.locate import locate
-from ollm_rl.config.compose import compose, settings_taken, to_dict
-from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.config.compose import check_taken, compose, to_dict
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.tree import Policy
@@ -54,15 +52,7 @@ def build_agent(
     Raises:
         ConfigurationError: the class does not take one of the settings, or lacks a method.
     """
-    target, names = f"{kind.__module__}.{kind.__qualname__}", settings_taken(kind)
-    try:
-        inspect.signature(kind).bind(session, **values)
-        if names and (wrong := [name for name in values if name not in names]):
-            raise TypeError(f"got an unexpected setting '{wrong[0]}'")
-    except TypeError as error:
-        hint = "".join(did_you_mean(k, names) for k in values if k not in names)
-        expected = f"It takes {', '.join(names) or 'no settings'}."
-        raise ConfigurationError(f"agent._target_={target}: {error}. {expected}{hint}") from error
+    check_taken(kind, values)
     made = adapt(kind(session, **values), session, values)
     if policy is not None:
         made.load(policy)

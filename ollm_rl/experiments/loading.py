@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.common.locate import locate
+from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.errors import CheckpointError, OLLMError
 from ollm_rl.experiments.factories import build_agent
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
@@ -15,7 +15,7 @@ from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.session.agent import Agent
 from ollm_rl.session.base import BaseSession
-from ollm_rl.session.local import Session, load_backbone
+from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.saving import DESCRIPTION, PLUGIN, read_description
 from ollm_rl.tasks import Task, make_task
 
@@ -97,7 +97,7 @@ def _class_of(path: Path, found: dict[str, Any] | None, named: str | Callable[..
 
 
 def _same(kind: Any, found: dict[str, Any]) -> bool:
-    return bool(f"{kind.__module__}.{kind.__qualname__}" == found["_target_"])
+    return dotted_name(kind) == str(found["_target_"])
 
 
 def _check_backbone(path: Path, found: dict[str, Any], session: BaseSession) -> None:
@@ -116,7 +116,7 @@ def _session_of(path: Path, found: dict[str, Any], reward: Callable[..., Any] | 
         CheckpointError: a part of it is not known, or is not what it was.
     """
     try:
-        backbone = load_backbone(**{
+        backbone = shared_backbone(**{
             k: v for k, v in found["backbone"].items() if k in ("name", "dtype", "device", "revision", "quantization")
         })  # fmt: skip
         task = _task_of(path, found)

@@ -7,9 +7,10 @@ from torch import Tensor
 from ollm_rl.common.run_dir import RESULTS, Run
 from ollm_rl.config.compose import Settings
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation.records import TEACHER, Point
 from ollm_rl.evaluation.replay import SHOWN, replay
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import TEACHER, Point, Row
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.experiments.factories import agent_of, make_oracle
 from ollm_rl.experiments.single import SessionCache, is_done
 from ollm_rl.oracle.oracle import Oracle

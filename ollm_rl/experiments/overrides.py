@@ -5,6 +5,7 @@ from functools import cache
 from ollm_rl.common.config_files import GROUPS, members, suggestion
 from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import Settings, compose, settings_taken
+from ollm_rl.config.overrides import pair, parsed
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
 
@@ -34,8 +35,9 @@ def shared(overrides: list[str]) -> list[str]:
     An agent from outside goes by `<module>.<Class>` or by `<Class>`.
     """
     agents = {"agent", *members("agent")} - ({*GROUPS} - {"agent"})  # `backbone` is a group first
-    listed = next((o.partition("=")[2] for o in overrides if o.startswith("agents=")), "")
-    own = [name.strip() for name in listed.strip("[]").split(",") if "." in name]
+    listed = next((o for o in reversed(overrides) if o.startswith("agents=")), None)
+    named = None if listed is None else parsed(*pair(listed))
+    own = [name for name in named if isinstance(name, str) and "." in name] if isinstance(named, list) else []
     agents |= {name.rpartition(".")[2] for name in own}
     return [
         o

@@ -9,9 +9,9 @@ from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_ood, kl_from_start
+from ollm_rl.evaluation.records import Variant
 from ollm_rl.evaluation.replay import changes, replay, shown
 from ollm_rl.evaluation.results import Results, Scores
-from ollm_rl.evaluation.rows import Variant
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.experiments.factories import agent_of
 from ollm_rl.session.agent import Agent, declared, store, train
@@ -31,7 +31,7 @@ def open_workers(settings: Settings, seed: int) -> BaseSession:
 
 
 class SessionCache:
-    """Opens the session when it is first needed: an experiment whose cells are all done loads no model."""
+    """Opens the session when it is first needed: an experiment whose trials are all done loads no model."""
 
     _session: BaseSession | None = None
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ollm_rl.common.locate import dotted_name
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.errors import ConfigurationError
@@ -66,7 +67,7 @@ class Oracle:
                 "the vocabulary and random have none) or ollm_rl.options.policies.LatentPolicy.from_prior(session.plugin)"
             )
         if isinstance(search, type):  # of the user's own, as its name
-            search = f"{search.__module__}.{search.__qualname__}"
+            search = dotted_name(search)
         settings |= {"search": search, "budget": budget, "width": width}
         self.config = config = SearchConfig.of(settings, "the oracle")
         if config.search == "teacher_forced":

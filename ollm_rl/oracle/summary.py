@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ollm_rl.evaluation.metrics import breakdown, degeneration, share, wilson
-from ollm_rl.evaluation.rows import Deviations, Point, Row, SearchFigures
+from ollm_rl.evaluation.records import Deviations, Point, SearchFigures
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.oracle.search import Search
 
 CURVE = (25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)

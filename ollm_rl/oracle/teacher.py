@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ollm_rl.errors import DataError
 from ollm_rl.evaluation.metrics import breakdown, degeneration, share
-from ollm_rl.evaluation.rows import TEACHER, Row, TeacherFigures
+from ollm_rl.evaluation.records import TEACHER, TeacherFigures
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.options.hidden_states import compute_hidden_states
 from ollm_rl.options.quality import moved
 from ollm_rl.rollout.episode import Episode, pack

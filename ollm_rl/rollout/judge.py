@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any
 
 from ollm_rl.common.heartbeat import beat
-from ollm_rl.common.locate import locate
+from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
@@ -129,9 +129,9 @@ def _settings_of(reward: Any, conversational: bool) -> dict[str, Any] | None:
     """As `make_judge` takes them: of our rewards and of functions that can be imported; None of others."""
     how = {"conversational": True} if conversational else {}
     if isinstance(reward, MathVerify | ReasoningGym):
-        return {"_target_": f"{type(reward).__module__}.{type(reward).__qualname__}", **reward.settings, **how}
+        return {"_target_": dotted_name(type(reward)), **reward.settings, **how}
     if inspect.isfunction(reward) and "<" not in reward.__qualname__ and reward.__module__ != "__main__":
-        return {"_target_": f"{reward.__module__}.{reward.__qualname__}", **how}
+        return {"_target_": dotted_name(reward), **how}
     return None
 
 
@@ -199,11 +199,7 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
     Raises:
         ConfigurationError: it does not take one of the settings, or what comes out is no function.
     """
-    given = (
-        {"_target_": f"{target.__module__}.{target.__qualname__}", **settings}
-        if hasattr(target, "__qualname__")
-        else None
-    )
+    given = {"_target_": dotted_name(target), **settings} if hasattr(target, "__qualname__") else None
     settings = dict(settings)
     conversational = bool(settings.pop("conversational", False))
     name = getattr(target, "__qualname__", str(target))

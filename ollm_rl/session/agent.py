@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ollm_rl.common.locate import dotted_name
 from ollm_rl.common.run_dir import NoRun, Run
 from ollm_rl.common.settings import Config
 from ollm_rl.errors import ConfigurationError
@@ -70,7 +71,7 @@ class Agent(ABC):
     @property
     def target(self) -> str:
         """Its class as the configuration names it (`agent._target_`)."""
-        return f"{type(self).__module__}.{type(self).__qualname__}"
+        return dotted_name(type(self))
 
     def prepare(self, run: Run) -> None:  # noqa: B027 (optional)
         """What comes before learning, such as fitting to solutions; called again, it does nothing."""
@@ -159,7 +160,7 @@ class Adapted(Agent):
 
     @property
     def target(self) -> str:
-        return f"{type(self.agent).__module__}.{type(self.agent).__qualname__}"
+        return dotted_name(type(self.agent))
 
     @property
     def session(self) -> Any:  # type: ignore[override]

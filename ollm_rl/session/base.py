@@ -1,7 +1,7 @@
 """What a session is, wherever its model runs: a frozen option LM on a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class BaseSession(SentByName, ABC):
     def heartbeat(self) -> int:
         """A number that grows while there is progress."""
         return heartbeat.count()
+
+
+def engine_settings(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the engine on a task, whose token budget it has unless another is given."""
+    return {"max_new_tokens": task.max_new_tokens, **{k: v for k, v in given.items() if v is not None}}
 
 
 def _check_lengths(session: Any, problems: Sequence[Problem]) -> None:

@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from ollm_rl.common.progress import Bar
-from ollm_rl.models.backbone import Backbone, resolve
-from ollm_rl.models.backbone import load_backbone as load_own_backbone
+from ollm_rl.models.backbone import Backbone, load_backbone, resolve
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import convert as converted
@@ -18,7 +17,7 @@ from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import Judge, judge_by
 from ollm_rl.rollout.sampler import Act, Request, rollout
-from ollm_rl.session.base import BaseSession
+from ollm_rl.session.base import BaseSession, engine_settings
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.generated import ChainSumConfig
 from ollm_rl.tasks.prompts import Prompter
@@ -51,8 +50,7 @@ class Session(BaseSession):
         self.backbone, self.plugin, self.task, self.seed = backbone, plugin, task, seed
         self.prompter = Prompter.for_task(backbone, task)
         self.lm: OptionLM = OptionLM(backbone, plugin)
-        given = {name: value for name, value in (engine or {}).items() if value is not None}
-        self.engine_settings = {"max_new_tokens": task.max_new_tokens, **given}
+        self.engine_settings = engine_settings(task, engine or {})
         self.judge = reward if isinstance(reward, Judge) else judge_by(MathVerify() if reward is None else reward)
         self.reward = self.judge.settings
         self._judged_s = self.judge.seconds
@@ -115,7 +113,7 @@ class Session(BaseSession):
             log.info("%s", self.engine.profiler)
 
 
-def load_backbone(
+def shared_backbone(
     name: str = BackboneConfig.name,
     dtype: str = BackboneConfig.dtype,
     device: str = BackboneConfig.device,
@@ -139,15 +137,10 @@ def load_backbone(
         ConfigurationError: an unknown dtype or quantization, or one that cannot be had here.
     """
     kind, place, _ = resolve(dtype, device)
-    key = (
-        name,
-        kind,
-        "balanced" if device == "balanced" else str(place),
-        revision,
-        quantization,
-    )  # `auto` is what it means
+    where = "balanced" if device == "balanced" else str(place)
+    key = name, kind, where, revision, quantization  # `auto` is what it means
     if key not in _LOADED:
-        _LOADED[key] = load_own_backbone(name, dtype, device, revision, quantization)
+        _LOADED[key] = load_backbone(name, dtype, device, revision, quantization)
     return _LOADED[key]
 
 
@@ -170,7 +163,7 @@ def make_session(
         task: a task's name, or its settings with the name under `name`.
         plugin: directory of a plug-in; None for the default one of this backbone and task, converted on first use.
     """
-    lm = load_backbone(backbone, dtype)
+    lm = shared_backbone(backbone, dtype)
     problems = make_task(**({"name": task} if isinstance(task, str) else task))
     options = PlugIn.from_pretrained(plugin, lm) if plugin is not None else converted(lm, problems, convert)
     return Session(lm, options, problems, engine=engine, seed=seed)

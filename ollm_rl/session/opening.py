@@ -15,7 +15,7 @@ from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
-from ollm_rl.session.local import Session, load_backbone
+from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.saving import PLUGIN
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
@@ -51,7 +51,7 @@ def open_session(
     task = task_of(config)
     judge = judge_of(config)
     conversion = conversion_config(config)
-    backbone = load_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
+    backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, to_dict(config.engine))
     if plugin is None and (path := plugin_path(config)) is not None:
         plugin = PlugIn.from_pretrained(path, backbone)

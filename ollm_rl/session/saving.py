@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ollm_rl.common.config_files import RENAMED_TARGETS
-from ollm_rl.common.run_config import read
+from ollm_rl.common.run_config import today
 from ollm_rl.common.run_dir import CONFIG, stored_json
 from ollm_rl.errors import CheckpointError
 
@@ -86,10 +86,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
 
 def _of_run(file: Path) -> dict[str, Any]:
     """A run's configuration as a description."""
-    flat = OmegaConf.create()
-    for key, value in read(file.read_text(errors="replace"), str(file)).items():
-        OmegaConf.update(flat, key, value, force_add=True)
-    found = OmegaConf.to_container(flat, resolve=False)
+    found = OmegaConf.to_container(today(file.read_text(errors="replace"), str(file)), resolve=False)
     assert isinstance(found, dict)
     if "_target_" not in (agent := found.get("agent") or {}) or not (found.get("backbone") and found.get("task")):
         raise CheckpointError(f"{file} does not say which agent was trained, or on what. Give session= and agent=.")

@@ -6,9 +6,8 @@ every session in them becomes the receiver's own, which was opened from the same
 
 from typing import Any, ClassVar, Self
 
-SerializedSettings = tuple[
-    dict[str, Any], dict[str, str]
-]  # a configuration as plain values, and the chosen group members
+# A configuration as plain values, and the chosen group members.
+SerializedSettings = tuple[dict[str, Any], dict[str, str]]
 
 
 class SentByName:

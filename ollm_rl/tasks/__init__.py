@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ollm_rl.common.locate import locate
+from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket
 from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
@@ -37,7 +37,7 @@ def make_task(name: str | type[Task] | None = None, **settings: Any) -> Task:
     """
     own = name if isinstance(name, type) else None
     if own is not None:
-        target = f"{own.__module__}.{own.__qualname__}"
+        target = dotted_name(own)
     else:
         target = settings.pop("_target_", name if isinstance(name, str) and "." in name else None)
     if target is not None:
@@ -68,7 +68,7 @@ def _own_task(kind: Any, target: str, settings: dict[str, Any]) -> Task:
         task: Task = kind(**settings)
         if missing := [name for name in ("problems", "examples") if not hasattr(task, name)]:
             raise ConfigurationError(f"task._target_={target} has no '{missing[0]}'; see docs/tasks.md")
-        some = [*task.examples, *(p for split in SPLITS for p in task.problems(split, 1))]
+        first = next((found for split in SPLITS if (found := task.problems(split, 1))), [])
     except OLLMError:
         raise
     except Exception as error:
@@ -76,7 +76,7 @@ def _own_task(kind: Any, target: str, settings: dict[str, Any]) -> Task:
             f"task._target_={target} raised {type(error).__name__}: {error}. Check its settings, "
             f"{', '.join(settings) or 'of which it was given none'}, and docs/tasks.md."
         ) from error
-    for problem in some:
+    for problem in (*task.examples, *first):
         if (
             not isinstance(problem, Problem)
             or not isinstance(problem.problem, str)

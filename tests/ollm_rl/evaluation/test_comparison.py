@@ -16,8 +16,9 @@ from ollm_rl.evaluation.comparison import (
     trailing,
 )
 from ollm_rl.evaluation.metrics import bootstrap, wilson
+from ollm_rl.evaluation.records import Difference, Point
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Difference, Point, Row
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.report.tables import comparison_tables
 
 

@@ -18,8 +18,8 @@ from ollm_rl.evaluation.metrics import (
     sampled_metrics,
     wilson,
 )
+from ollm_rl.evaluation.records import Sampled
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Sampled
 from ollm_rl.report.html import write_report
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
@@ -94,7 +94,7 @@ def test_no_samples_have_no_figures(tiny):
     row = evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 3), 0).row
     assert not row.sampled
     assert not [key for key in row.to_dict() if key.startswith(("avg", "pass", "maj"))]
-    with pytest.raises(ConfigurationError, match="evaluate.samples=-1; expected 0 or more"):
+    with pytest.raises(ConfigurationError, match="evaluate.samples=-1; expected an integer from 0"):
         evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 3), -1)
 
 
@@ -109,7 +109,7 @@ def test_an_agent_is_evaluated_in_one_call(tiny, tmp_path):
     [row] = results.rows
     whole = evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 5, 3), 2, 3)
     assert row == whole.row and row.agent == "prior" and row.seed == 3 and list(row.sampled) == [2]
-    with pytest.raises(ConfigurationError, match="num_problems=0; expected 1 or more"):
+    with pytest.raises(ConfigurationError, match="num_problems=0; expected an integer from 1"):
         evaluate_agent(tiny, Prior(tiny), num_problems=0)
 
 

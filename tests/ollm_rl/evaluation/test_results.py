@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from ollm_rl.errors import CheckpointError
+from ollm_rl.evaluation.records import Sampled
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Row, Sampled
+from ollm_rl.evaluation.rows import Row
 
 SHARE = {"n": 4, "accuracy": 0.5, "accuracy_ci95": [0.15, 0.85]}
 SCORES = {

@@ -90,5 +90,5 @@ def test_wrong_values_are_refused_before_anything_starts(value, tmp_path, capsys
 
 
 def test_it_says_what_it_expects():
-    with pytest.raises(ConfigurationError, match="evaluate.every=0; expected an integer of at least 1"):
+    with pytest.raises(ConfigurationError, match="evaluate.every=0; expected null or an integer from 1"):
         ol.EvaluateWhileTraining(0)

@@ -6,8 +6,8 @@ import pytest
 
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.comparison import learning_curve, pool, summarize
+from ollm_rl.evaluation.records import Sampled
 from ollm_rl.evaluation.results import Results, Row
-from ollm_rl.evaluation.rows import Sampled
 from ollm_rl.report.html import write_report
 from ollm_rl.report.plots import _evaluated, _over_seeds, draw
 
