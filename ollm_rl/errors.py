@@ -5,6 +5,7 @@ The command line turns any of them into one message and exit code 2.
 """
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -38,6 +39,12 @@ class RewardError(RuntimeError):
 
 class WorkerError(RuntimeError):
     """Workers failed too often in a row. No user error, as far as we can tell: exit code 1."""
+
+
+def place_of(error: BaseException, besides: str) -> str:
+    """The line that raised an error, in parentheses: the innermost that is not in the file `besides`."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != besides]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -20,8 +20,8 @@ class EvaluateWhileTraining(Callback):
 
     >>> agent.learn("runs/x", callbacks=[ol.EvaluateWhileTraining(every=5)])
 
-    `eval/accuracy` (rewards of at least 1), `eval/reward` (their mean) and `eval/n_problems` are logged with the iteration's other metrics. The problems are of split `tune`, never
-    of `test`: whoever stops or chooses by this accuracy has used them.
+    `eval/accuracy` (the share of rewards of at least 1), `eval/reward` (their mean) and `eval/n_problems` are logged with the
+    iteration's other metrics. The problems are of split `tune`, never of `test`: whoever stops or chooses by them has used them.
 
     Args:
         every: iterations between evaluations. num_problems: how many problems, the same each time.

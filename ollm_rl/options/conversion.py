@@ -17,14 +17,14 @@ import logging
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
+from ollm_rl.errors import DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import cached_hidden_states
@@ -57,13 +57,8 @@ def convert(
         ConfigurationError: `ConversionConfig` has no such setting.
         DataError: the task has no solutions to learn from.
     """
-    config = config or ConversionConfig()
-    for name in settings:
-        if name not in (known := list(asdict(config))):
-            raise ConfigurationError(
-                f"convert has no setting '{name}'; expected {', '.join(known)}.{did_you_mean(name, known)}"
-            )
-    config, prompter = replace(config, **settings), Prompter.for_task(backbone, task)
+    config = ConversionConfig.of({**vars(config or ConversionConfig()), **settings})
+    prompter = Prompter.for_task(backbone, task)
     train = task.problems("sft", config.num_solutions, config.seed)
     heldout = task.problems("tune", config.num_heldout, config.seed)
     for name, problems in (("sft", train), ("tune", heldout)):

@@ -6,12 +6,11 @@ followed yet and says which is next; options that decode to the same token are o
 
 import heapq
 import math
-import traceback
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ollm_rl.common.locate import locate
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import ConfigurationError, place_of
 from ollm_rl.oracle.config import SearchConfig
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
@@ -288,10 +287,9 @@ class Guarded(Frontier):
         except ConfigurationError:
             raise
         except Exception as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-            place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
             raise ConfigurationError(
-                f"oracle.search={self.name}: {method} raised {type(error).__name__}: {error}{place}; see docs/oracle.md"
+                f"oracle.search={self.name}: {method} raised {type(error).__name__}: {error}{place_of(error, __file__)}; see "
+                "docs/oracle.md"
             ) from error
 
 

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import reprlib
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -16,7 +15,7 @@ from typing import Any
 
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.common.locate import dotted_name, locate
-from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean, place_of
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.rollout.episode import Episode
@@ -74,7 +73,7 @@ class Judge:
             if type(self.reward).__module__.startswith("ollm_rl."):  # ours: no user error
                 raise
             raise RewardError(
-                f"reward '{self.name}' raised {type(error).__name__}: {error}{_place(error)}. It was called with "
+                f"reward '{self.name}' raised {type(error).__name__}: {error}{place_of(error, __file__)}. It was called with "
                 f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
             ) from error
         if len(verdicts) != len(episodes):
@@ -156,12 +155,6 @@ def _awaited(returned: Any) -> Any:
         return thread.submit(copy_context().run, asyncio.run, wait()).result()
 
 
-def _place(error: BaseException) -> str:
-    """The line that raised an error."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-
-
 def _columns(episodes: Sequence[Episode]) -> dict[str, list[Any]]:
     rows = [
         {**e.problem.extra, "id": e.problem.id, "problem": e.problem.problem, "answer": e.problem.answer,
@@ -221,7 +214,7 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"reward._target_={name} raised {type(error).__name__} when it was made: {error}{_place(error)}. Check its settings, "
+            f"reward._target_={name} raised {type(error).__name__} when it was made: {error}{place_of(error, __file__)}. Check its settings, "
             f"{', '.join(settings) or 'of which it was given none'}."
         ) from error
     if not callable(reward):
