@@ -111,6 +111,7 @@ class Lost:
         return {"env_runners": {}}
 
 
+@pytest.mark.slow
 def test_iterations_without_samples_end_with_the_first_error(tiny, tmp_path, monkeypatch):
     import ray
 

@@ -61,6 +61,7 @@ def test_results_come_in_the_order_of_their_parts(pool):
     assert pool.failures == []
 
 
+@pytest.mark.slow
 def test_every_unit_gives_one_result_whatever_happens_to_workers(pool):
     how = {3: "die", 5: "raise", 8: "hang", 11: "stop"}
     parts = [(x, how.get(x, "")) for x in range(16)]
