@@ -17,9 +17,9 @@ from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
-from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.quality import canonical_labels
+from ollm_rl.options.reading import read_states
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
@@ -66,7 +66,8 @@ class Reference(PolicyAgent):
 
 def _labelled(session: Session, problems: list[Problem], clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """States in the solutions that are `clean` (n,), whether an option says what follows, and the lowest that does."""
-    states = cached_hidden_states(session.backbone, session.prompter, problems, session.plugin.config.shortlist).all()
+    plugin = session.plugin
+    states = read_states(session.backbone, session.prompter, problems, plugin.config.shortlist, plugin.reader).all()
     states = states.select(clean[states.owner])
     covered, latent = canonical_labels(session.backbone, session.plugin, states)
     return states.hidden.cpu(), covered.cpu(), latent.cpu()

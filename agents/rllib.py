@@ -39,7 +39,7 @@ PRIOR = "prior_log_probs"  # column of the training batch
 
 def spaces(session: Session) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Discrete]:
     """What a decision is seen by, and what can be chosen."""
-    d, k = session.backbone.hidden_size, session.plugin.num_options
+    d, k = session.plugin.state_size, session.plugin.num_options
     hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
     mask = gymnasium.spaces.Box(0, 1, (k,), np.int8)
     return gymnasium.spaces.Dict({"observation": hidden, "action_mask": mask}), gymnasium.spaces.Discrete(k)

@@ -1,7 +1,7 @@
 """A control: the same reinforcement learning without options, on a linear head over the backbone's shortlist.
 
-What the options add is what latent GRPO has over this: both read the same frozen hidden states, start from the same
-solutions and have about as many parameters, but here an action is a token.
+What the options add is what latent GRPO has over this: both read the same frozen states (those of the plug-in's reader
+among them), start from the same solutions and have about as many parameters, but here an action is a token.
 """
 
 import json
@@ -25,9 +25,11 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone
-from ollm_rl.options.hidden_states import HiddenStates, cached_hidden_states
-from ollm_rl.options.modules import Standardize
+from ollm_rl.options.hidden_states import HiddenStates
+from ollm_rl.options.modules import digest
 from ollm_rl.options.policies import choose
+from ollm_rl.options.reading import read_states
+from ollm_rl.options.standardize import Standardize
 from ollm_rl.rollout.episode import Decisions, Episode, owners
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.callbacks import Callbacks
@@ -35,37 +37,39 @@ from ollm_rl.session.local import Session
 
 
 class ShortlistPolicy(nn.Module):
-    """pi(token | h): the backbone's logits plus those of a linear map of the standardised h, on a shortlist.
+    """pi(token | state): the backbone's logits plus those of a linear map of the standardised state, on a shortlist.
 
     Args:
         backbone: whose head gives the logits to start from.
         tokens: (T,) the tokens that the map has rows for; others keep the backbone's logit.
+        state_size: s, columns of the states that it reads, as `PlugIn.state_size` has it.
     """
 
     rows_of: Tensor
 
-    def __init__(self, backbone: Backbone, tokens: Tensor):
+    def __init__(self, backbone: Backbone, tokens: Tensor, state_size: int):
         super().__init__()
-        self.backbone = backbone
-        self.standardize = Standardize(backbone.hidden_size)
-        self.net = nn.Embedding(len(tokens) + 1, backbone.hidden_size, padding_idx=0)  # row 0: of all other tokens
+        self.backbone, self.state_size = backbone, state_size
+        self.standardize = Standardize(state_size)
+        self.net = nn.Embedding(len(tokens) + 1, state_size, padding_idx=0)  # row 0: of all other tokens
         nn.init.zeros_(self.net.weight)
         rows_of = torch.zeros(backbone.vocab_size, dtype=torch.long)
         rows_of[tokens] = torch.arange(1, len(tokens) + 1)
         self.register_buffer("rows_of", rows_of)
 
     def change(self, x: Tensor, ids: Tensor) -> Tensor:
-        """What the map adds (n, S) to the logits of tokens `ids` (n, S), for standardised states x (n, d)."""
+        """What the map adds (n, S) to the logits of tokens `ids` (n, S), for standardised states x (n, s)."""
         return torch.bmm(self.net(self.rows_of[ids]), x[:, :, None])[..., 0]
 
     def forward(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Log-probabilities (n, S) float32 of the tokens `ids` (n, S)."""
         rows = self.backbone.head_rows(ids).float()
-        logits = self.backbone.after_head(torch.bmm(rows, hidden.float()[:, :, None])[..., 0])
+        own = hidden[:, : self.backbone.hidden_size].float()
+        logits = self.backbone.after_head(torch.bmm(rows, own[:, :, None])[..., 0])
         return (logits + self.change(self.standardize(hidden), ids)).log_softmax(-1)
 
     def __deepcopy__(self, memo) -> "ShortlistPolicy":
-        copy = ShortlistPolicy(self.backbone, self.tokens)  # not of the backbone
+        copy = ShortlistPolicy(self.backbone, self.tokens, self.state_size)  # not of the backbone
         copy.load_state_dict(self.state_dict())
         return copy.to(self.rows_of.device)
 
@@ -103,7 +107,7 @@ class ShortlistPolicy(nn.Module):
                 f"the head in {path} belongs to another backbone than '{backbone.name}'. Train again."
             )
         state = load_file(path / "head.safetensors")
-        head = cls(backbone, state["tokens"])
+        head = cls(backbone, state["tokens"], len(state["mean"]))
         head.net.load_state_dict({"weight": state["net.weight"]})
         head.standardize.load_state_dict({"mean": state["mean"], "std": state["std"]})
         return head.to(backbone.device)
@@ -142,7 +146,9 @@ class ShortlistHead(GRPO):
     def _from_solutions(self) -> ShortlistPolicy:
         """The head fitted to the solutions: from the cache, or fitted now."""
         session = self.session
-        num_tokens = self.config.num_tokens or max(2, session.plugin.num_parameters // session.backbone.hidden_size)
+        plugin, reader = session.plugin, session.plugin.reader
+        own = plugin.num_parameters - (0 if reader is None else sum(p.numel() for p in reader.parameters()))
+        num_tokens = self.config.num_tokens or max(2, own // plugin.state_size)
         problems = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
         if any(p.solution is None for p in problems):
             raise DataError(
@@ -155,10 +161,13 @@ class ShortlistHead(GRPO):
             "learning_rate": self.config.sft_learning_rate, "dropout": self.config.dropout,
         }  # fmt: skip
         parts = (session.backbone.fingerprint, str(session.backbone.dtype), session.prompter.prefix, text, fit)
-        path = cache_dir() / "heads" / key_of(*parts, self.config.sft_seed, num_tokens, shortlist)
+        read = [] if reader is None else [digest(reader.state_dict())]
+        path = cache_dir() / "heads" / key_of(*parts, self.config.sft_seed, num_tokens, shortlist, *read)
         with made_by_one(path):
             if not (path / "head.json").exists():
-                states = cached_hidden_states(session.backbone, session.prompter, problems, shortlist).all()
+                states = read_states(
+                    session.backbone, session.prompter, problems, shortlist, session.plugin.reader
+                ).all()
                 fitted, seconds = self._fitted(states, num_tokens)
                 check_weights("the head fitted to solutions", fitted.net)
                 path.mkdir(parents=True, exist_ok=True)
@@ -173,7 +182,7 @@ class ShortlistHead(GRPO):
         often = torch.bincount(states.ids.flatten().long(), minlength=backbone.vocab_size)
         said = torch.bincount(states.gold, minlength=backbone.vocab_size)
         tokens = (often + len(states) * said.clamp_max(1)).topk(min(num_tokens, backbone.vocab_size)).indices
-        head = ShortlistPolicy(backbone, tokens).to(backbone.device)
+        head = ShortlistPolicy(backbone, tokens, states.hidden.shape[1]).to(backbone.device)
         head.standardize.fit(states.hidden.to(backbone.device))
         optimizer = torch.optim.AdamW(head.net.parameters(), lr=self.config.sft_learning_rate, weight_decay=0.01)
         order = torch.Generator().manual_seed(self.config.sft_seed)

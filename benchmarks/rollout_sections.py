@@ -269,7 +269,7 @@ def random_lm(backbone: str, like: Backbone) -> OptionLM:
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(like.device)
     model.set_attn_implementation(IMPLEMENTATION)
     lm = Backbone(backbone, model, like.tokenizer, like.dtype, like.device, "random weights")
-    return OptionLM(lm, PlugIn(lm.hidden_size, PlugInConfig(), lm.fingerprint, backbone).eval())
+    return OptionLM(lm, PlugIn.beside(lm, PlugInConfig()).eval())
 
 
 @torch.inference_mode()

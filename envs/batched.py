@@ -76,7 +76,7 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
                 f"kv_cache_gib={self.engine.kv_cache_gib} holds {self.engine.num_slots} episodes of this task, not "
                 f"num_envs={num_envs}; lower num_envs or max_new_tokens, or raise it"
             )
-        d, k = self.session.backbone.hidden_size, self.session.lm.num_options
+        d, k = self.session.plugin.state_size, self.session.lm.num_options
         hidden = gymnasium.spaces.Box(-np.inf, np.inf, (d,), np.float32)
         self.single_observation_space = hidden
         if action_mask:

@@ -8,7 +8,7 @@ import torch
 
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.models.backbone import load_backbone
-from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.session.local import Session, make_session
 
 
@@ -24,10 +24,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine
-QUICK = ConversionConfig(num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, batch_size=256)
+# The equalities hold with any reader: READER_DEPTH=0 and READER_DEPTH=2 run all tests with others.
+DEPTH = int(os.environ.get("READER_DEPTH", 1))
+QUICK = ConversionConfig(
+    num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, reader_epochs=2, batch_size=256,
+    plugin=PlugInConfig(reader_depth=DEPTH),
+)  # fmt: skip
 QUICK_KEYS = [
     "backbone=tiny", "backbone.dtype=float32", "convert.num_solutions=60", "convert.num_heldout=20",
-    "convert.epochs=1", "convert.prior_epochs=1", "evaluate.num_problems=6", "evaluate.samples=8",
+    "convert.epochs=1", "convert.prior_epochs=1", "convert.reader_epochs=1", f"plugin.reader_depth={DEPTH}", "evaluate.num_problems=6", "evaluate.samples=8",
     "oracle.num_problems=6", "oracle.budget=60", "engine.num_slots=32", "engine.max_new_tokens=16",
 ]  # fmt: skip
 

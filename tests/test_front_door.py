@@ -50,7 +50,7 @@ def test_the_ten_lines(tmp_path, monkeypatch):
     assert result.rows[0].train_episodes == 32 and 2 in result.rows[0].sampled
     assert [s.problem for s in searches] == session.problems("test", 3)
     hidden, info = env.reset(seed=0)
-    assert env.unwrapped.batch.session is session and hidden.shape == (backbone.hidden_size,) and info["problem"]
+    assert env.unwrapped.batch.session is session and hidden.shape == (plugin.state_size,) and info["problem"]
     run = tmp_path / "runs" / "notebook"
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     steps = [json.loads(line)["train_episodes"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ from ollm_rl.options.modules import PlugIn
 
 OLD = Path(__file__).parent / "fixtures" / "runs_23d70ee"
 SIZES = [
-    "backbone=tiny", "backbone.dtype=float32", "plugin.encoder_width=16", "plugin.decoder_width=16", "plugin.prior_width=16",
+    "backbone=tiny", "backbone.dtype=float32", "plugin.reader_depth=0", "plugin.encoder_width=16", "plugin.decoder_width=16", "plugin.prior_width=16",
     "convert.num_solutions=60", "convert.num_heldout=20", "convert.epochs=1", "convert.prior_epochs=1",
     "convert.hard_assignment=0.6", "evaluate.num_problems=3", "oracle.num_problems=3", "oracle.budget=60",
     "engine.num_slots=32", "engine.max_new_tokens=12",
@@ -26,7 +26,7 @@ TRAINING = [
     "agent.learning_rate=1e-3",
 ]
 REWARD = "reward=tests.fixtures.runs_23d70ee.reward.even"
-# The commands that made them, under today's names.
+# The commands that made them, under today's names; plug-ins had no reader.
 COMMANDS = {
     "grpo": ["train", "agent=grpo", *SIZES, *TRAINING, REWARD],
     "full_head": ["train", "agent=shortlist_head", *SIZES, *TRAINING, REWARD, "agent.num_tokens=32"],

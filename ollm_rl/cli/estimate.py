@@ -10,10 +10,12 @@ from rich.console import Console
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import BackboneError
+from ollm_rl.models.backbone import Geometry
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import SHAPE
 from ollm_rl.models.tiny import tiny_model
 from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.hidden_states import SHORTLIST
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.tasks.base import TaskConfig
 
@@ -39,17 +41,19 @@ def estimate(config: DictConfig) -> list[str]:
     head = model.get_output_embeddings().weight
     sizes = PlugInConfig(**{k: v for k, v in to_dict(config.plugin).items() if k != "path"})
     with torch.device("meta"):
-        plugin = PlugIn(head.shape[1], sizes)
+        plugin = PlugIn(head.shape[1], sizes, geometry=Geometry.of_config(model.config))
     backbone = sum(p.numel() for p in model.parameters())
     share = plugin.num_parameters / (plugin.num_parameters + backbone)
     precision, width = _precision(config.backbone.dtype)
     per_weight = QUANTIZED.get(str(config.backbone.quantization), width)
     weights = (backbone - head.numel()) * per_weight + head.numel() * width
-    split = ", ".join(f"{n} {_count(getattr(plugin, n)):,}" for n in ("encoder", "decoder", "prior"))
+    parts = ("encoder", "decoder", "prior", *(["reader"] if plugin.reader is not None else []))
+    split = ", ".join(f"{n} {_count(getattr(plugin, n)):,}" for n in parts)
     return [
         f"backbone parameters: {backbone:,} (frozen, {precision})",
         f"plug-in parameters:  {plugin.num_parameters:,} ({share:.2%} of all): {split}",
         _training_line(config, plugin, model, weights, width),
+        _disk_line(config, plugin),
         _rollout_line(config, plugin, model, weights, width),
     ]
 
@@ -70,15 +74,35 @@ def _training_line(config: DictConfig, plugin: PlugIn, model: Any, weights: floa
     )
 
 
+def _disk_line(config: DictConfig, plugin: PlugIn) -> str:
+    """Hidden states of a conversion, for texts as long as the engine's settings allow."""
+    prompt, solution = config.engine.max_prompt_tokens, config.engine.max_new_tokens or TaskConfig.max_new_tokens
+    solutions = config.convert.num_solutions + config.convert.num_heldout
+    places = max(plugin.config.shortlist, SHORTLIST) + 1
+    per_position = 2 * plugin.state_size + places * 8 + 28  # the state, its shortlist with logits, and five numbers
+    stored = solutions * solution * per_position
+    if plugin.reader is None:
+        return f"disk for hidden states: at most {_gib(stored)} ({solutions:,} solutions of at most {solution} tokens)"
+    layers = len(plugin.reader.layers)
+    texts = solutions * (prompt + solution) * layers * 2 * plugin.hidden_size
+    kept = config.convert.reader_states == "stored"
+    other = f"{_gib(stored)} with convert.reader_states=recomputed, which runs the backbone once in each of {config.convert.reader_epochs} epochs"
+    if not kept:
+        other = f"{_gib(stored + texts)} with convert.reader_states=stored"
+    return (
+        f"disk for hidden states: at most {_gib(stored + kept * texts)} ({solutions:,} solutions of at most {solution} tokens with "
+        f"prompts of at most {prompt}, {layers} layers at every token; {other})"
+    )
+
+
 def _rollout_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float, width: int) -> str:
-    shape, head = model.config, model.get_output_embeddings().weight
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    head = model.get_output_embeddings().weight
+    shape, layers = Geometry.of_config(model.config), model.config.num_hidden_layers + plugin.config.reader_depth
     slots, length = (
         config.engine.num_slots,
         (config.engine.max_new_tokens or TaskConfig.max_new_tokens) + config.engine.max_prompt_tokens,
     )
-    per_slot = length * 2 * shape.num_hidden_layers * heads * dim * width
+    per_slot = length * 2 * layers * shape.kv_heads * shape.head_dim * width
     if config.engine.kv_cache_gib is not None:
         slots = min(slots, max(1, int(config.engine.kv_cache_gib * 2**30 // per_slot)))
     cache = slots * per_slot

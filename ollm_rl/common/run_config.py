@@ -4,8 +4,8 @@ Values are compared, not lines. How a run is resumed, where it lies and on which
 comparison may get more agents and seeds: each of its parts has a configuration of its own. A limit of training may be
 larger than it was.
 
-Releases add settings and take some away. A setting that the stored configuration lacks has the value of today's files,
-or it was given now, which is refused. One that today's configuration lacks is ignored if it was off (null, false or zero);
+Releases add settings and take some away. A setting that the stored configuration lacks has the value of today's files (or
+that of `BEFORE`), or it was given now, which is refused. One that today's configuration lacks is ignored if it was off (null, false or zero);
 else the run was made with something that this release does not do, and is refused. What is the user's own (settings of a
 class from outside, or of `task.params`) is in no release: it has to be as it was.
 """
@@ -32,6 +32,8 @@ from ollm_rl.errors import CheckpointError
 # What a comparison is made of (configs/experiment/default.yaml).
 COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
 FREE = (*COMPARISON, "resume", "name", "runs_dir", "rollout.address")
+# What runs did that know nothing of a setting, where its default is another now.
+BEFORE = {"plugin.reader_depth": 0}
 # Settings that end training, and the figure of `metrics.jsonl` that says how far it got.
 LIMITS = {"agent.total_episodes": "train_episodes", "agent.rounds": "step"}
 
@@ -63,10 +65,14 @@ def read(text: str, where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{where} cannot be read as YAML ({str(error).splitlines()[0]}). Restore it, or delete the run's directory."
         ) from error
-    found = _flat(nested) if isinstance(nested, dict) else ()
-    return {
-        new_name(key): RENAMED_TARGETS.get(value, value) if isinstance(value, str) else value for key, value in found
+    flat = _flat(nested) if isinstance(nested, dict) else ()
+    found = {
+        new_name(key): RENAMED_TARGETS.get(value, value) if isinstance(value, str) else value for key, value in flat
     }
+    for key, value in BEFORE.items():
+        if any(name.startswith(key.split(".")[0] + ".") for name in found):
+            found.setdefault(key, value)
+    return found
 
 
 def today(text: str, where: str) -> DictConfig:

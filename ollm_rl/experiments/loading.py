@@ -154,6 +154,7 @@ def _plugin_of(path: Path, found: dict[str, Any], backbone: Any, task: Task) -> 
         raise CheckpointError(f"{path} does not say where its plug-in is. Give session=ol.Session(...) with it.")
     given = dict(found["convert"])
     sizes = {k: v for k, v in given.pop(PLUGIN).items() if k in {f.name for f in fields(PlugInConfig)}}
+    sizes.setdefault("reader_depth", 0)  # of a run that knew of no readers
     known = {k: v for k, v in given.items() if k in {f.name for f in fields(ConversionConfig)}}
     return convert(backbone, task, ConversionConfig(**known, plugin=PlugInConfig(**sizes)))
 

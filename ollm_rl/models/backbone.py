@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,39 @@ from ollm_rl.models.smollm2 import smollm2_dir
 from ollm_rl.models.tiny import tiny_model, tiny_tokenizer
 
 log = logging.getLogger(__name__)
+
+
+class StatesReader(Protocol):
+    """What runs beside the backbone on the states of some of its layers, with keys and values in the same cache."""
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Which: 1 is the first layer's output, the number of layers what the head reads."""
+
+    def __call__(self, taps: list[Tensor], positions: Tensor) -> Tensor:
+        """States (n, t, r) for those of the layers, each (n, t, d), at positions (n, t) that count from the text's start."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a layer that is added to a backbone has to know of it.
+
+    Attributes:
+        num_layers: of the backbone. kv_heads, head_dim: of its attention, so that the layer's keys and values have the
+            same shape and any cache of the backbone holds them too.
+    """
+
+    num_layers: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of_config(cls, config: Any) -> "Geometry":
+        """From a configuration of transformers."""
+        config = config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return cls(config.num_hidden_layers, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 @dataclass
@@ -55,6 +90,8 @@ class Backbone:
         self.model.eval().requires_grad_(False)
         self.fingerprint = self.fingerprint or _fingerprint(self.model)
         self._rows: dict[int, Tensor] = {}  # by thread
+        self._taps = threading.local()  # `found`: states of layers, by layer, of the call that this thread is in
+        self._tapped: set[int] = set()
         ids = getattr(self.model.generation_config, "eos_token_id", None)
         ids = ids if ids is not None else self.model.config.eos_token_id
         eos = set(ids if isinstance(ids, list) else [ids]) | {self.tokenizer.eos_token_id}
@@ -89,30 +126,85 @@ class Backbone:
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of_config(self.model.config)
+
+    @contextmanager
+    def tap(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Around a call of the body in this thread: afterwards, the states (n, t, d) that these layers gave, by layer.
+
+        What the last layer gives is not among them: the body returns it, normalised.
+
+        Raises:
+            BackboneError: its layers cannot be found.
+        """
+        wanted = {layer for layer in layers if layer < self.geometry.num_layers}
+        if wanted - self._tapped:
+            self._hook(wanted)
+        self._taps.found = found = dict[int, Tensor]()
+        try:
+            yield found
+        finally:
+            self._taps.found = None
+
+    def _hook(self, layers: set[int]) -> None:
+        count = self.geometry.num_layers
+        stacks = [m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+        if not stacks:
+            raise BackboneError(
+                f"backbone '{self.name}': its {count} layers do not stand in one list, so their states cannot be read. "
+                "Set plugin.reader_depth=0."
+            )
+        for layer in layers - self._tapped:
+            stacks[0][layer - 1].register_forward_hook(self._recorder(layer))
+            self._tapped.add(layer)
+
+    def _recorder(self, layer: int) -> Any:
+        def record(module: nn.Module, given: Any, output: Any) -> None:
+            found = getattr(self._taps, "found", None)
+            if found is not None:
+                found[layer] = output[0] if isinstance(output, tuple) else output
+
+        return record
+
     @torch.inference_mode()
     def hidden(
-        self, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None = None, span: int | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        kv: KVCache,
+        rows: Tensor | None = None,
+        span: int | None = None,
+        reader: StatesReader | None = None,
     ) -> Tensor:
         """Run new tokens through the body: the hidden states that the head would read.
 
         tokens, positions: (n, t) int64; `positions` count from the end of the shared prefix. Explicit
         position ids matter: a model that counts padding itself silently loses accuracy. `rows` (n,) names the
         rows of `kv`, by default the first n; `span` how many of its own keys are looked at.
-        Returns (n, t, d) in the backbone's dtype.
+        Returns (n, t, d) in the backbone's dtype, or (n, t, d + r) with what `reader` makes of the states beside them.
         """
         if tokens.numel() == 1:  # twice: products of one row have a kernel, and roundings, of their own
             pair = torch.zeros(2, dtype=torch.long, device=tokens.device) if rows is None else rows.expand(2)
-            return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span)[:1]
+            return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span, reader)[:1]
         beat()
-        with kv.call(positions, rows, span):
-            out = self.body(input_ids=tokens, position_ids=positions + kv.prefix_length, use_cache=False)
-        states: Tensor = out.last_hidden_state
+        absolute = positions + kv.prefix_length
+        with kv.call(positions, rows, span), self.tap(reader.layers if reader is not None else ()) as found:
+            out = self.body(input_ids=tokens, position_ids=absolute, use_cache=False)
+            states: Tensor = out.last_hidden_state
+            if reader is not None:
+                read = reader([found.get(layer, states).to(states.device) for layer in reader.layers], absolute)
+                states = torch.cat([states, read.to(states.dtype)], -1)
         return states
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them."""
-        return self.after_head(self.head(hidden))
+        """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them.
+
+        Columns beyond d are a reader's, and not the head's business.
+        """
+        return self.after_head(self.head(hidden[..., : self.hidden_size]))
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the head (n, S, d) of token ids (n, S), in memory that this thread's next call overwrites.
@@ -261,11 +353,11 @@ def describe(backbone: Backbone) -> str:
     return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits"
 
 
-def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:
-    """Keys and values of the tokens that all prompts share."""
+def prefill_prefix(backbone: Backbone, tokens: list[int], reader: StatesReader | None = None) -> KVCache | None:
+    """Keys and values of the tokens that all prompts share, those of `reader` among them."""
     if not tokens:
         return None
     cache = KVCache(1, len(tokens))
     ids = torch.tensor([tokens], device=backbone.device)
-    backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache)
+    backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache, reader=reader)
     return cache

@@ -7,31 +7,34 @@ import torch
 from torch import Tensor
 
 from ollm_rl.models.attention import KVCache
-from ollm_rl.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 SPAN = 64  # spans of the cache are rounded up to multiples of this
+States = Callable[[Tensor, Tensor, KVCache, Tensor | None, int | None], Tensor]
 TOLERANCE = 0.05  # of the hidden states' deviation: more than roundings of bf16 between two batch sizes
 
 
 class GraphedSteps:
-    """The body on one token of each of the first rows of a cache, captured once for every size of batch and span.
+    """A step of one token of each of the first rows of a cache, captured once for every size of batch and span.
 
     A batch is padded to a power of two, at least two, with rows that are free, where a write does no harm. A graph is used only if its
     first replay gives what the ordinary call gives; if it does not, or cannot be captured, `enabled` becomes False.
+
+    Args:
+        states: gives what is read (n, t, s) after tokens (n, t) at positions (n, t), with the cache, its rows and its span.
     """
 
-    def __init__(self, backbone: Backbone, kv: KVCache):
-        self.backbone, self.kv = backbone, kv
-        self.enabled = backbone.device.type == "cuda"
+    def __init__(self, states: States, kv: KVCache, device: torch.device):
+        self.states, self.kv = states, kv
+        self.enabled = device.type == "cuda"
         self._steps: dict[tuple[int, int], Callable[[], Tensor]] = {}
         self._memory = torch.cuda.graph_pool_handle() if self.enabled else None  # one for all: they run one at a time
-        self._tokens = torch.zeros(kv.slots, 1, dtype=torch.long, device=backbone.device)
-        self._positions = torch.zeros(kv.slots, 1, dtype=torch.long, device=backbone.device)
+        self._tokens = torch.zeros(kv.slots, 1, dtype=torch.long, device=device)
+        self._positions = torch.zeros(kv.slots, 1, dtype=torch.long, device=device)
 
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states (n, d) of tokens (n,) at own positions `lengths` (n,) of rows 0 to n - 1."""
+        """States (n, s) of tokens (n,) at own positions `lengths` (n,) of rows 0 to n - 1."""
         n, slots, capacity = len(tokens), self.kv.slots, self.kv.capacity
         rows = min(max(2, 1 << (n - 1).bit_length()), slots)
         span = min(-(-(int(lengths.max()) + 1) // SPAN) * SPAN, capacity)
@@ -41,11 +44,11 @@ class GraphedSteps:
         if usable and (rows, span) not in self._steps:
             self._capture(rows, span)
         if not usable or not self.enabled:
-            return self.backbone.hidden(tokens[:, None], lengths[:, None], self.kv)[:, 0]
+            return self.states(tokens[:, None], lengths[:, None], self.kv, None, None)[:, 0]
         return self._steps[rows, span]()[:n].clone()
 
     def _step(self, rows: int, span: int) -> Tensor:
-        return self.backbone.hidden(self._tokens[:rows], self._positions[:rows], self.kv, span=span)[:, 0]
+        return self.states(self._tokens[:rows], self._positions[:rows], self.kv, None, span)[:, 0]
 
     def _capture(self, rows: int, span: int) -> None:
         try:

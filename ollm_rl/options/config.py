@@ -25,6 +25,13 @@ class PlugInConfig(Config):
     init_scale: float = setting(
         1.0, "standard deviation of the options' initial differences; options that start equal stay equal", above=0
     )
+    reader_depth: int = setting(
+        0, "attention blocks of the reader; 0: the plug-in reads the last state only", at_least=0
+    )
+    reader_width: int = setting(384, "numbers that the reader gives beside a state", at_least=1)
+    reader_layers: list[int] | None = setting(
+        None, "layers whose states the reader takes, from 1; null: four at equal distances, the last among them"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,14 @@ class ConvertConfig(Config):
     )
     kl_rate: float = setting(0.02, "how fast the weight moves that holds it", at_least=0)
     temperature: float = setting(1.0, "gumbel: of the draw", above=0)
+    reader_epochs: int = setting(8, "passes over the solutions in which a reader is trained", at_least=1)
+    reader_learning_rate: float = setting(1e-3, "of AdamW for the reader", above=0)
+    reader_dropout: float = setting(0.1, "of what the reader's blocks add, and of its inputs", at_least=0, at_most=1)
+    reader_states: str = setting(
+        "stored",
+        "what the reader is trained on: states of all tokens on disk, or computed anew in every pass",
+        choices=("stored", "recomputed"),
+    )
     seed: int = setting(0, "of the solutions, and of training on them", at_least=0, at_most=MOST_SEEDS)
 
 

@@ -27,10 +27,10 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.options.hidden_states import cached_hidden_states
 from ollm_rl.options.modules import REPORT, PlugIn
+from ollm_rl.options.optimization import Progress
 from ollm_rl.options.quality import COLLAPSED, measure
-from ollm_rl.options.training import Progress
+from ollm_rl.options.reading import cached_reader, read_states
 from ollm_rl.options.training import convert as train_plugin
 from ollm_rl.tasks import SPLITS, Problem, Task
 from ollm_rl.tasks.prompts import Prompter
@@ -115,17 +115,25 @@ def _converted(
 ) -> PlugIn:  # fmt: skip
     """Make the plug-in, measure it, and write both to `path`."""
     start = time.monotonic()
-    states = cached_hidden_states(backbone, prompter, train, config.plugin.shortlist)
-    seen = cached_hidden_states(backbone, prompter, heldout, config.plugin.shortlist)
+    reader, read = None, dict[str, Any]()
+    if config.plugin.reader_depth:
+        reader, read = cached_reader(
+            backbone, prompter, train, heldout, config, None if run is None else run.log_metrics
+        )
+    states = read_states(backbone, prompter, train, config.plugin.shortlist, reader)
+    seen = read_states(backbone, prompter, heldout, config.plugin.shortlist, reader)
     us = processes()
     if not us.is_main:  # the shards are shared out; the plug-in is small
         us.wait()
         return PlugIn.from_pretrained(path, backbone)
     keep = path.with_suffix(".training")
-    plugin = train_plugin(backbone, states, config, Progress(keep, run.log_metrics if run is not None else None))
+    progress = Progress(keep, run.log_metrics if run is not None else None)
+    plugin = train_plugin(backbone, states, config, progress, reader)
     report = measure(backbone, plugin, seen)
     report["trainable_share"] = plugin.num_parameters / (plugin.num_parameters + backbone.num_parameters)
     report["collapsed"] = report["distinct_tokens"]["uncertain"] < COLLAPSED
+    if read:
+        report["reader"] = read
     report |= {"objective": config.objective, "num_solutions": len(train), "seconds": time.monotonic() - start}
     plugin.report, plugin.path = report, path
     plugin.save_pretrained(path)

@@ -13,13 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ollm_rl.errors import CheckpointError
 from ollm_rl.models import driving
 from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.options.modules import PlugIn, checkpoint_dir
+from ollm_rl.options.reader import Block, Reader
 
 CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 
@@ -54,12 +66,16 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             )
         super().__init__(config)
         self.lm, self.plugin = backbone.model, plugin
-        self._backbone = [backbone]  # in a list: not a module of this one
+        self._backbone = [backbone]  # in lists: not modules of this one
+        reader = plugin.reader
+        self._reader = None if reader is None else [reader.frozen(backbone.dtype, backbone.device)]
 
     @classmethod
     def of(cls, backbone: Backbone, plugin: PlugIn) -> "OptionLMForCausalLM":
         """From parts in memory."""
         own = copy.deepcopy(backbone.model.config)  # transformers sets the attention of what it is given
+        if plugin.reader is not None:
+            _add_layers(own.get_text_config(), len(plugin.reader.blocks))
         config = OptionLMConfig(
             own, vocab_size=backbone.vocab_size, hidden_size=backbone.hidden_size,
             eos_token_id=backbone.eos_ids, bos_token_id=own.bos_token_id, pad_token_id=backbone.tokenizer.pad_token_id,
@@ -116,12 +132,17 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
 
         Whatever else is given goes to the backbone's body: what `generate`, continuous batching and trainers hand over.
         """
-        out = self._backbone[0].body(
+        body: dict[str, Any] = dict(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
         )  # fmt: skip
+        if self._reader is None:
+            out = self._backbone[0].body(**body)
+            states = out.last_hidden_state
+        else:
+            out, states = self._read(self._reader[0], body, kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0 keeps all
-        hidden = out.last_hidden_state[:, keep]
+        hidden = states[:, keep]
         logits = self.mixture(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         loss = None
         if labels is not None:
@@ -133,13 +154,54 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             attentions=out.get("attentions"),
         )  # fmt: skip
 
+    def _read(self, reader: Reader, body: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The body's output, and the states (n, t, s) with what the reader makes of them.
+
+        The reader's blocks are layers of the same cache, so that it is reordered, cropped and paged with the others.
+        """
+        backbone, own = self._backbone[0], self.config.get_text_config()
+        wanted = own.use_cache if body["use_cache"] is None else body["use_cache"]
+        if (
+            wanted and body["past_key_values"] is None and "cache" not in kwargs
+        ):  # the body's own would have no layer for it
+            body["past_key_values"] = DynamicCache(config=own)
+        past = body["past_key_values"]
+        embeds = body["inputs_embeds"]
+        if embeds is None:
+            embeds = backbone.model.get_input_embeddings()(body["input_ids"])
+        at = body["position_ids"]
+        if at is None:
+            at = torch.arange(embeds.shape[1], device=embeds.device)[None] + (past.get_seq_length() if past else 0)
+        mask = body["attention_mask"]
+        if isinstance(mask, dict):
+            mask = mask["full_attention"]
+        else:
+            mask = create_causal_mask(
+                own, embeds, mask, past, body["position_ids"], layer_idx=own.num_hidden_layers - 1
+            )
+        with backbone.tap(reader.layers) as found:
+            out = backbone.body(**body)
+
+        def attention(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            if past is not None:
+                key, value = past.update(key, value, block.layer_idx)
+            function = ALL_ATTENTION_FUNCTIONS.get_interface(own._attn_implementation, eager_attention_forward)
+            attended, _ = function(block, query, key, value, mask, scaling=block.head_dim**-0.5, dropout=0.0, **kwargs)
+            return attended.flatten(2)
+
+        states = out.last_hidden_state
+        taps = [found.get(layer, states).to(states.device) for layer in reader.layers]
+        return out, torch.cat([states, reader(taps, at.expand(len(states), -1), attention).to(states.dtype)], -1)
+
     def mixture(self, hidden: Tensor) -> Tensor:
-        """log sum_z pi0(z | h) p(x | h, z) for hidden states (n, d): (n, vocab) float32, or float64 if they are."""
+        """log sum_z pi0(z | h) p(x | h, z) for states (n, s): (n, vocab) float32, or float64 if they are."""
         parts = []
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         for h in hidden.split(CHUNK):
             options = self._backbone[0].after_head(
-                self.lm.get_output_embeddings()(h[:, None] + self.plugin.biases(h).to(h.dtype))
+                self.lm.get_output_embeddings()(
+                    h[:, None, : self._backbone[0].hidden_size] + self.plugin.biases(h).to(h.dtype)
+                )
             )
             log_prior = self.plugin.prior_logits(h).to(wide).log_softmax(-1)
             parts.append((options.to(wide).log_softmax(-1) + log_prior[..., None]).logsumexp(1))
@@ -163,6 +225,14 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def device(self) -> torch.device:
         return self._backbone[0].device
+
+
+def _add_layers(config: Any, count: int) -> None:
+    """Make room for layers that attend to everything: caches and masks are made by this configuration."""
+    types, _ = get_layer_types_and_kwargs(config)
+    config.num_hidden_layers += count
+    if set(types) != {"full_attention"} or getattr(config, "layer_types", None):
+        config.layer_types = [*types, *["full_attention"] * count]
 
 
 AutoConfig.register(OptionLMConfig.model_type, OptionLMConfig, exist_ok=True)

@@ -21,9 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ollm_rl.errors import CheckpointError
-from ollm_rl.models.backbone import Backbone
+from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.models.backbone import Backbone, Geometry
 from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.reader import Reader
+from ollm_rl.options.standardize import Standardize
 
 IMPOSSIBLE = -1e9  # a masked latent's logit: finite, so that probability zero times its logarithm is zero, not NaN
 REPORT = "conversion.json"  # beside a plug-in: what it is worth
@@ -51,32 +53,13 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return str(found.hexdigest())
 
 
-class Standardize(nn.Module):
-    """(x - mean) / std with fixed statistics, so that nets see inputs of unit size whatever the backbone."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
-
-    def fit(self, x: Tensor) -> None:
-        self.mean.copy_(x.float().mean(0))
-        self.std.copy_(x.float().std(0).clamp_min(1e-3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x.to(self.mean.dtype) - self.mean) / self.std
-
-
 class Decoder(nn.Module):
-    """b(h, z): (n, d) -> (n, K, d)."""
+    """b(h, z): (n, s) -> (n, K, d), where s is the size of the states that are read and d that of the backbone's."""
 
-    def __init__(self, size: int, config: PlugInConfig):
+    def __init__(self, reads: int, size: int, config: PlugInConfig):
         super().__init__()
         k, w = config.num_options, config.decoder_width
-        self.reads = nn.Linear(size, w)
+        self.reads = nn.Linear(reads, w)
         self.scale = nn.Parameter(torch.randn(k, w) * config.init_scale)
         self.shift = nn.Parameter(torch.randn(k, w) * config.init_scale)
         self.between = nn.ModuleList(nn.Linear(w, w) for _ in range(config.decoder_depth - 1))
@@ -97,12 +80,18 @@ class Decoder(nn.Module):
 
 
 class PlugIn(nn.Module):
-    """Encoder, decoder and prior over one backbone's hidden states of size d.
+    """Encoder, decoder and prior over one backbone's hidden states of size d, and a reader if it has one.
+
+    "States" below are h (n, d) without a reader, and [h; g] (n, d + r) with one: `state_size` columns.
 
     >>> plugin = ol.PlugIn.from_pretrained("runs/my_plugin/plugin", backbone)   # `ol.convert` makes one
     >>> plugin.num_options, plugin.report["coverage"]["uncertain"]
 
+    Args:
+        geometry: of the backbone's attention; needed for a reader (`config.reader_depth` above 0) only.
+
     Attributes:
+        state_size: columns of the states that encoder, decoder, prior, policies and environments read.
         path: the directory that it was read from, if any.
         report: what `conversion.json` there says of its quality: `coverage`, `distinct_tokens` and the like, each for `all` and
             for `uncertain` positions of held-out solutions.
@@ -111,6 +100,7 @@ class PlugIn(nn.Module):
     token_scale: Tensor
     path: Path | None = None
     report: dict[str, Any]
+    reader: Reader | None
 
     def __init__(
         self,
@@ -119,25 +109,43 @@ class PlugIn(nn.Module):
         fingerprint: str = "",
         backbone: str = "",
         revision: str | None = None,
+        geometry: Geometry | None = None,
     ):
         super().__init__()
         self.config, self.hidden_size = config, hidden_size
         self.fingerprint, self.backbone, self.revision = fingerprint, backbone, revision
         self.report = {}
-        self.standardize = Standardize(hidden_size)
-        self.decoder = Decoder(hidden_size, config)
+        self.state_size = hidden_size + (config.reader_width if config.reader_depth else 0)
+        self.standardize = Standardize(self.state_size)
+        self.decoder = Decoder(self.state_size, hidden_size, config)
         self.encoder = self.new_encoder()
         self.prior = self.new_prior()
         self.register_buffer("token_scale", torch.ones(()))
+        self.reader = None
+        if config.reader_depth:
+            if geometry is None:
+                raise ConfigurationError(
+                    f"plugin.reader_depth={config.reader_depth}: a reader's keys and values have the shape of the backbone's; "
+                    "make the plug-in with PlugIn.beside(backbone, config)"
+                )
+            self.reader = Reader(hidden_size, config, geometry)
+
+    @classmethod
+    def beside(cls, backbone: Backbone, config: PlugInConfig) -> "PlugIn":
+        """A new one with random weights, on the backbone's device."""
+        plugin = cls(
+            backbone.hidden_size, config, backbone.fingerprint, backbone.name, backbone.revision, backbone.geometry
+        )
+        return plugin.to(backbone.device)
 
     def new_encoder(self) -> nn.Sequential:
         """An encoder of the configured size with random weights."""
         c = self.config
-        return mlp(2 * self.hidden_size, c.encoder_width, c.num_options, c.encoder_depth)
+        return mlp(self.state_size + self.hidden_size, c.encoder_width, c.num_options, c.encoder_depth)
 
     def new_prior(self) -> nn.Sequential:
         """A prior of the configured size with random weights."""
-        return mlp(self.hidden_size, self.config.prior_width, self.config.num_options, self.config.prior_depth)
+        return mlp(self.state_size, self.config.prior_width, self.config.num_options, self.config.prior_depth)
 
     @property
     def num_options(self) -> int:
@@ -148,7 +156,7 @@ class PlugIn(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def biases(self, hidden: Tensor) -> Tensor:
-        """The decoder's biases (n, K, d) float32 of hidden states (n, d)."""
+        """The decoder's biases (n, K, d) float32 of states (n, s)."""
         n = len(hidden)
         if n < FEW:  # other kernels, other roundings: an option must not depend on how many rows are looked at
             hidden = torch.cat([hidden, hidden.new_zeros(FEW - n, hidden.shape[1])])
@@ -156,11 +164,11 @@ class PlugIn(nn.Module):
         return biases[:n]
 
     def prior_logits(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """log pi0(z | h) up to a constant: (n, d) -> (n, K), among the latents that `mask` (n, K) allows."""
+        """log pi0(z | h) up to a constant: (n, s) -> (n, K), among the latents that `mask` (n, K) allows."""
         return masked(self.prior(self.standardize(hidden)), mask)
 
     def prior_log_probs(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """log pi0(z | h): (n, d) -> (n, K), among the latents that `mask` (n, K) allows."""
+        """log pi0(z | h): (n, s) -> (n, K), among the latents that `mask` (n, K) allows."""
         return self.prior_logits(hidden, mask).log_softmax(-1)
 
     def encoder_logits(self, hidden: Tensor, token_embedding: Tensor) -> Tensor:
@@ -181,7 +189,9 @@ class PlugIn(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "plugin.safetensors")
         names = ("hidden_size", "backbone", "revision", "fingerprint")
-        facts = {name: getattr(self, name) for name in names}
+        facts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.reader is not None:
+            facts["geometry"] = asdict(self.reader.geometry)
         (path / "plugin.json").write_text(json.dumps({**facts, "config": asdict(self.config)}, indent=2) + "\n")
         if self.report:
             (path / REPORT).write_text(json.dumps(self.report, indent=2) + "\n")
@@ -207,12 +217,15 @@ class PlugIn(nn.Module):
                 f"Use backbone={facts['backbone']}, or convert this backbone with `ollm-rl convert`."
             )
         try:
-            sizes = PlugInConfig(**facts["config"])
+            sizes = PlugInConfig(**{"reader_depth": 0, **facts["config"]})  # older ones have none
         except TypeError as error:
             raise CheckpointError(
                 f"the plug-in in {path} was made by another version of ollm_rl ({error}). Convert again."
             ) from error
-        plugin = cls(facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"))
+        geometry = Geometry(**facts["geometry"]) if facts.get("geometry") else None
+        plugin = cls(
+            facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"), geometry
+        )
         plugin.load_state_dict(load_file(path / "plugin.safetensors"))
         plugin.path = path
         if (path / REPORT).is_file():

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.attention import KVCache
+from ollm_rl.models.backbone import Backbone, load_backbone, prefill_prefix
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.modules import PlugIn, canonical, checkpoint_dir
 
@@ -39,10 +40,16 @@ class Options:
 
 
 class OptionLM:
-    """A frozen backbone with a plug-in: hidden states in, options out."""
+    """A frozen backbone with a plug-in: tokens in, states and options out.
+
+    Attributes:
+        reader: the plug-in's, in the backbone's precision; None if it has none.
+    """
 
     def __init__(self, backbone: Backbone, plugin: PlugIn):
         self.backbone, self.plugin = backbone, plugin.to(backbone.device)
+        own = plugin.reader
+        self.reader = None if own is None else own.frozen(backbone.dtype, backbone.device)
 
     @classmethod
     def from_pretrained(
@@ -76,9 +83,19 @@ class OptionLM:
     def num_options(self) -> int:
         return self.plugin.num_options
 
+    def states(
+        self, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None = None, span: int | None = None
+    ) -> Tensor:
+        """What the plug-in and policies read, (n, t, s), after new tokens; arguments as in `Backbone.hidden`."""
+        return self.backbone.hidden(tokens, positions, kv, rows, span, self.reader)
+
+    def prefill_prefix(self, tokens: list[int]) -> KVCache | None:
+        """Keys and values of the tokens that all prompts share."""
+        return prefill_prefix(self.backbone, tokens, self.reader)
+
     @torch.inference_mode()
     def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:
-        """Enumerate the options of hidden states (n, d), on the shortlist.
+        """Enumerate the options of states (n, s), on the shortlist.
 
         An option's logit is what the head gives for the hidden state plus the head row times the bias, then capped as
         the architecture has it; so a zero decoder gives exactly the backbone's choice. `logits` (n, vocab) are the
@@ -88,7 +105,8 @@ class OptionLM:
             logits = self.backbone.logits(hidden)
         top, ids = logits.topk(min(self.plugin.config.shortlist, logits.shape[-1]), dim=-1)
         if self.backbone.changes_logits:  # the bias comes before the cap
-            top = torch.bmm(self.backbone.head_rows(ids), hidden[:, :, None])[..., 0]
+            own = hidden[:, : self.backbone.hidden_size]
+            top = torch.bmm(self.backbone.head_rows(ids), own[:, :, None])[..., 0]
         tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
         return Options(tokens, canonical(tokens))
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ollm_rl.errors import CheckpointError
-from ollm_rl.options.modules import PlugIn, Standardize, masked, mlp
+from ollm_rl.options.modules import PlugIn, masked, mlp
+from ollm_rl.options.standardize import Standardize
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class LatentPolicy(nn.Module):
     @classmethod
     def from_prior(cls, plugin: PlugIn) -> "LatentPolicy":
         """A copy of the plug-in's prior."""
-        policy = cls(plugin.hidden_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
+        policy = cls(plugin.state_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
         policy.standardize.load_state_dict(plugin.standardize.state_dict())
         policy.net.load_state_dict(plugin.prior.state_dict())
         return policy.to(plugin.standardize.mean.device)
@@ -110,7 +111,7 @@ class Critic(nn.Module):
     @classmethod
     def beside(cls, plugin: PlugIn, width: int) -> "Critic":
         """A new one that standardises as the plug-in does."""
-        critic = cls(plugin.hidden_size, width)
+        critic = cls(plugin.state_size, width)
         critic.standardize.load_state_dict(plugin.standardize.state_dict())
         return critic.to(plugin.standardize.mean.device)
 

@@ -50,12 +50,14 @@ def shortlist_agreement(backbone: Backbone, plugin: PlugIn, states: HiddenStates
 
 def bias_size(states: HiddenStates, biases: Tensor) -> Tensor:
     """Mean squared norm of biases (n, K, d), as a share of that of the hidden states."""
-    return biases.float().square().sum(-1).mean() / states.hidden.float().square().sum(-1).mean()
+    own = states.hidden[:, : biases.shape[-1]].float()
+    return biases.float().square().sum(-1).mean() / own.square().sum(-1).mean()
 
 
 def whole_logits(backbone: Backbone, states: HiddenStates, biases: Tensor) -> Tensor:
     """Logits (n, K, vocabulary) of options whose biases (n, K, d) are given, before `Backbone.after_head`."""
-    return backbone.head((states.hidden[:, None] + biases).to(backbone.head.weight.dtype))
+    own = states.hidden[:, None, : backbone.hidden_size]
+    return backbone.head((own + biases).to(backbone.head.weight.dtype))
 
 
 @torch.no_grad()

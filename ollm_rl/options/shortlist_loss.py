@@ -36,7 +36,8 @@ class OffShortlistPenalty:
         few = max(1, len(states) // LEARNED)
         states, tokens = states.block(0, few), self.tokens.unique()
         rows = self.backbone.head.weight.detach()[tokens]
-        hidden = (states.hidden[:, None] + biases[:few]).to(rows.dtype)
+        own = states.hidden[:, None, : self.backbone.hidden_size]
+        hidden = (own + biases[:few]).to(rows.dtype)
         others = self.backbone.after_head((hidden @ rows.T).float())
         listed = (states.ids[:, :, None] == tokens).any(1)
         # Not -inf: where a position lists them all, that has no gradient.

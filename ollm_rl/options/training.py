@@ -1,23 +1,21 @@
 """The training of a plug-in on stored hidden states: options first, then the prior; see `ollm_rl.options.conversion`."""
 
+import copy
 import logging
-import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ollm_rl.common.finite import check_weights, descend
+from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import Blocks, num_batches, shuffled
 from ollm_rl.options.modules import PlugIn, canonical
 from ollm_rl.options.objectives import OBJECTIVES, KLController, Positions
+from ollm_rl.options.optimization import LOG_EVERY, REMEDY, Progress, Trained, optimizer_of, step
 from ollm_rl.options.quality import (
     COLLAPSED,
     UNCERTAIN_NATS,
@@ -27,84 +25,21 @@ from ollm_rl.options.quality import (
     moved,
     shortlist_logits,
 )
+from ollm_rl.options.reader import Reader
 from ollm_rl.options.shortlist_loss import OffShortlistPenalty
 
 log = logging.getLogger(__name__)
 FIT_ROWS = 16_384  # positions that the inputs' mean and deviation are taken from
-LOG_EVERY = 10  # steps
-REMEDY = "Lower convert.learning_rate; the backbone's hidden states may be out of its precision's range (backbone.dtype=float32)."
 
 
-@dataclass
-class Trained:
-    """All that a phase of training changes."""
-
-    plugin: PlugIn
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    generator: torch.Generator
-    controller: KLController | None = None
-
-    def state(self) -> dict:
-        return {
-            "plugin": self.plugin.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.schedule.last_epoch,
-            "generator": self.generator.get_state(),
-            "rng": torch.get_rng_state(),
-            "controller": vars(self.controller) if self.controller is not None else {},
-        }
-
-    def restore(self, state: dict) -> None:
-        self.plugin.load_state_dict(state["plugin"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["steps"]
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["rng"])
-        if self.controller is not None:
-            vars(self.controller).update(state["controller"])
-
-
-class Progress:
-    """Where a training stands: written after every epoch, so that an interrupted one goes on; and its metrics.
-
-    Args:
-        path: directory to keep it in; None keeps nothing.
-        log: takes a step and its metrics.
-    """
-
-    def __init__(self, path: Path | None = None, log: Callable[[int, dict], None] | None = None):
-        self.path, self._log = path, log
-
-    def log(self, step: int, metrics: dict) -> None:
-        if self._log is not None:
-            self._log(step, metrics)
-
-    def save(self, phase: str, epoch: int, trained: Trained) -> None:
-        if self.path is None:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        scratch = self.path / f"state.{os.getpid()}.pt"
-        torch.save({"phase": phase, "epoch": epoch, **trained.state()}, scratch)
-        scratch.replace(self.path / "state.pt")
-
-    def restore(self, phase: str, trained: Trained, epochs: int) -> int:
-        """Load what was saved, and say how many epochs of the phase are done."""
-        file = self.path / "state.pt" if self.path is not None else None
-        if file is None or not file.exists():
-            return 0
-        state = torch.load(file, weights_only=True)
-        if state["phase"] == phase:
-            trained.restore(state)
-            return state["epoch"]
-        if phase == "prior":
-            return 0
-        trained.plugin.load_state_dict(state["plugin"])  # phase 1 is over
-        return epochs
-
-
-def convert(backbone: Backbone, states: Blocks, config: ConversionConfig, progress: Progress | None = None) -> PlugIn:
-    """Train a plug-in on N positions of solutions.
+def convert(
+    backbone: Backbone,
+    states: Blocks,
+    config: ConversionConfig,
+    progress: Progress | None = None,
+    reader: Reader | None = None,
+) -> PlugIn:
+    """Train a plug-in on N positions of solutions, whose states are [h; g] if `reader` has read the texts.
 
     Raises:
         TrainingError: a loss or a weight is not finite any more.
@@ -113,8 +48,9 @@ def convert(backbone: Backbone, states: Blocks, config: ConversionConfig, progre
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        names = (backbone.fingerprint, backbone.name, backbone.revision)
-        plugin = PlugIn(backbone.hidden_size, config.plugin, *names).to(backbone.device)
+        plugin = PlugIn.beside(backbone, config.plugin)
+        if reader is not None:
+            plugin.reader = copy.deepcopy(reader).requires_grad_(False)
         plugin.standardize.fit(states.block(0, FIT_ROWS).hidden)
         plugin.token_scale.fill_(1 / float(backbone.head.weight.float().std()))
         _train_decoder(backbone, plugin, states, config, generator, progress)
@@ -135,7 +71,8 @@ def _train_decoder(
     weight = backbone.head.weight.detach()
     objective, controller = OBJECTIVES[config.objective], KLController(config.kl_target, config.kl_rate)
     per_epoch = num_batches(states, config.batch_size, config.easy_keep_prob)
-    optimizer, schedule = _optimizer(plugin.parameters(), config, config.epochs * per_epoch)
+    parameters = [p for name, p in plugin.named_parameters() if not name.startswith("reader.")]
+    optimizer, schedule = optimizer_of(parameters, config.learning_rate, config.weight_decay, config.epochs * per_epoch)
     trained = Trained(plugin, optimizer, schedule, generator, controller)
     done = progress.restore("options", trained, config.epochs)
     with track("options", config.epochs * per_epoch, "steps", done=done * per_epoch) as bar:
@@ -157,7 +94,7 @@ def _train_decoder(
                 size = bias_size(batch, at.biases)
                 loss = loss + config.off_shortlist_penalty * off_shortlist + config.bias_penalty * size
                 controller.update(kl.item())
-                _step(loss, optimizer, schedule)
+                step(loss, optimizer, schedule)
                 bar.advance(1, f"loss {loss.item():.3f}, KL {kl.item():.2f}")
                 if bar.done % LOG_EVERY == 0:
                     figures = {"loss": loss.item(), "kl": kl.item(), "kl_weight": controller.weight}
@@ -166,11 +103,6 @@ def _train_decoder(
             distinct = _check_collapse(logits, batch.entropy, config)
             progress.log(bar.done, {"options/epoch": epoch + 1, "options/distinct_tokens": distinct})
             progress.save("options", epoch + 1, trained)
-
-
-def _step(loss: Tensor, optimizer, schedule) -> None:
-    descend(optimizer, loss, max_norm=1.0, remedy=REMEDY)
-    schedule.step()
 
 
 def _check_collapse(logits: Tensor, entropy: Tensor, config: ConversionConfig) -> float:
@@ -205,7 +137,7 @@ def _train_prior(
     covered, latent = canonical_labels(backbone, plugin, states)
     config = replace(config, batch_size=max(1, config.batch_size // 2))
     steps = config.prior_epochs * num_batches(states, config.batch_size, config.easy_keep_prob)
-    optimizer, schedule = _optimizer(parameters, config, steps)
+    optimizer, schedule = optimizer_of(parameters, config.learning_rate, config.weight_decay, steps)
     trained = Trained(plugin, optimizer, schedule, generator)
     done = progress.restore("prior", trained, config.prior_epochs)
     per_epoch = steps // max(1, config.prior_epochs)
@@ -223,21 +155,8 @@ def _train_prior(
                     wanted, counts = latent[rows].to(backbone.device), covered[rows].to(backbone.device)
                     losses = sum(F.cross_entropy(guess, wanted, reduction="none") for guess in (prior, encoder))
                     loss = (losses * counts).mean()
-                _step(loss, optimizer, schedule)
+                step(loss, optimizer, schedule)
                 bar.advance()
                 if bar.done % LOG_EVERY == 0:
                     progress.log(bar.done, {"prior/loss": loss.item()})
             progress.save("prior", epoch + 1, trained)
-
-
-def _optimizer(parameters, config: ConversionConfig, steps: int):
-    """AdamW whose rate rises for a tenth of the steps and falls to nothing along a cosine."""
-
-    def factor(step: int) -> float:
-        rise = max(1.0, 0.1 * steps)
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
-
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -81,7 +81,7 @@ def teacher_forced(session: Session, problems: Sequence[Problem], picker: str = 
             "Choose another split (evaluate.split=) or task, or another search."
         )
     backbone, plugin, prompter = session.backbone, session.plugin, session.prompter
-    states = compute_hidden_states(backbone, prompter, list(problems), plugin.config.shortlist)
+    states = compute_hidden_states(backbone, prompter, list(problems), plugin.config.shortlist, session.lm.reader)
     parts = [moved(states.block(at, at + 256), backbone.device) for at in range(0, len(states), 256)]
     says = torch.cat([session.lm.options(p.hidden).tokens == p.gold[:, None] for p in parts])  # (N, K)
     if picker == "encoder":

@@ -27,7 +27,12 @@ PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are
 
 
 def slots_within(
-    backbone: Backbone, prefix_tokens: int, own_tokens: int, num_slots: int, kv_cache_gib: float | None
+    backbone: Backbone,
+    reader_depth: int,
+    prefix_tokens: int,
+    own_tokens: int,
+    num_slots: int,
+    kv_cache_gib: float | None,
 ) -> int:
     """How many of `num_slots` episodes of `own_tokens` the cache budget holds beside the shared prefix.
 
@@ -36,9 +41,9 @@ def slots_within(
     """
     if kv_cache_gib is None:
         return num_slots
-    one = prefill_prefix(backbone, backbone.eos_ids[:1])
+    one, shape = prefill_prefix(backbone, backbone.eos_ids[:1]), backbone.geometry
     assert one is not None
-    per_token = one.num_bytes
+    per_token = one.num_bytes + reader_depth * 2 * shape.kv_heads * shape.head_dim * backbone.dtype.itemsize
     shared, per_slot = prefix_tokens * per_token, own_tokens * per_token
     fitting = int((kv_cache_gib * 2**30 - shared) // per_slot)
     if fitting < 1:
@@ -95,7 +100,8 @@ class RolloutEngine:
         settings: those of `EngineConfig`.
 
     Attributes:
-        hidden: (n, d), what the head reads, of the n active rows.
+        hidden: (n, s), what plug-in and policies read of the n active rows: first the d columns that the head reads, then what
+            the plug-in's reader adds.
         logits: (n, vocab), the backbone's own next-token logits.
         options: their K options.
         num_tokens: tokens run through decode steps since the engine was made, not counting prompts; those that
@@ -118,7 +124,7 @@ class RolloutEngine:
         self.eos_ids = self.backbone.eos_ids
         self.profiler = Profiler(config.profile)
         self.check_room(1)
-        self.prefix = prefill_prefix(self.backbone, prompter.prefix)
+        self.prefix = lm.prefill_prefix(prompter.prefix)
         self._allocate(config.max_prompt_tokens)
         self.num_tokens = 0
         self.clear()
@@ -126,14 +132,15 @@ class RolloutEngine:
     def refresh(self) -> None:
         """Forget everything that was computed with the weights that the backbone had before; active rows are lost."""
         self.clear()
-        self.prefix = prefill_prefix(self.backbone, self.prompter.prefix)
+        self.prefix = self.lm.prefill_prefix(self.prompter.prefix)
         self._allocate(self.kv.capacity - self.max_new_tokens)
 
     def _allocate(self, max_prompt_tokens: int) -> None:
         own = max_prompt_tokens + self.max_new_tokens
-        self.num_slots = slots_within(self.backbone, len(self.prompter.prefix), own, self.most_slots, self.kv_cache_gib)
+        depth, prefix = self.lm.plugin.config.reader_depth, len(self.prompter.prefix)
+        self.num_slots = slots_within(self.backbone, depth, prefix, own, self.most_slots, self.kv_cache_gib)
         self.kv = KVCache(self.num_slots, own, self.prefix)
-        self.graphs = GraphedSteps(self.backbone, self.kv)
+        self.graphs = GraphedSteps(self.lm.states, self.kv, self.device)
         self.graphs.enabled &= self.cuda_graphs
 
     def check_room(self, prompt_tokens: int, room: int | None = None) -> None:
@@ -151,10 +158,10 @@ class RolloutEngine:
 
     def clear(self) -> None:
         """Drop all active rows."""
-        d, v, k = self.backbone.hidden_size, self.backbone.vocab_size, self.lm.num_options
+        s, v, k = self.lm.plugin.state_size, self.backbone.vocab_size, self.lm.num_options
         empty = torch.zeros(0, dtype=torch.long, device=self.device)
         self.lengths = empty  # own tokens written per row
-        self.hidden = torch.zeros(0, d, dtype=self.backbone.dtype, device=self.device)
+        self.hidden = torch.zeros(0, s, dtype=self.backbone.dtype, device=self.device)
         self.logits = torch.zeros(0, v, dtype=self.backbone.dtype, device=self.device)
         self.options = Options(empty.new_zeros(0, k), torch.zeros(0, k, dtype=torch.bool, device=self.device))
 
@@ -231,8 +238,8 @@ class RolloutEngine:
         self._look(rows, hidden, lengths, source)
 
     def _prefill(self, rows: Tensor, prompts: list[tuple[int, ...]]) -> Tensor:
-        """Write prompts into rows (n,), some thousand tokens at a time; the last hidden states (n, d)."""
-        hidden = torch.empty(len(rows), self.backbone.hidden_size, dtype=self.backbone.dtype, device=self.device)
+        """Write prompts into rows (n,), some thousand tokens at a time; the last states (n, s)."""
+        hidden = torch.empty(len(rows), self.lm.plugin.state_size, dtype=self.backbone.dtype, device=self.device)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         while by_length:
             longest = len(prompts[by_length[-1]])
@@ -243,7 +250,7 @@ class RolloutEngine:
                 tokens[i, : len(prompts[at])] = torch.tensor(prompts[at])
             positions = torch.arange(longest, device=self.device).expand(len(part), -1)
             where = torch.tensor(part, device=self.device)
-            everywhere = self.backbone.hidden(tokens.to(self.device), positions, self.kv, rows[where])
+            everywhere = self.lm.states(tokens.to(self.device), positions, self.kv, rows[where])
             last = torch.tensor([len(prompts[at]) - 1 for at in part], device=self.device)
             hidden[where] = everywhere[torch.arange(len(part), device=self.device), last]
         return hidden
@@ -256,13 +263,13 @@ class RolloutEngine:
             if rows is None and self.graphs.enabled:
                 hidden = self.graphs.hidden(tokens, self.lengths)
             else:
-                hidden = self.backbone.hidden(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
+                hidden = self.lm.states(tokens[:, None], self.lengths[at, None], self.kv, rows)[:, 0]
         self._look(at, hidden, self.lengths[at] + 1)
         self.num_tokens += len(tokens)
         beat()  # a replayed graph passes through no Backbone.hidden
 
     def _look(self, rows: Tensor, hidden: Tensor, lengths: Tensor, source: Tensor | None = None) -> None:
-        """Compute logits and options of `hidden` (m, d), and store its states (those named by `source`) in `rows`."""
+        """Compute logits and options of `hidden` (m, s), and store its states (those named by `source`) in `rows`."""
         with self.profiler.part("head"):
             logits = self.backbone.logits(hidden)
         with self.profiler.part("options"):

@@ -52,7 +52,7 @@ def open_session(
     judge = judge_of(config)
     conversion = conversion_config(config)
     backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
-    _check_cache_budget(backbone, task, to_dict(config.engine))
+    _check_cache_budget(backbone, task, to_dict(config.engine), conversion.plugin.reader_depth)
     if plugin is None and (path := plugin_path(config)) is not None:
         plugin = PlugIn.from_pretrained(path, backbone)
     elif plugin is None:
@@ -85,12 +85,12 @@ def open_in_worker(serialized_settings: SerializedSettings, seed: int, plugin: P
     return session
 
 
-def _check_cache_budget(backbone: Backbone, task: Task, engine: dict[str, Any]) -> None:
+def _check_cache_budget(backbone: Backbone, task: Task, engine: dict[str, Any], reader_depth: int) -> None:
     """Refuse solutions that the backbone cannot read, and a budget that holds no episode, before a conversion is begun; say it if
     it holds fewer than wanted."""
     budget = engine["max_new_tokens"] or task.max_new_tokens
     check_room(backbone, len(Prompter.for_task(backbone, task).prefix) + 1, budget)
     prefix, own = len(Prompter.for_task(backbone, task).prefix), engine["max_prompt_tokens"] + budget
-    slots = slots_within(backbone, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
+    slots = slots_within(backbone, reader_depth, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
     if slots < engine["num_slots"]:
         log.info("engine.kv_cache_gib=%s holds %d episodes at once", engine["kv_cache_gib"], slots)

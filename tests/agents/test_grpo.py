@@ -101,7 +101,7 @@ def test_save_and_load_give_the_same_choices(tiny, tmp_path):
     agent.save(tmp_path)
     other = Prior(tiny)
     other.load(tmp_path)
-    hidden = torch.randn(20, tiny.backbone.hidden_size)
+    hidden = torch.randn(20, tiny.plugin.state_size)
     assert torch.equal(agent.predict(hidden), other.predict(hidden))
     facts = json.loads((tmp_path / "policy.json").read_text())
     (tmp_path / "policy.json").write_text(json.dumps({**facts, "fingerprint": "another"}))

@@ -16,10 +16,10 @@ QUICK = dict(
 
 def test_an_untrained_head_is_the_backbones(tiny):
     backbone = tiny.backbone
-    hidden = torch.randn(7, backbone.hidden_size)
+    hidden = torch.randn(7, tiny.plugin.state_size)
     logits = backbone.logits(hidden)
     top, ids = logits.topk(5, -1)
-    head = ShortlistPolicy(backbone, torch.tensor([3, 9]))
+    head = ShortlistPolicy(backbone, torch.tensor([3, 9]), tiny.plugin.state_size)
     assert torch.allclose(head(hidden, ids), top.log_softmax(-1), atol=1e-5)
     with torch.no_grad():
         head.net.weight[head.rows_of[9]] = 1.0

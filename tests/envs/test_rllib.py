@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ollm_rl.session.local import Session
+from ollm_rl.session.transport import SentByName
 
 
 def test_the_stock_runner_steps_the_batched_environment(cluster, tiny, monkeypatch):
@@ -12,7 +12,7 @@ def test_the_stock_runner_steps_the_batched_environment(cluster, tiny, monkeypat
     from envs.batched import LatentReasoningVectorEnv
 
     monkeypatch.setattr(
-        Session, "current", tiny
+        SentByName, "current", tiny
     )  # what the one in the environment's settings becomes when Ray copies them
     settings = {"session": tiny, "max_new_tokens": 6, "num_problems": 20}
     register_env("latent", lambda ctx: LatentReasoningVectorEnv(num_envs=ctx["num_envs"], wait_for=0.75, **settings))

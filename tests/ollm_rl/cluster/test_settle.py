@@ -31,4 +31,4 @@ def test_weights_follow_the_model(tiny, wrap):
     assert {p.device for p in agent.policy.parameters()} == {THERE}
     assert tiny.plugin.standardize.mean.device == tiny.backbone.model.device == device  # the session's own stay
     with pytest.raises(RuntimeError):
-        agent.policy(torch.zeros(1, tiny.backbone.hidden_size))
+        agent.policy(torch.zeros(1, tiny.plugin.state_size))

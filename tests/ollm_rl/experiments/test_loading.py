@@ -34,7 +34,7 @@ def saved(tiny, tmp_path):
 
 
 def hidden(agent):
-    return torch.randn(20, agent.session.backbone.hidden_size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(20, agent.session.plugin.state_size, generator=torch.Generator().manual_seed(0))
 
 
 def test_it_comes_back_with_its_session(saved, tmp_path):

@@ -24,10 +24,10 @@ def backbone(request):
 def test_zero_decoder_gives_the_models_own_logits_over_sixty_steps(backbone):
     task = ChainSum(num_examples=1)
     prompter = Prompter.for_task(backbone, task)
-    plugin = PlugIn(
-        backbone.hidden_size,
-        PlugInConfig(num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20),
+    sizes = PlugInConfig(
+        num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20, reader_depth=2
     )
+    plugin = PlugIn.beside(backbone, sizes)
     plugin.decoder.zero_()
     engine = RolloutEngine(OptionLM(backbone, plugin), prompter, num_slots=4, max_new_tokens=60)
     problems = task.problems("test", 4)
@@ -122,7 +122,7 @@ def test_batched_and_single_decoding_agree(backbone):
     prompter = Prompter.for_task(backbone, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        plugin = PlugIn(backbone.hidden_size, PlugInConfig(num_options=3, decoder_width=16, shortlist=20))
+        plugin = PlugIn.beside(backbone, PlugInConfig(num_options=3, decoder_width=16, shortlist=20, reader_depth=2))
 
     def act(hidden, mask, uniforms):
         return (mask * torch.rand(3, generator=torch.Generator().manual_seed(1))).argmax(-1), torch.zeros(len(mask))
@@ -153,7 +153,9 @@ def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path)
     task = ChainSum(num_examples=1)
     prompter = Prompter.for_task(backbone, task)
     states = compute_hidden_states(backbone, prompter, task.problems("sft", 40), 20)
-    sizes = PlugInConfig(num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20)
+    sizes = PlugInConfig(
+        num_options=3, encoder_width=16, decoder_width=16, prior_width=16, shortlist=20, reader_depth=0
+    )
     settings = ConversionConfig(epochs=8, prior_epochs=8, batch_size=64, plugin=sizes)
     plugin = convert(backbone, states, settings)
     heldout = measure(backbone, plugin, compute_hidden_states(backbone, prompter, task.problems("tune", 20), 20))

@@ -24,7 +24,7 @@ def test_a_padded_step_is_an_ordinary_one(tiny):
     tokens = torch.tensor([20, 21, 22])
     expected, engine = prepared(tiny), prepared(tiny)
     expected.advance(tokens)
-    steps = called_not_replayed(GraphedSteps(tiny.backbone, engine.kv))
+    steps = called_not_replayed(GraphedSteps(tiny.lm.states, engine.kv, tiny.backbone.device))
     found = steps.hidden(tokens, engine.lengths)
     assert list(steps._steps) == [(4, 64)]
     torch.testing.assert_close(found, expected.hidden, atol=1e-5, rtol=1e-4)
@@ -40,7 +40,7 @@ def test_a_single_row_is_padded_to_two(tiny):
     engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=4, max_new_tokens=20)
     for each in (expected, engine):
         each.admit([[5, 6, 7]])
-    steps = called_not_replayed(GraphedSteps(tiny.backbone, engine.kv))
+    steps = called_not_replayed(GraphedSteps(tiny.lm.states, engine.kv, tiny.backbone.device))
     found = steps.hidden(torch.tensor([20]), engine.lengths)
     assert list(steps._steps) == [(2, 64)]
     expected.advance(torch.tensor([20]))
@@ -49,7 +49,7 @@ def test_a_single_row_is_padded_to_two(tiny):
 
 def test_what_cannot_be_captured_falls_back(tiny, caplog):
     engine = prepared(tiny)
-    steps = GraphedSteps(tiny.backbone, engine.kv)
+    steps = GraphedSteps(tiny.lm.states, engine.kv, tiny.backbone.device)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: it can be captured")
     assert not steps.enabled

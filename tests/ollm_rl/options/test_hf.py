@@ -6,29 +6,41 @@ import pytest
 import torch
 
 from ollm_rl.errors import BackboneError, CheckpointError
+from ollm_rl.models.attention import KVCache
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.hf import OptionLMForCausalLM
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
+from ollm_rl.options.reading import WholeTexts
 from tests.architectures import random_backbone
 
 
 def test_log_likelihood_is_the_direct_sum_over_z_in_float64(tiny):
     """-loss equals the mean of log sum_z pi0(z | h) p(x | h, z), everything in double precision."""
     backbone = copy.copy(tiny.backbone)
-    backbone.model = copy.deepcopy(tiny.backbone.model).double()
+    backbone.model, backbone.dtype = copy.deepcopy(tiny.backbone.model).double(), torch.float64
+    backbone._tapped = set()  # the hooks are on the other's layers
     plugin = copy.deepcopy(tiny.plugin).double()
     model = OptionLMForCausalLM.of(backbone, plugin)
     ids = torch.tensor([tiny.backbone.tokenizer("6 + 0 - 1 = ? The answer is 5.")["input_ids"]])
     with torch.inference_mode():
         loss = model(ids, labels=ids).loss
         body = getattr(backbone.model, backbone.model.base_model_prefix)
-        hidden = body(ids).last_hidden_state[0, :-1]
+        with backbone.tap(plugin.reader.layers if plugin.reader else ()) as found:
+            hidden = body(ids).last_hidden_state
+        if plugin.reader:
+            taps = [found.get(layer, hidden) for layer in plugin.reader.layers]
+            positions = torch.arange(ids.shape[1])[None]
+            hidden = torch.cat([hidden, plugin.reader(taps, positions, WholeTexts([ids.shape[1]]))], -1)
+        hidden = hidden[0, :-1]
         log_likelihood = 0.0
         for h, x in zip(hidden, ids[0, 1:], strict=True):
             prior = plugin.prior(plugin.standardize(h[None]))[0].softmax(-1)
             biases = plugin.decoder(plugin.standardize(h[None]))[0]
-            p = sum(prior[z] * (backbone.head.weight @ (h + biases[z])).softmax(-1)[x] for z in range(len(prior)))
+            p = sum(
+                prior[z] * (backbone.head.weight @ (h[: backbone.hidden_size] + biases[z])).softmax(-1)[x]
+                for z in range(len(prior))
+            )
             log_likelihood += float(torch.as_tensor(p).log())
     assert loss.dtype == torch.float64
     assert float(-loss) == pytest.approx(log_likelihood / len(hidden), abs=1e-6)
@@ -38,7 +50,7 @@ def test_an_option_lm_comes_back_from_its_directory(tiny, tmp_path):
     tiny.lm.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin")) and (tmp_path / "plugin.safetensors").exists()
     again = OptionLM.from_pretrained(tmp_path, dtype="float32")
-    hidden = torch.randn(7, tiny.backbone.hidden_size)
+    hidden = torch.randn(7, tiny.plugin.state_size)
     assert torch.equal(again.options(hidden).tokens, tiny.lm.options(hidden).tokens)
     assert again.backbone.fingerprint == tiny.backbone.fingerprint
 
@@ -59,7 +71,7 @@ def random_option_lm(request):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sizes = PlugInConfig(num_options=3, decoder_width=16, encoder_width=16, prior_width=16, shortlist=20)
-        return OptionLMForCausalLM.of(backbone, PlugIn(backbone.hidden_size, sizes, backbone.fingerprint, "random"))
+        return OptionLMForCausalLM.of(backbone, PlugIn.beside(backbone, sizes))
 
 
 GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
@@ -106,7 +118,6 @@ def test_losses_of_trainers(random_option_lm):
 def test_the_engine_notices_that_attention_was_taken_from_it(random_option_lm):
     model = random_option_lm
     backbone = model._backbone[0]
-    from ollm_rl.models.attention import KVCache
 
     step = lambda: backbone.hidden(torch.tensor([[5, 6]]), torch.arange(2)[None], KVCache(1, 4))  # noqa: E731
     before = step()

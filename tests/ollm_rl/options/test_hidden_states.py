@@ -64,9 +64,7 @@ def test_a_shorter_shortlist_is_the_beginning_of_the_longer(tiny, problems, smal
 def test_equal_pairs_are_run_once_and_an_interrupted_run_continues(tiny, problems, small_shards, monkeypatch):
     ran: list[str] = []
     compute = hidden_cache._batch_states
-    monkeypatch.setattr(
-        hidden_cache, "_batch_states", lambda b, p, batch, s: (ran.extend(batch), compute(b, p, batch, s))[1]
-    )
+    monkeypatch.setattr(hidden_cache, "_batch_states", lambda *given: (ran.extend(given[2]), compute(*given))[1])
     store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
     assert len(ran) == len({(p.problem, p.solution) for p in problems}) < len(problems)
     before = store.all()

@@ -21,7 +21,7 @@ def test_canonical_is_the_lowest_of_equals():
 def test_save_and_load(tiny, tmp_path):
     tiny.plugin.save_pretrained(tmp_path)
     again = PlugIn.from_pretrained(tmp_path, tiny.backbone)
-    hidden = torch.randn(5, tiny.backbone.hidden_size)
+    hidden = torch.randn(5, tiny.plugin.state_size)
     assert torch.equal(again.biases(hidden), tiny.plugin.biases(hidden))
     assert torch.equal(again.prior_logits(hidden), tiny.plugin.prior_logits(hidden))
 

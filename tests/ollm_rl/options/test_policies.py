@@ -9,7 +9,7 @@ from ollm_rl.options.policies import Critic
 
 
 def test_a_critic_is_saved_with_its_backbone(tiny, tmp_path):
-    critic, hidden = Critic.beside(tiny.plugin, 16), torch.randn(5, tiny.backbone.hidden_size)
+    critic, hidden = Critic.beside(tiny.plugin, 16), torch.randn(5, tiny.plugin.state_size)
     critic.save_pretrained(tmp_path, "one")
     assert torch.equal(Critic.from_pretrained(tmp_path, "one")(hidden), critic(hidden))
     with pytest.raises(CheckpointError, match="another backbone"):

@@ -112,7 +112,7 @@ def random_space(seed: int) -> Session:
         sizes = PlugInConfig(
             int(draw.integers(2, 5)), shortlist=16, encoder_width=16, decoder_width=16, prior_width=16, init_scale=0.3
         )
-        plugin = PlugIn(backbone.hidden_size, sizes, backbone.fingerprint, backbone.name).eval()
+        plugin = PlugIn.beside(backbone, sizes).eval()
         torch.nn.init.normal_(plugin.decoder.writes.weight, std=float(draw.uniform(0.2, 1.0)))
     return Session(backbone, plugin, ChainSum(), engine={"num_slots": 64, "max_new_tokens": int(draw.integers(2, 7))})
 

@@ -29,12 +29,7 @@ def episodes(engine, requests, **settings):
 
 
 def zero_decoder(backbone) -> OptionLM:
-    plugin = PlugIn(
-        backbone.hidden_size,
-        PlugInConfig(encoder_width=32, decoder_width=32, prior_width=32),
-        backbone.fingerprint,
-        backbone.name,
-    )
+    plugin = PlugIn.beside(backbone, PlugInConfig(encoder_width=32, decoder_width=32, prior_width=32))
     plugin.decoder.zero_()
     return OptionLM(backbone, plugin.eval())
 
@@ -131,7 +126,7 @@ def test_decisions_are_recorded_where_options_differ(tiny):
         if episode.num_decisions:
             assert bool((episode.mask.sum(-1) > 1).all())
             assert bool(episode.mask.gather(1, episode.z[:, None]).all())
-            assert episode.hidden.shape == (episode.num_decisions, tiny.backbone.hidden_size)
+            assert episode.hidden.shape == (episode.num_decisions, tiny.plugin.state_size)
 
 
 def test_without_skip_forced_every_position_is_a_decision(tiny):

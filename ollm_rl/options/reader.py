@@ -1,0 +1,148 @@
+"""The reader: a small causal transformer over the backbone's states, for what the last one has forgotten.
+
+The state that the head reads is made for the next token. What the text said before, a count or a number, is in the keys and
+values of the backbone's layers, where a net on the last state does not reach. The reader attends to the text itself: at every
+position it takes the states of a few layers, and its blocks look back at those of all earlier positions. Its output g_t stands
+beside h_t wherever the plug-in, a policy or an environment reads states.
+
+Keys and values have the shape that the backbone's have, so that each block is one more layer in any cache of the
+backbone. Rotary positions (Su et al. 2021, arXiv 2104.09864); blocks are normalised first (RMSNorm; Zhang and Sennrich 2019).
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ollm_rl.models.attention import attend
+from ollm_rl.models.backbone import Geometry
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.standardize import Standardize
+
+ROTARY_BASE = 10_000.0
+
+# (block, query (n, heads, t, e), key, value (n, kv_heads, t, e)) -> (n, t, heads * e): attention to all that came before
+Attention = Callable[["Block", Tensor, Tensor, Tensor], Tensor]
+
+
+def rotary(positions: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (n, 1, t, size) of positions (n, t)."""
+    halves = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
+    angles = positions[..., None].float() * ROTARY_BASE**-halves
+    both = torch.cat([angles, angles], -1)[:, None]
+    return both.cos().to(dtype), both.sin().to(dtype)
+
+
+def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x (n, heads, t, size), turned by its positions."""
+    first, second = x.chunk(2, -1)
+    return x * cosines + torch.cat([-second, first], -1) * sines
+
+
+class Block(nn.Module):
+    """Attention and a net with one hidden layer of four times the width, each normalised first and added to what came in."""
+
+    is_causal = True
+
+    def __init__(self, width: int, geometry: Geometry, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.kv_heads, self.head_dim = geometry.kv_heads, geometry.head_dim
+        self.num_key_value_groups = max(1, round(width / (self.kv_heads * self.head_dim)))
+        self.heads = self.kv_heads * self.num_key_value_groups
+        self.dropout = 0.0  # of what is added, in training
+        self.before = nn.RMSNorm(width)
+        self.asks = nn.Linear(width, self.heads * self.head_dim, bias=False)
+        self.keys = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.values = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.joins = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        self.between = nn.RMSNorm(width)
+        self.net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        n, t, _ = x.shape
+        seen = self.before(x)
+        query, key, value = (
+            layer(seen).view(n, t, -1, self.head_dim).transpose(1, 2) for layer in (self.asks, self.keys, self.values)
+        )
+        query, key = (turned(each, *turns).to(value.dtype) for each in (query, key))
+        found = attention(self, query, key, value)
+        x = x + F.dropout(self.joins(found), self.dropout, self.training)
+        added: Tensor = F.dropout(self.net(self.between(x)), self.dropout, self.training)
+        return x + added
+
+
+class Reader(nn.Module):
+    """g_t of width `config.reader_width` from states of `layers`.
+
+    Args:
+        hidden_size: d of the backbone. geometry: of its attention.
+
+    Attributes:
+        layers: whose states are read: 1 is the first layer's output, the number of layers what the head reads.
+    """
+
+    def __init__(self, hidden_size: int, config: PlugInConfig, geometry: Geometry):
+        super().__init__()
+        self.layers = reader_layers(config, geometry.num_layers)
+        self.geometry, self.width = geometry, config.reader_width
+        self.standardize = Standardize(len(self.layers) * hidden_size)
+        self.reads = nn.Linear(len(self.layers) * hidden_size, self.width)
+        self.blocks = nn.ModuleList(
+            Block(self.width, geometry, geometry.num_layers + i) for i in range(config.reader_depth)
+        )
+        self.norm = nn.RMSNorm(self.width)
+        self.input_dropout = 0.0
+        self.folded: tuple[Tensor, Tensor] | None = None  # of a frozen one: weight and bias that standardise too
+
+    def forward(self, taps: list[Tensor], positions: Tensor, attention: Attention | None = None) -> Tensor:
+        """g (n, t, r) for states of the layers, each (n, t, d), at positions (n, t) that count from the text's start.
+
+        Args:
+            attention: how blocks look back; by default through the engine's cache, inside of `KVCache.call`.
+        """
+        dtype = self.norm.weight.dtype
+        x = F.dropout(self._taken_in(torch.cat(taps, -1)), self.input_dropout, self.training).to(dtype)
+        turns = rotary(positions, self.geometry.head_dim, dtype)
+        for block in self.blocks:
+            x = block(x, turns, attention or through_cache)
+        g: Tensor = self.norm(x)
+        return g
+
+    def _taken_in(self, taps: Tensor) -> Tensor:
+        """`reads` of the standardised states, as one product: the states are many and wide, the weights few."""
+        if self.folded is None:
+            scaled = self.reads.weight / self.standardize.std
+            return F.linear(taps.to(scaled.dtype), scaled, self.reads.bias - scaled @ self.standardize.mean)
+        return F.linear(taps.to(self.folded[0].dtype), *self.folded)
+
+    def dropout(self, share: float) -> None:
+        """Leave out this share of what is taken in and of what blocks add, in training."""
+        self.input_dropout = share
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.dropout = share
+
+    def frozen(self, dtype: torch.dtype, device: torch.device) -> "Reader":
+        """A copy for use, whose products are in the backbone's precision."""
+        own = copy.deepcopy(self).to(device).eval().requires_grad_(False)
+        scaled = own.reads.weight / own.standardize.std
+        own.folded = scaled.to(dtype), (own.reads.bias - scaled @ own.standardize.mean).to(dtype)
+        own.blocks.to(dtype)
+        own.norm.to(dtype)
+        return own
+
+
+def reader_layers(config: PlugInConfig, num_layers: int) -> tuple[int, ...]:
+    """The layers that are read: as configured, or four at equal distances in the upper part of the backbone."""
+    if config.reader_layers is not None:
+        return tuple(config.reader_layers)
+    return tuple(sorted({max(1, round(num_layers * part)) for part in (0.4, 0.6, 0.8, 1.0)}))
+
+
+def through_cache(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention to the shared prefix and the row's own tokens in the cache of the engine's call."""
+    out, _ = attend(block, query, key, value, None)
+    return out.flatten(2)

@@ -1,0 +1,329 @@
+"""A reader on whole texts: its training, and the states [h; g] that it makes of them.
+
+The reader is trained first, and alone: with a net that turns [h; g] into one bias on h it learns to say the next token of the
+solutions, by cross-entropy through the frozen head on the shortlist. Then it stands still, so that options, prior,
+policies and controls read the same stored states, and conversions that differ in their options share it.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ollm_rl.common.cache import cache_dir, key_of, made_by_one
+from ollm_rl.common.distributed import processes
+from ollm_rl.common.finite import check_weights
+from ollm_rl.common.progress import track
+from ollm_rl.models.attention import KVCache
+from ollm_rl.models.backbone import Backbone, prefill_prefix
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.hidden_states import (
+    SHARD,
+    HiddenStates,
+    HiddenStore,
+    Recorder,
+    are_stored,
+    blocks,
+    cached_hidden_states,
+    num_batches,
+    shuffled,
+    texts_of,
+)
+from ollm_rl.options.modules import digest, mlp
+from ollm_rl.options.optimization import LOG_EVERY, REMEDY, Progress, Trained, optimizer_of, step
+from ollm_rl.options.quality import UNCERTAIN_NATS, bias_size, moved, shortlist_logits
+from ollm_rl.options.reader import Block, Reader
+from ollm_rl.options.sequences import (
+    RecomputedTexts,
+    StoredTexts,
+    TextBatch,
+    Texts,
+    in_order,
+    num_text_batches,
+    text_batches,
+)
+from ollm_rl.options.standardize import Standardize
+from ollm_rl.tasks import Problem
+from ollm_rl.tasks.prompts import Prompter
+
+FIT_TEXTS = 256  # that the mean and deviation of the layers' states are taken from
+
+
+class WholeTexts:
+    """Attention of texts, one behind the other, each to itself and to the prefix that all share; in memory, with gradients.
+
+    Args:
+        lengths: tokens of each text.
+        past: keys and values of the prefix, by layer.
+
+    Attributes:
+        seen: keys and values of the texts, by layer.
+    """
+
+    def __init__(self, lengths: list[int], past: dict[int, tuple[Tensor, Tensor]] | None = None):
+        self.count, self.longest, self.past = len(lengths), max(lengths), past or {}
+        self.rows = torch.arange(self.count).repeat_interleave(torch.tensor(lengths))
+        self.columns = torch.cat([torch.arange(length) for length in lengths])
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.seen[block.layer_idx] = key, value
+        query, key, value = (self._side_by_side(each) for each in (query, key, value))
+        if block.layer_idx in self.past:
+            old_key, old_value = (part.expand(self.count, -1, -1, -1) for part in self.past[block.layer_idx])
+            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+        before = key.shape[2] - self.longest
+        allowed = torch.ones(self.longest, key.shape[2], dtype=torch.bool, device=key.device).tril(before)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=True)
+        return out.transpose(1, 2)[self.rows, self.columns].flatten(1)[None]
+
+    def _side_by_side(self, x: Tensor) -> Tensor:
+        """From (1, heads, T, e) to (n, heads, t, e), zeros after each text's end."""
+        grid = x.new_zeros(self.count, self.longest, x.shape[1], x.shape[3])
+        grid[self.rows, self.columns] = x[0].transpose(0, 1)
+        return grid.transpose(1, 2)
+
+
+def read(reader: Reader, batch: TextBatch, prefix: Tensor | None) -> Tensor:
+    """g (N, r) at the positions of a batch; `prefix` (p, m d): what the layers gave for the tokens that all texts share."""
+    before, past = 0, None
+    if prefix is not None:
+        before = len(prefix)
+        attention = WholeTexts([before])
+        reader([prefix[None]], torch.arange(before, device=prefix.device)[None], attention)
+        past = attention.seen
+    attention = WholeTexts(batch.lengths, past)
+    positions = (before + attention.columns).to(batch.taps.device)
+    return reader([batch.taps[None]], positions[None], attention)[0, batch.places.to(batch.taps.device)]
+
+
+def taps_of_prefix(backbone: Backbone, tokens: list[int], layers: Sequence[int]) -> Tensor | None:
+    """What the layers give for the tokens that all prompts share: (p, m d) bfloat16, as texts are stored."""
+    if not tokens:
+        return None
+    ids, at = torch.tensor([tokens], device=backbone.device), torch.arange(len(tokens), device=backbone.device)[None]
+    states = backbone.hidden(ids, at, KVCache(1, len(tokens)), reader=Recorder(layers))
+    return states[0, :, backbone.hidden_size :].bfloat16().clone()
+
+
+class Guess(nn.Module):
+    """A reader with one bias on h, by which it is trained: (N, d) and g (N, r) -> (N, 1, d)."""
+
+    def __init__(self, backbone: Backbone, reader: Reader | None, width: int):
+        super().__init__()
+        size = backbone.hidden_size
+        self.reader = reader
+        self.standardize = Standardize(size)
+        self.net = mlp(size + (reader.width if reader is not None else 0), width, size, 1)
+
+    def forward(self, hidden: Tensor, g: Tensor | None) -> Tensor:
+        x = self.standardize(hidden)
+        bias: Tensor = self.net(x if g is None else torch.cat([x, g.to(x.dtype)], -1))
+        return bias[:, None]
+
+
+def cached_reader(
+    backbone: Backbone, prompter: Prompter, train: list[Problem], heldout: list[Problem], config: ConversionConfig,
+    log_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[Reader, dict[str, Any]]:  # fmt: skip
+    """The reader of these solutions and settings, and its report: from the cache, or trained now.
+
+    The report has, for `all` and `uncertain` positions of held-out solutions, the token accuracy and the cross-entropy (nats) of
+    one best guess per position, `with` the reader and `without` it.
+
+    Raises:
+        TrainingError: a loss or a weight is not finite any more.
+    """
+    sizes = {k: v for k, v in asdict(config.plugin).items() if k.startswith("reader_")}
+    fit = {k: v for k, v in asdict(config).items() if k.startswith("reader_")}
+    fit |= {k: getattr(config, k) for k in ("batch_size", "weight_decay", "easy_keep_prob", "seed", "bias_penalty")}
+    text = [(p.problem, p.solution) for p in train + heldout]
+    key = key_of(
+        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, "v1"
+    )
+    path = cache_dir() / "readers" / key
+    us = processes()
+    with made_by_one(path):
+        if not (path / "reader.json").exists():
+            reader = Reader(backbone.hidden_size, config.plugin, backbone.geometry)
+            stores = [_stored(backbone, prompter, problems, config, reader.layers) for problems in (train, heldout)]
+            if us.is_main:
+                begun, keep = time.monotonic(), path.with_suffix(".training")
+                texts = [
+                    texts_for(backbone, prompter, problems, config, reader.layers, store)
+                    for problems, store in zip((train, heldout), stores, strict=True)
+                ]
+                report = _trained(backbone, prompter, reader, texts, stores, config, Progress(keep, log_metrics))
+                path.mkdir(parents=True, exist_ok=True)
+                weights = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
+                save_file(weights, path / "reader.safetensors")
+                (path / "reader.json").write_text(json.dumps({**report, "seconds": time.monotonic() - begun}) + "\n")
+                shutil.rmtree(keep, ignore_errors=True)
+            us.wait()
+    reader = Reader(backbone.hidden_size, config.plugin, backbone.geometry)
+    reader.load_state_dict(load_file(path / "reader.safetensors"))
+    return reader.to(backbone.device).eval(), json.loads((path / "reader.json").read_text())
+
+
+def _stored(
+    backbone: Backbone, prompter: Prompter, problems: list[Problem], config: ConversionConfig, layers: Sequence[int]
+) -> HiddenStore:
+    """The positions of solutions, with the layers' states of all tokens if those are to be stored."""
+    kept = layers if config.reader_states == "stored" else ()
+    return cached_hidden_states(backbone, prompter, problems, config.plugin.shortlist, kept)
+
+
+def texts_for(
+    backbone: Backbone, prompter: Prompter, problems: list[Problem], config: ConversionConfig, layers: Sequence[int],
+    store: HiddenStore | None = None,
+) -> Texts:  # fmt: skip
+    """Texts with the states of layers at every token, as `config.reader_states` wants them."""
+    if config.reader_states == "recomputed":
+        return RecomputedTexts(backbone, prompter, problems, config.plugin.shortlist, layers)
+    return StoredTexts(store or _stored(backbone, prompter, problems, config, layers), prompter, problems)
+
+
+def _trained(
+    backbone: Backbone, prompter: Prompter, reader: Reader, texts: Sequence[Texts], stores: Sequence[HiddenStore],
+    config: ConversionConfig, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Train `reader`, and a guess without one; what both are worth on the second of `texts` and `stores`."""
+    size, keep = config.batch_size, config.easy_keep_prob
+    train, heldout = texts
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        prefix = taps_of_prefix(backbone, prompter.prefix, reader.layers)
+        plain = Guess(backbone, None, config.plugin.decoder_width)
+        with_reader = Guess(backbone, reader, config.plugin.decoder_width)
+        some = train.some(0, FIT_TEXTS)
+        reader.standardize.fit(torch.cat([text.taps for text in some if text.taps is not None]))
+        for guess in (plain, with_reader):
+            guess.standardize.fit(torch.cat([text.states.hidden for text in some]))
+            guess.to(backbone.device)
+        steps = num_text_batches(train, size)
+        _train_guess(
+            backbone, with_reader, prefix, lambda g: text_batches(train, size, g, keep), steps, config, progress
+        )
+        found = {"with": _worth(backbone, with_reader, prefix, in_order(heldout))}
+        _train_guess(
+            backbone, plain, None, lambda g: (TextBatch.plain(part) for _, part in shuffled(stores[0], size, g, keep)),
+            num_batches(stores[0], size, keep), config, Progress(),
+        )  # fmt: skip
+        found["without"] = _worth(backbone, plain, None, map(TextBatch.plain, blocks(stores[1])))
+    check_weights("the reader", reader, REMEDY)
+    return found
+
+
+def _train_guess(
+    backbone: Backbone, guess: Guess, prefix: Tensor | None, epoch_of: Callable[[torch.Generator], Iterable[TextBatch]],
+    per_epoch: int, config: ConversionConfig, progress: Progress,
+) -> None:  # fmt: skip
+    """Cross-entropy on the batches that `epoch_of` gives for every epoch, about `per_epoch` of them."""
+    generator = torch.Generator().manual_seed(config.seed)
+    epochs, name = config.reader_epochs, "reader" if guess.reader is not None else "without reader"
+    rate, decay = config.reader_learning_rate, config.weight_decay
+    optimizer, schedule = optimizer_of(guess.parameters(), rate, decay, epochs * per_epoch)
+    trained = Trained(guess, optimizer, schedule, generator)
+    done = progress.restore("reader", trained, epochs)
+    if guess.reader is not None:
+        guess.reader.dropout(config.reader_dropout)
+    guess.train()
+    with track(name, epochs * per_epoch, "steps", done=done * per_epoch) as bar:
+        for epoch in range(done, epochs):
+            for batch in epoch_of(generator):
+                loss, size = _loss(backbone, guess, batch, prefix)
+                step(loss + config.bias_penalty * size, optimizer, schedule)
+                bar.advance(1, f"loss {loss.item():.3f}")
+                if bar.done % LOG_EVERY == 0:
+                    progress.log(bar.done, {"reader/loss": loss.item(), "reader/bias": size.item()})
+            progress.save("reader", epoch + 1, trained)
+    guess.eval()
+
+
+def _logits(
+    backbone: Backbone, guess: Guess, batch: TextBatch, prefix: Tensor | None
+) -> tuple[Tensor, Tensor, HiddenStates]:
+    """The guess's logits (N, S + 1), its biases (N, 1, d), and the positions on the device."""
+    states = moved(batch.states, backbone.device)
+    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
+        g = None
+        if guess.reader is not None:
+            g = read(guess.reader, replace(batch, taps=batch.taps.to(backbone.device)), prefix)
+        biases = guess(states.hidden, g)
+    return shortlist_logits(backbone, states)(biases)[:, 0], biases, states
+
+
+def _loss(backbone: Backbone, guess: Guess, batch: TextBatch, prefix: Tensor | None) -> tuple[Tensor, Tensor]:
+    logits, biases, states = _logits(backbone, guess, batch, prefix)
+    weight = batch.weight.to(logits.device)
+    losses = F.cross_entropy(logits, states.target, reduction="none")
+    return (losses * weight).sum() / weight.sum(), bias_size(states, biases)
+
+
+@torch.no_grad()
+def _worth(
+    backbone: Backbone, guess: Guess, prefix: Tensor | None, batches: Iterable[TextBatch]
+) -> dict[str, dict[str, float]]:
+    """Token accuracy and cross-entropy of the guess on whole batches, for `all` and `uncertain` positions."""
+    right, losses, entropy = [], [], []
+    for batch in batches:
+        logits, _, states = _logits(backbone, guess, batch, prefix)
+        right.append((logits.argmax(-1) == states.target).float().cpu())
+        losses.append(F.cross_entropy(logits, states.target, reduction="none").cpu())
+        entropy.append(states.entropy.cpu())
+    uncertain = torch.cat(entropy) > UNCERTAIN_NATS
+    groups = {"all": torch.ones_like(uncertain), "uncertain": uncertain}
+    figures = {"token_accuracy": torch.cat(right), "nll": torch.cat(losses)}
+    return {name: {g: float(v[m].mean()) for g, m in groups.items()} for name, v in figures.items()}
+
+
+@torch.no_grad()
+def read_states(
+    backbone: Backbone, prompter: Prompter, problems: list[Problem], shortlist: int, reader: Reader | None
+) -> HiddenStore:
+    """Stored states of solutions as a plug-in reads them: h, or [h; g] if it has a reader.
+
+    What the layers gave is taken from where a conversion has stored it; where it has not, the backbone reads the texts again.
+    """
+    if reader is None:
+        return cached_hidden_states(backbone, prompter, problems, shortlist)
+    tapped = are_stored(backbone, prompter, problems, shortlist, reader.layers)
+    store = cached_hidden_states(backbone, prompter, problems, shortlist, reader.layers if tapped else ())
+    frozen = reader.frozen(backbone.dtype, backbone.device)
+    folder = store.path / f"read_{digest(reader.state_dict())[:16]}"
+    us = processes()
+    with made_by_one(folder):
+        missing = [i for i, shard in enumerate(store.shards) if not (folder / shard.name).exists()]
+        mine = [i for i in missing if i % us.count == us.index]
+        if mine:
+            folder.mkdir(exist_ok=True)
+            kv = None if tapped else prefill_prefix(backbone, prompter.prefix, frozen)
+            prefix = taps_of_prefix(backbone, prompter.prefix, frozen.layers) if tapped else None
+            with track("reading", sum(min(SHARD, store.num_texts - i * SHARD) for i in mine), "solutions") as bar:
+                for i in mine:
+                    span = range(i * SHARD, min((i + 1) * SHARD, store.num_texts))
+                    parts = []
+                    if tapped:
+                        for at in range(span.start, span.stop, 64):
+                            batch = TextBatch.of(store.some_texts(at, min(at + 64, span.stop)))
+                            parts.append(
+                                read(frozen, replace(batch, taps=batch.taps.to(backbone.device)), prefix).cpu()
+                            )
+                            bar.advance(min(64, span.stop - at))
+                    else:
+                        texts = texts_of(
+                            backbone, prompter, kv, problems[span.start : span.stop], shortlist, frozen, bar=bar
+                        )
+                        parts = [t.taps[-len(t.states) :] for t in texts if t.taps is not None]
+                    scratch = folder / f"{store.shards[i].name}.{us.index}"
+                    save_file({"read": torch.cat(parts).bfloat16().contiguous()}, scratch)
+                    scratch.replace(folder / store.shards[i].name)
+        us.wait()
+    return HiddenStore(store.path, shortlist, folder)

@@ -1,0 +1,161 @@
+"""The reader: the same states by every way that leads to them, its training, and what is stored for it."""
+
+import copy
+
+import pytest
+import torch
+
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.options.config import ConversionConfig, PlugInConfig
+from ollm_rl.options.conversion import convert
+from ollm_rl.options.hf import OptionLMForCausalLM
+from ollm_rl.options.hidden_states import Recorder, compute_hidden_states
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
+from ollm_rl.options.reader import reader_layers
+from ollm_rl.options.reading import read, read_states, taps_of_prefix, texts_for
+from ollm_rl.options.sequences import TextBatch, num_text_batches, text_batches
+from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.tasks import ChainSum
+from ollm_rl.tasks.prompts import Prompter
+from tests.architectures import ARCHITECTURES, random_backbone
+
+SIZES = dict(num_options=3, decoder_width=16, encoder_width=16, prior_width=16, shortlist=20, reader_width=16)
+TASK = ChainSum(num_examples=1)
+
+
+def with_reader(backbone: Backbone, depth: int) -> PlugIn:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PlugIn.beside(backbone, PlugInConfig(**SIZES, reader_depth=depth)).eval()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def backbone(request):
+    return random_backbone(request.param)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_every_way_gives_the_same_states(backbone, depth):
+    """Prefill, decode steps, forks, whole texts in memory, and the model of transformers."""
+    prompter = Prompter.for_task(backbone, TASK)
+    lm = OptionLM(backbone, with_reader(backbone, depth))
+    problems = TASK.problems("sft", 3)
+    engine = RolloutEngine(lm, prompter, num_slots=6, max_new_tokens=60)
+    prompts = [prompter.encode(p) for p in problems]
+    golds = [prompter.encode_solution(p.solution)[:5] for p in problems]
+    engine.admit(prompts)
+    for step in range(4):
+        if step == 2:  # forked and out of order: rows are copied
+            engine.select(torch.tensor([0, 2, 1, 0]))
+            engine.select(torch.tensor([3, 2, 1]))
+        engine.advance(torch.tensor([gold[step] for gold in golds]))
+    stepped = engine.hidden.clone()
+    engine.clear()
+    engine.admit([p + g[:4] for p, g in zip(prompts, golds, strict=True)])
+    torch.testing.assert_close(engine.hidden, stepped, atol=1e-4, rtol=1e-4)
+    assert engine.hidden.shape[1] == backbone.hidden_size + 16
+
+    whole = compute_hidden_states(backbone, prompter, problems, 20, lm.reader)
+    for i in range(len(problems)):
+        torch.testing.assert_close(whole.select(whole.owner == i).hidden[4], stepped[i], atol=1e-4, rtol=1e-4)
+
+    model = OptionLMForCausalLM.of(backbone, lm.plugin)
+    ids = torch.tensor([prompter.prefix + prompts[0] + golds[0][:4]])
+    with torch.inference_mode():
+        mine = model.mixture(stepped[:1])[0]
+        torch.testing.assert_close(model(ids).logits[0, -1], mine, atol=1e-3, rtol=1e-3)
+        start = model(ids[:, :-3], use_cache=True)
+        ended = model(ids[:, -3:], past_key_values=start.past_key_values)
+        torch.testing.assert_close(ended.logits[0, -1], mine, atol=1e-3, rtol=1e-3)
+
+
+def test_stored_texts_are_read_as_the_engine_reads_them(tiny, own_cache):
+    """From what is stored of the layers, with gradients, as in training."""
+    backbone, prompter = tiny.backbone, tiny.prompter
+    problems = tiny.task.problems("sft", 70)
+    plugin = with_reader(backbone, 2)
+    config = ConversionConfig(plugin=plugin.config)
+    store = texts_for(backbone, prompter, problems, config, plugin.reader.layers)
+    prefix = taps_of_prefix(backbone, prompter.prefix, plugin.reader.layers)
+    batch = TextBatch.of(store.some(60, 70))
+    g = read(plugin.reader, batch, prefix)
+    whole = compute_hidden_states(backbone, prompter, problems[60:], 48, plugin.reader)
+    torch.testing.assert_close(g, whole.hidden[:, backbone.hidden_size :], atol=0.05, rtol=0.05)  # stored in bfloat16
+    assert torch.equal(batch.states.gold, whole.gold)
+    g.sum().backward()
+    assert plugin.reader.reads.weight.grad is not None
+
+
+def test_texts_come_whole_and_once_an_epoch(tiny, own_cache):
+    """Equal ones together, weighing as many as they are; of positions of which the backbone is sure, a share."""
+    plugin = with_reader(tiny.backbone, 1)
+    problems = [*tiny.task.problems("sft", 130), *tiny.task.problems("sft", 20)]
+    config = ConversionConfig(plugin=plugin.config)
+    texts = texts_for(tiny.backbone, tiny.prompter, problems, config, plugin.reader.layers)
+    batches = list(text_batches(texts, 200, torch.Generator().manual_seed(0), 1.0))
+    assert sum(len(batch.lengths) for batch in batches) == len({(p.problem, p.solution) for p in problems})
+    total = sum(len(tiny.prompter.encode_solution(p.solution)) for p in problems)
+    assert sum(float(batch.weight.sum()) for batch in batches) == total == texts.num_positions
+    assert all(batch.weight.sum() >= 200 for batch in batches[:-1])
+    assert len(batches) == pytest.approx(num_text_batches(texts, 200), abs=2)
+    owners = torch.cat([batch.states.owner.unique() for batch in batches])
+    assert len(owners.unique()) == len(owners)
+    thinned = list(text_batches(texts, 200, torch.Generator().manual_seed(0), 0.0))
+    assert all((batch.states.entropy >= 0.1).all() for batch in thinned)
+    assert sum(len(batch.lengths) for batch in thinned) == sum(len(batch.lengths) for batch in batches)
+
+
+def test_recomputed_texts_are_the_stored_ones(tiny, own_cache):
+    """`convert.reader_states` changes what is on disk, and nothing else."""
+    plugin = with_reader(tiny.backbone, 1)
+    problems = tiny.task.problems("sft", 40)
+    parts = {}
+    for states in ("stored", "recomputed"):
+        config = ConversionConfig(plugin=plugin.config, reader_states=states)
+        texts = texts_for(tiny.backbone, tiny.prompter, problems, config, plugin.reader.layers)
+        parts[states] = TextBatch.of(texts.some(3, 9))
+    torch.testing.assert_close(parts["stored"].taps, parts["recomputed"].taps, atol=0.02, rtol=0.02)
+    assert torch.equal(parts["stored"].places, parts["recomputed"].places)
+    assert torch.equal(parts["stored"].states.target, parts["recomputed"].states.target)
+
+
+@pytest.mark.parametrize("states", ["stored", "recomputed"])
+def test_a_conversion_with_a_reader(tiny, own_cache, tmp_path, states):
+    """It comes back from disk, says what the reader adds, and its policies read [h; g]."""
+    sizes = PlugInConfig(reader_depth=1, reader_width=24)
+    settings = dict(num_solutions=60, num_heldout=20, epochs=1, prior_epochs=1, batch_size=256, reader_epochs=2)
+    config = ConversionConfig(**settings, reader_states=states, plugin=sizes)
+    plugin = convert(tiny.backbone, tiny.task, config)
+    assert plugin.state_size == tiny.backbone.hidden_size + 24
+    for which in ("with", "without"):
+        assert set(plugin.report["reader"][which]) == {"token_accuracy", "nll"}
+    again = PlugIn.from_pretrained(plugin.path, tiny.backbone)
+    assert again.digest() == plugin.digest()
+    other = copy.deepcopy(plugin)
+    other.reader.reads.weight.data += 1
+    assert other.digest() != plugin.digest()  # a policy that reads another reader's states is told so
+    stored = read_states(tiny.backbone, tiny.prompter, tiny.task.problems("sft", 60, 0), 48, plugin.reader).all()
+    assert stored.hidden.shape[1] == plugin.state_size
+
+
+def test_which_layers_are_read():
+    assert reader_layers(PlugInConfig(), 30) == (12, 18, 24, 30)
+    assert reader_layers(PlugInConfig(), 2) == (1, 2)
+    assert reader_layers(PlugInConfig(reader_layers=[3, 7]), 30) == (3, 7)
+
+
+def test_layers_are_read_only_where_a_reader_asks(tiny):
+    """The body's hooks record nothing for calls that want no layers."""
+    ids = torch.tensor([[5, 6, 7]])
+    from ollm_rl.models.attention import KVCache
+
+    plain = tiny.backbone.hidden(ids, torch.arange(3)[None], KVCache(1, 3))
+    both = tiny.backbone.hidden(ids, torch.arange(3)[None], KVCache(1, 3), reader=Recorder((1, 2)))
+    d = tiny.backbone.hidden_size
+    assert torch.equal(both[..., :d], plain) and torch.equal(
+        both[..., 2 * d :], plain
+    )  # the last is what the head reads
+    with tiny.backbone.tap(()) as found:
+        tiny.backbone.hidden(ids, torch.arange(3)[None], KVCache(1, 3))
+    assert not found
