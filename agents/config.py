@@ -11,16 +11,24 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
 
 
+# Smaller iterations, and more passes over each: ways to make more of an episode.
+SMALL = "problems_per_iteration:8,minibatches:2"
+MORE = f"{{}},{{{SMALL}}},{{{SMALL},num_iterations:4,target_kl:0.05}},{{problems_per_iteration:8,minibatches:4,num_iterations:4,target_kl:0.1}}"
+
+
 @dataclass(frozen=True)
 class AgentConfig(Config):
     """Of an agent without settings."""
 
     section: ClassVar[str] = "agent"
+    default_space: ClassVar[tuple[str, ...]] = ()  # what `tune` tries where nothing else is said
 
 
 @dataclass(frozen=True)
 class GRPOConfig(AgentConfig):
     """Of `agents.grpo.GRPO`, with TRL's names where it has one."""
+
+    default_space: ClassVar[tuple[str, ...]] = ("learning_rate=5e-5,1e-4,3e-4", MORE)
 
     total_episodes: int = setting(4096, "training ends after this many", at_least=1)
     num_generations: int = setting(8, "episodes per problem: the group", at_least=2)
@@ -57,6 +65,8 @@ class GRPOConfig(AgentConfig):
 class ShortlistHeadConfig(GRPOConfig):
     """Of `agents.shortlist_head.ShortlistHead`: GRPO's, and those of the fit to solutions that comes before."""
 
+    default_space: ClassVar[tuple[str, ...]] = ("learning_rate=1e-4,1e-3,3e-3", MORE)
+
     num_solutions: int = setting(ConversionConfig.num_solutions, "solutions that the head is fitted to", at_least=1)
     sft_seed: int = setting(ConversionConfig.seed, "of the solutions", at_least=0, at_most=MOST_SEEDS)
     sft_epochs: int = setting(6, "passes over the solutions", at_least=1)
@@ -70,6 +80,11 @@ class ShortlistHeadConfig(GRPOConfig):
 @dataclass(frozen=True)
 class PPOConfig(AgentConfig):
     """Of `agents.ppo.PPO`, with RLlib's names where it has one."""
+
+    default_space: ClassVar[tuple[str, ...]] = (
+        "learning_rate=1e-4,2e-4,5e-4",
+        "{},{episodes_per_iteration:128},{episodes_per_iteration:64},{episodes_per_iteration:64,num_epochs:8}",
+    )
 
     total_episodes: int = setting(6144, "training ends after this many", at_least=1)
     episodes_per_iteration: int = setting(256, "whole episodes that an update learns from", at_least=1)
@@ -144,6 +159,11 @@ class LoRASFTConfig(AgentConfig):
 @dataclass(frozen=True)
 class LoRAGRPOConfig(LoRASFTConfig):
     """Of `agents.lora_grpo.LoRAGRPO`: TRL's `GRPOTrainer`; names and defaults of the objective are TRL's."""
+
+    default_space: ClassVar[tuple[str, ...]] = (
+        "learning_rate=1e-4,3e-4,1e-3",
+        "{},{minibatches:2},{num_iterations:2},{problems_per_iteration:4}",
+    )
 
     begin: str = setting(
         "sft", "`sft`: from the adapter of lora_sft; `base`: a new one (set num_examples too)", choices=("sft", "base")

@@ -110,7 +110,8 @@ def parsed(key: str, text: str) -> Any:
     if read.is_sweep_override():
         raise ConfigurationError(
             f"{key}={text:.{SHOWN}} holds several values; expected one. train, evaluate, convert and oracle run with each of "
-            "key=a,b; compare takes agents=[...] and seeds=[...]."
+            "key=a,b; compare takes agents=[...] and seeds=[...], tune tries agents with each of "
+            "<agent>.<setting>=a,b."
         )
     return read.value()
 
