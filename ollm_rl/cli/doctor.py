@@ -24,7 +24,7 @@ from ollm_rl.tasks.records import EXAMPLES, Jsonl
 NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")
 PATIENCE_S = 20.0  # of a verdict: a busy machine is no fault of the installation
 MAX_GOLDS, GENERATED_GOLDS = 100_000, 200  # of a split: of a file, all
-OPTIONAL = ("ray", "trl", "peft", "stable-baselines3")
+OPTIONAL = ("ray", "optuna", "trl", "peft", "stable-baselines3")
 
 
 def examine(settings: Settings, out: Console) -> bool:

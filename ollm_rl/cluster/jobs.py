@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import ray
@@ -28,17 +28,7 @@ def side_by_side(jobs: Mapping[Path, Callable[[], object]], rollout: DictConfig)
         WorkerError: a task died, three times.
         the first exception of a job; the others are stopped. Each is a run that can be resumed.
     """
-    alone = not rollout.num_workers
-    wanted = {
-        "CPU": rollout.num_cpus_per_worker if alone else 0.1,
-        "GPU": rollout.num_gpus_per_worker if alone else 0,
-    }
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    start_ray(rollout.address, num_cpus=max(cpus, math.ceil(wanted["CPU"])))
-    there = ray.cluster_resources()
-    if alone and there.get("GPU") and not wanted["GPU"]:
-        log.warning("all runs at once share the GPUs: set rollout.num_gpus_per_worker, 1 for one run a GPU")
-    check_resources(wanted)
+    wanted = begin(rollout)
     task = ray.remote(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=2)(_call)
     waiting = {task.remote(job, os.getcwd(), os.environ.get("OLLM_RL_CACHE")): path for path, job in jobs.items()}
     try:
@@ -50,6 +40,35 @@ def side_by_side(jobs: Mapping[Path, Callable[[], object]], rollout: DictConfig)
     finally:
         for left in waiting:
             ray.cancel(left)
+
+
+def begin(rollout: DictConfig) -> dict[str, float]:
+    """Start or join the cluster; what a task of it asks for: a worker's resources, or little if it has workers of its own.
+
+    Raises:
+        ConfigurationError: no cluster answers, or this machine, which is all of it, has less.
+    """
+    alone = not rollout.num_workers
+    wanted = {
+        "CPU": rollout.num_cpus_per_worker if alone else 0.1,
+        "GPU": rollout.num_gpus_per_worker if alone else 0,
+    }
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    start_ray(rollout.address, num_cpus=max(cpus, math.ceil(wanted["CPU"])))
+    there = ray.cluster_resources()
+    if alone and there.get("GPU") and not wanted["GPU"]:
+        log.warning("all runs at once share the GPUs: set rollout.num_gpus_per_worker, 1 for one run a GPU")
+    check_resources(wanted)
+    return wanted
+
+
+@contextlib.contextmanager
+def at_home(folder: str, cache: str | None) -> Iterator[None]:
+    """In a task, the working directory and the cache directory of the process that sent it, where these exist."""
+    if cache:
+        os.environ["OLLM_RL_CACHE"] = cache
+    with contextlib.chdir(folder) if Path(folder).is_dir() else contextlib.nullcontext():
+        yield
 
 
 def _finish(task: ray.ObjectRef, path: Path) -> None:
@@ -69,7 +88,5 @@ def _finish(task: ray.ObjectRef, path: Path) -> None:
 
 
 def _call(job: Callable[[], object], folder: str, cache: str | None) -> None:
-    if cache:
-        os.environ["OLLM_RL_CACHE"] = cache
-    with contextlib.chdir(folder) if Path(folder).is_dir() else contextlib.nullcontext():
+    with at_home(folder, cache):
         job()

@@ -1,6 +1,7 @@
 """One agent with one seed: trained, evaluated, and its row written."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.experiments.factories import agent_of
 from ollm_rl.session.agent import Agent, declared, store, train
 from ollm_rl.session.base import BaseSession
+from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.opening import open_session, task_of
 
 log = logging.getLogger(__name__)
@@ -51,8 +53,18 @@ class SessionCache:
             self._session.close()
 
 
-def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, learn: bool = True) -> Results:
+def run_trial(
+    settings: Settings,
+    run: Run,
+    sessions: SessionCache,
+    seed: int,
+    learn: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Results:
     """Train (if it learns) and evaluate one agent with one seed; its results, a row, are read if they are already there.
+
+    Args:
+        callbacks: called while it learns.
 
     Raises:
         CheckpointError: it is done, more training is wanted, and the agent cannot go on from where it ended.
@@ -64,7 +76,7 @@ def run_trial(settings: Settings, run: Run, sessions: SessionCache, seed: int, l
         session = sessions.session(settings, seed)
         agent = agent_of(session, settings.config.agent, settings.config.policy)
         problems = session.problems(settings.config.evaluate.split, settings.config.evaluate.num_problems, seed)
-        return _run_trial(settings, run, sessions, seed, learn, session, agent, problems)
+        return _run_trial(settings, run, sessions, seed, learn, session, agent, problems, callbacks)
 
 
 def is_done(path: Path, grown: dict, settings: Settings, learn: bool = True) -> bool:
@@ -97,6 +109,7 @@ def _run_trial(
     session: BaseSession,
     agent: Agent,
     problems: list,
+    callbacks: Sequence[Callback],
 ) -> Results:
     config = settings.config
     run.write_json("conversion.json", session.conversion)
@@ -111,7 +124,7 @@ def _run_trial(
             if begun:
                 sessions.known[begun, seed] = before
         every, n = config.evaluate.every, config.evaluate.every_problems
-        learned = train(agent, run, [EvaluateWhileTraining(every, n)] if every is not None else [])
+        learned = train(agent, run, [*([EvaluateWhileTraining(every, n)] if every is not None else []), *callbacks])
         store(agent, run.path / "policy")
     found = evaluate(session, agent, settings.agent_name, problems, config.evaluate.samples, seed)
     run.save_rollouts("greedy", found.greedy)

@@ -246,6 +246,11 @@ def store(agent: Agent, path: Path) -> None:
         write_description(agent, path, plugin=True)
 
 
+def takes_callbacks(kind: Any) -> bool:
+    """Whether an agent's class can be watched while it learns."""
+    return _takes(kind.learn, "callbacks")
+
+
 def _demand_callbacks(agent: Agent, learn: Callable[..., Any]) -> None:
     if not _takes(learn, "callbacks"):
         raise ConfigurationError(
