@@ -24,7 +24,7 @@ def usage() -> str:
     return (
         f"usage: ollm-rl <command> [group=choice] [key=value ...] [--dry-run]\n\ncommands\n{commands}\n\ngroups\n{groups}\n\n"
         "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
-        "  agents=[...] seeds=[...] for compare\n\n"
+        "  agents=[...] seeds=[...] for compare; agents=[...] <agent>.<setting>=a,b tune.search= for tune\n\n"
         "  key=a,b runs the command with each: agent=grpo,ppo seed=0,1,2\n\n"
         "--dry-run prints the resolved configuration and what it would take."
     )
@@ -66,6 +66,8 @@ def _dispatch(arguments: list[str]) -> None:
     command, overrides = words[0], words[1:]
     if command == "demo" and not any(o.startswith("experiment=") for o in overrides):
         overrides = ["experiment=demo", *overrides]
+    if command == "tune":
+        overrides = tuned_agents(overrides)
     jobs = combinations(overrides) if command in SWEPT else [overrides]
     if len(jobs) > 1 and "--dry-run" not in flags:
         results = gather(run_all(command, jobs, lambda name, settings, given: COMMANDS[name](settings, given)))
@@ -73,7 +75,7 @@ def _dispatch(arguments: list[str]) -> None:
             out.print(results.table().to_rich())
         return
     overrides = jobs[0]
-    if command in ("compare", "demo"):
+    if command in ("compare", "demo", "tune"):
         from ollm_rl.experiments.overrides import shared
 
         if any(o.startswith(("agent=", "agent._target_=")) for o in overrides):
@@ -88,7 +90,24 @@ def _dispatch(arguments: list[str]) -> None:
         from ollm_rl.cli.estimate import print_estimate
 
         print_estimate(settings, out)
+        if command == "tune":
+            from ollm_rl.experiments.tuning_plan import plan_of
+
+            plan = plan_of(overrides, settings)
+            for name in plan.axes:
+                out.print(f"{name}: {plan.size(name)} settings of {plan.config.episodes} episodes", highlight=False)
         return
     if command != "doctor":
         preflight(settings)
     COMMANDS[command](settings, overrides)
+
+
+def tuned_agents(overrides: list[str]) -> list[str]:
+    """`agent=a` and `agent=a,b` as `agents=[a,b]`; without either, and without an experiment that has some, that of `train`."""
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        single = key == "agent._target_" or (key == "agent" and not value.startswith("{"))
+        found.append(f"agents=[{value}]" if single else override)
+    given = any(o.startswith(("agents=", "experiment=")) for o in found)
+    return found if given else ["agents=[grpo]", *found]

@@ -1,4 +1,4 @@
-"""The commands: `train`, `evaluate`, `oracle`, `compare`, `demo`, `convert`, `inspect`, `doctor`; the same overrides for all of them."""
+"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `doctor`; the same overrides for all of them."""
 
 import json
 import logging
@@ -105,6 +105,24 @@ def compare(settings: Settings, overrides: list[str], command: str = "compare") 
     run.close()
 
 
+def tune(settings: Settings, overrides: list[str]) -> None:
+    """try settings of agents=[...] with equal budgets: <agent>.<setting>=a,b or interval(low,high)"""
+    from ollm_rl.experiments.tune import TUNE, tuning_table
+    from ollm_rl.experiments.tune import tune as try_all
+    from ollm_rl.experiments.tuning_plan import plan_of
+    from ollm_rl.report.plots import draw_tuning
+
+    plan = plan_of(overrides, settings)
+    run = _run(plan.settings, "tune")
+    result = try_all(plan, run, overrides)
+    plot = draw_tuning(result, run.path / "plots")
+    out.print(tuning_table(result).to_rich())
+    for agent, best in result["overrides"].items():
+        out.print(f"best of {agent}: {' '.join(best) or 'its defaults'}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"results: {run.path / TUNE}\nplot:    {plot}", soft_wrap=True)
+    run.close()
+
+
 def demo(settings: Settings, overrides: list[str]) -> None:
     """the main job: every agent and the oracle on SmolLM2"""
     compare(settings, overrides, "demo")
@@ -147,7 +165,7 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
-    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, inspect, doctor)
+    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, doctor)
 }
 
 

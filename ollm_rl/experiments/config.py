@@ -1,9 +1,11 @@
-"""Settings of comparisons. Imports no torch."""
+"""Settings of comparisons and of tuning. Imports no torch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.tasks.base import SPLITS
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,42 @@ class ComparisonConfig(Config):
                 raise ConfigurationError(
                     f"{name}=[{','.join(map(str, values))}] has {again[0]} twice; expected each once"
                 )
+
+
+SEARCHES = ("grid", "coordinate", "random", "optuna")
+METRICS = ("avg@k", "pass@k", "maj@k", "accuracy", "area")
+
+
+@dataclass(frozen=True)
+class TuneConfig(Config):
+    """What `tune` tries, and what for (docs/tuning.md)."""
+
+    section: ClassVar[str] = "tune"
+
+    space: list[str] = setting(
+        [], "<agent>.<setting>=a,b and the like, as on the command line; empty: the agents' default spaces"
+    )
+    search: str = setting(
+        "grid",
+        "grid: every combination; coordinate: one setting after the other, each at the best of those before; random; optuna",
+        choices=SEARCHES,
+    )
+    num_samples: int = setting(12, "settings of each agent that random and optuna try", at_least=1)
+    episodes: int = setting(384, "training episodes of each trial, rounded up to whole iterations", at_least=1)
+    split: str = setting("tune", "where the problems come from that count", choices=SPLITS)
+    num_problems: int = setting(100, "problems, one greedy answer each", at_least=1)
+    samples: int = setting(4, "sampled answers per problem: k of avg@k, pass@k and maj@k", at_least=0)
+    metric: str = setting("avg@k", "by which the best is chosen; area: mean training reward", choices=METRICS)
+    early_stopping: bool = setting(False, "stop trials by their training reward (Ray's ASHA)")
+    grace_episodes: int = setting(128, "training episodes before which none is stopped", at_least=1)
+    reduction_factor: int = setting(3, "one in so many goes on from where trials are stopped", at_least=2)
+    max_concurrent: int | None = setting(None, "trials at once; null: as many as there is room for", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.samples and "@" in self.metric:
+            raise self.refuse("samples", f"at least 1, which tune.metric={self.metric} is of")
+        if self.early_stopping and self.grace_episodes >= self.episodes:
+            raise self.refuse(
+                "grace_episodes", f"fewer than tune.episodes={self.episodes}, if trials are to be stopped early"
+            )

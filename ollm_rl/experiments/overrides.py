@@ -83,7 +83,7 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
             if override in given:
                 raise ConfigurationError(f"{override}: the comparison has no agent '{owner}', only {', '.join(names)}")
             continue  # of the experiment, for an agent that takes no part this time
-        known = {n: _settings_of(n) for n in (names if owner == "agent" else [owner])}
+        known = {n: agent_settings(n) for n in (names if owner == "agent" else [owner])}
         if key not in (k for keys in known.values() for k in keys):
             raise ConfigurationError(
                 f"unknown key '{owner}.{key}': none of the agents {', '.join(known)} has it."
@@ -95,7 +95,12 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
 
 
 @cache
-def _settings_of(name: str) -> list[str]:
+def agent_settings(name: str) -> list[str]:
+    """The settings that an agent has.
+
+    Raises:
+        ConfigurationError: there is no such agent.
+    """
     if name in members("agent"):
         return [k for k in compose([f"agent={name}"]).config.agent if k != "_target_"]
     if "." in name:

@@ -1,6 +1,6 @@
 """The plots of a run: learning curves, solved share against budget, and where the gaps between agents are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -252,3 +252,42 @@ def _gap(results: Results, folder: Path, rows: Sequence[AgentRow], field: str) -
     axes.set_title(f"Where is the headroom? {results.backbone} on {results.task}, by {field}", fontsize=11)
     _legend(axes)
     return _save(figure, folder / f"by_{field}.png")
+
+
+def draw_tuning(result: Mapping[str, Any], folder: Path) -> Path:
+    """Draw `tune.png`: the sampled accuracy of every trial of a tuning, or the greedy one if nothing was sampled, best first.
+
+    Args:
+        result: what `tune.json` has.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(exist_ok=True)
+    figure_of = f"avg@{result['samples']}" if result["samples"] else "accuracy"
+    rows = [row for row in result["rows"] if row.get(figure_of) is not None]
+    colours = {agent: PALETTE[i % len(PALETTE)] for i, agent in enumerate(result["best"])}
+    rows.sort(key=lambda row: ([*colours].index(row["agent"]), -row[figure_of]))
+    from matplotlib import pyplot as plt
+
+    labels = [", ".join(f"{k}={v}" for k, v in row["settings"].items()) or "defaults" for row in rows]
+    width = 7.0 + 0.055 * max(map(len, labels), default=0)
+    figure, axes = plt.subplots(figsize=(width, 0.28 * len(rows) + 1.5), dpi=130, layout="constrained")
+    for y, row in enumerate(rows):
+        colour, best = colours[row["agent"]], row["settings"] == result["best"][row["agent"]]
+        if (interval := row.get(f"{figure_of}_ci95")) is not None:
+            axes.plot(interval, [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+        axes.plot([row[figure_of]], [y], "*" if best else "o", color=colour, markersize=13 if best else 7)
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    for agent, colour in colours.items():
+        axes.plot([], [], "o", color=colour, label=agent)
+    axes.set(
+        xlim=(0, 1.02),
+        xlabel=f"{figure_of} on split {result['split']}, n = {result['n']}, 95% intervals (star: chosen)",
+    )
+    axes.grid(alpha=0.25, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"Tuning: {result['backbone']} on {result['task']}, {result['episodes']} episodes each", fontsize=11)
+    _legend(axes)
+    return _save(figure, folder / "tune.png")
