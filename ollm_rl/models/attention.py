@@ -173,7 +173,8 @@ def attend(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     scaling = dim**-0.5 if scaling is None else scaling
-    span, prefix = kv.span, kv.prefix_length
+    # A reader's blocks look at the row's own tokens only: the prefix has no keys for them.
+    span, prefix = kv.span, kv.prefix_length if kv.prefix is not None and layer in kv.prefix.keys else 0
 
     # All query heads of one key head stand together, so that each product is one batched matrix product. Queries are
     # scaled, for there are fewer than scores; scores keep the products' precision up to the softmax.

@@ -32,7 +32,7 @@ class StatesReader(Protocol):
 
     @property
     def layers(self) -> Sequence[int]:
-        """Which: 1 is the first layer's output, the number of layers what the head reads."""
+        """Which: 0 is what enters the first layer, 1 its output, the number of layers what the head reads."""
 
     def __call__(self, taps: list[Tensor], positions: Tensor) -> Tensor:
         """States (n, t, r) for those of the layers, each (n, t, d), at positions (n, t) that count from the text's start."""
@@ -157,7 +157,11 @@ class Backbone:
                 "Set plugin.reader_depth=0."
             )
         for layer in layers - self._tapped:
-            stacks[0][layer - 1].register_forward_hook(self._recorder(layer))
+            if layer:
+                stacks[0][layer - 1].register_forward_hook(self._recorder(layer))
+            else:
+                first = stacks[0][0]
+                first.register_forward_pre_hook(self._taker(), with_kwargs=True)
             self._tapped.add(layer)
 
     def _recorder(self, layer: int) -> Any:
@@ -167,6 +171,14 @@ class Backbone:
                 found[layer] = output[0] if isinstance(output, tuple) else output
 
         return record
+
+    def _taker(self) -> Any:
+        def take(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
+            found = getattr(self._taps, "found", None)
+            if found is not None:
+                found[0] = given[0] if given else named["hidden_states"]
+
+        return take
 
     @torch.inference_mode()
     def hidden(
@@ -353,11 +365,11 @@ def describe(backbone: Backbone) -> str:
     return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits"
 
 
-def prefill_prefix(backbone: Backbone, tokens: list[int], reader: StatesReader | None = None) -> KVCache | None:
-    """Keys and values of the tokens that all prompts share, those of `reader` among them."""
+def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:
+    """Keys and values of the tokens that all prompts share."""
     if not tokens:
         return None
     cache = KVCache(1, len(tokens))
     ids = torch.tensor([tokens], device=backbone.device)
-    backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache, reader=reader)
+    backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache)
     return cache

@@ -136,6 +136,7 @@ def _converted(
         report["reader"] = read
     report |= {"objective": config.objective, "num_solutions": len(train), "seconds": time.monotonic() - start}
     plugin.report, plugin.path = report, path
+    plugin.prefix = prompter.prefix if reader is not None else []
     plugin.save_pretrained(path)
     shutil.rmtree(keep, ignore_errors=True)
     us.wait()

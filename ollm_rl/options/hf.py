@@ -191,7 +191,17 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
 
         states = out.last_hidden_state
         taps = [found.get(layer, states).to(states.device) for layer in reader.layers]
-        return out, torch.cat([states, reader(taps, at.expand(len(states), -1), attention).to(states.dtype)], -1)
+        at = at.expand(len(states), -1)
+        read = reader(taps, at, attention, self._in_prefix(body["input_ids"], at))
+        return out, torch.cat([states, read.to(states.dtype)], -1)
+
+    def _in_prefix(self, ids: Tensor | None, positions: Tensor) -> Tensor | None:
+        """(n, t) whether each token is the one that all texts of the conversion had at its position, as far as that is known."""
+        if ids is None or not self.plugin.prefix:
+            return None
+        known = torch.tensor(self.plugin.prefix, device=ids.device)
+        inside = positions < len(known)
+        return inside & (known[positions.clamp(0, len(known) - 1)] == ids)
 
     def mixture(self, hidden: Tensor) -> Tensor:
         """log sum_z pi0(z | h) p(x | h, z) for states (n, s): (n, vocab) float32, or float64 if they are."""

@@ -358,7 +358,7 @@ def compute_hidden_states(
     batch_tokens: int = 1024,
 ) -> HiddenStates:
     """Run all pairs through the body, and `reader`: the shared prefix once, and equal pairs once. In the backbone's precision."""
-    prefix = prefill_prefix(backbone, prompter.prefix, reader)
+    prefix = prefill_prefix(backbone, prompter.prefix)
     with track("hidden states", total=len(problems), unit="solutions") as bar:
         texts = texts_of(backbone, prompter, prefix, problems, shortlist, reader, batch_tokens, bar)
     states = joined([t.states for t in texts])

@@ -92,6 +92,7 @@ class PlugIn(nn.Module):
 
     Attributes:
         state_size: columns of the states that encoder, decoder, prior, policies and environments read.
+        prefix: tokens that all texts of the conversion began with, which its reader does not look at.
         path: the directory that it was read from, if any.
         report: what `conversion.json` there says of its quality: `coverage`, `distinct_tokens` and the like, each for `all` and
             for `uncertain` positions of held-out solutions.
@@ -121,7 +122,7 @@ class PlugIn(nn.Module):
         self.encoder = self.new_encoder()
         self.prior = self.new_prior()
         self.register_buffer("token_scale", torch.ones(()))
-        self.reader = None
+        self.reader, self.prefix = None, list[int]()
         if config.reader_depth:
             if geometry is None:
                 raise ConfigurationError(
@@ -191,7 +192,7 @@ class PlugIn(nn.Module):
         names = ("hidden_size", "backbone", "revision", "fingerprint")
         facts: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.reader is not None:
-            facts["geometry"] = asdict(self.reader.geometry)
+            facts |= {"geometry": asdict(self.reader.geometry), "prefix": self.prefix}
         (path / "plugin.json").write_text(json.dumps({**facts, "config": asdict(self.config)}, indent=2) + "\n")
         if self.report:
             (path / REPORT).write_text(json.dumps(self.report, indent=2) + "\n")
@@ -227,7 +228,7 @@ class PlugIn(nn.Module):
             facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"), geometry
         )
         plugin.load_state_dict(load_file(path / "plugin.safetensors"))
-        plugin.path = path
+        plugin.path, plugin.prefix = path, facts.get("prefix") or []
         if (path / REPORT).is_file():
             plugin.report = json.loads((path / REPORT).read_text())
         return plugin.to(backbone.device).eval() if backbone is not None else plugin.eval()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.models.attention import KVCache
-from ollm_rl.models.backbone import Backbone, load_backbone, prefill_prefix
+from ollm_rl.models.backbone import Backbone, load_backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.modules import PlugIn, canonical, checkpoint_dir
 
@@ -88,10 +88,6 @@ class OptionLM:
     ) -> Tensor:
         """What the plug-in and policies read, (n, t, s), after new tokens; arguments as in `Backbone.hidden`."""
         return self.backbone.hidden(tokens, positions, kv, rows, span, self.reader)
-
-    def prefill_prefix(self, tokens: list[int]) -> KVCache | None:
-        """Keys and values of the tokens that all prompts share."""
-        return prefill_prefix(self.backbone, tokens, self.reader)
 
     @torch.inference_mode()
     def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:

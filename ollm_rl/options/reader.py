@@ -5,6 +5,9 @@ values of the backbone's layers, where a net on the last state does not reach. T
 position it takes the states of a few layers, and its blocks look back at those of all earlier positions. Its output g_t stands
 beside h_t wherever the plug-in, a policy or an environment reads states.
 
+It looks at the text itself, the problem and its solution so far, and not at the solved examples that all prompts share: with
+them it learns worse (docs/log.md).
+
 Keys and values have the shape that the backbone's have, so that each block is one more layer in any cache of the
 backbone. Rotary positions (Su et al. 2021, arXiv 2104.09864); blocks are normalised first (RMSNorm; Zhang and Sennrich 2019).
 """
@@ -22,6 +25,7 @@ from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.standardize import Standardize
 
 ROTARY_BASE = 10_000.0
+IGNORED = -1e4  # what is added to the scores of a key that is not looked at
 
 # (block, query (n, heads, t, e), key, value (n, kv_heads, t, e)) -> (n, t, heads * e): attention to all that came before
 Attention = Callable[["Block", Tensor, Tensor, Tensor], Tensor]
@@ -61,13 +65,19 @@ class Block(nn.Module):
         self.between = nn.RMSNorm(width)
         self.net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+    def forward(
+        self, x: Tensor, turns: tuple[Tensor, Tensor], attention: Attention, ignored: Tensor | None = None
+    ) -> Tensor:
         n, t, _ = x.shape
         seen = self.before(x)
         query, key, value = (
             layer(seen).view(n, t, -1, self.head_dim).transpose(1, 2) for layer in (self.asks, self.keys, self.values)
         )
         query, key = (turned(each, *turns).to(value.dtype) for each in (query, key))
+        # The last number of each key says whether it is looked at: so does any cache that holds it.
+        mark = key.new_zeros(n, 1, t, 1) if ignored is None else ignored[:, None, :, None].to(key.dtype) * IGNORED
+        query = torch.cat([query[..., :-1], torch.full_like(query[..., :1], self.head_dim**0.5)], -1)
+        key = torch.cat([key[..., :-1], mark.expand(-1, self.kv_heads, -1, -1)], -1)
         found = attention(self, query, key, value)
         x = x + F.dropout(self.joins(found), self.dropout, self.training)
         added: Tensor = F.dropout(self.net(self.between(x)), self.dropout, self.training)
@@ -97,17 +107,24 @@ class Reader(nn.Module):
         self.input_dropout = 0.0
         self.folded: tuple[Tensor, Tensor] | None = None  # of a frozen one: weight and bias that standardise too
 
-    def forward(self, taps: list[Tensor], positions: Tensor, attention: Attention | None = None) -> Tensor:
+    def forward(
+        self,
+        taps: list[Tensor],
+        positions: Tensor,
+        attention: Attention | None = None,
+        ignored: Tensor | None = None,
+    ) -> Tensor:
         """g (n, t, r) for states of the layers, each (n, t, d), at positions (n, t) that count from the text's start.
 
         Args:
             attention: how blocks look back; by default through the engine's cache, inside of `KVCache.call`.
+            ignored: (n, t) tokens that no block looks at, now or later; by default none.
         """
         dtype = self.norm.weight.dtype
         x = F.dropout(self._taken_in(torch.cat(taps, -1)), self.input_dropout, self.training).to(dtype)
         turns = rotary(positions, self.geometry.head_dim, dtype)
         for block in self.blocks:
-            x = block(x, turns, attention or through_cache)
+            x = block(x, turns, attention or through_cache, ignored)
         g: Tensor = self.norm(x)
         return g
 
@@ -143,6 +160,6 @@ def reader_layers(config: PlugInConfig, num_layers: int) -> tuple[int, ...]:
 
 
 def through_cache(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention to the shared prefix and the row's own tokens in the cache of the engine's call."""
+    """Attention to the row's own tokens in the cache of the engine's call."""
     out, _ = attend(block, query, key, value, None)
     return out.flatten(2)

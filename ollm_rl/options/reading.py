@@ -21,14 +21,12 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
-from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_states import (
     SHARD,
     HiddenStates,
     HiddenStore,
-    Recorder,
     are_stored,
     blocks,
     cached_hidden_states,
@@ -57,31 +55,20 @@ FIT_TEXTS = 256  # that the mean and deviation of the layers' states are taken f
 
 
 class WholeTexts:
-    """Attention of texts, one behind the other, each to itself and to the prefix that all share; in memory, with gradients.
+    """Attention of texts, one behind the other, each to itself; in memory, with gradients.
 
     Args:
         lengths: tokens of each text.
-        past: keys and values of the prefix, by layer.
-
-    Attributes:
-        seen: keys and values of the texts, by layer.
     """
 
-    def __init__(self, lengths: list[int], past: dict[int, tuple[Tensor, Tensor]] | None = None):
-        self.count, self.longest, self.past = len(lengths), max(lengths), past or {}
+    def __init__(self, lengths: list[int]):
+        self.count, self.longest = len(lengths), max(lengths)
         self.rows = torch.arange(self.count).repeat_interleave(torch.tensor(lengths))
         self.columns = torch.cat([torch.arange(length) for length in lengths])
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        self.seen[block.layer_idx] = key, value
         query, key, value = (self._side_by_side(each) for each in (query, key, value))
-        if block.layer_idx in self.past:
-            old_key, old_value = (part.expand(self.count, -1, -1, -1) for part in self.past[block.layer_idx])
-            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
-        before = key.shape[2] - self.longest
-        allowed = torch.ones(self.longest, key.shape[2], dtype=torch.bool, device=key.device).tril(before)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=True)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return out.transpose(1, 2)[self.rows, self.columns].flatten(1)[None]
 
     def _side_by_side(self, x: Tensor) -> Tensor:
@@ -91,26 +78,11 @@ class WholeTexts:
         return grid.transpose(1, 2)
 
 
-def read(reader: Reader, batch: TextBatch, prefix: Tensor | None) -> Tensor:
-    """g (N, r) at the positions of a batch; `prefix` (p, m d): what the layers gave for the tokens that all texts share."""
-    before, past = 0, None
-    if prefix is not None:
-        before = len(prefix)
-        attention = WholeTexts([before])
-        reader([prefix[None]], torch.arange(before, device=prefix.device)[None], attention)
-        past = attention.seen
-    attention = WholeTexts(batch.lengths, past)
-    positions = (before + attention.columns).to(batch.taps.device)
-    return reader([batch.taps[None]], positions[None], attention)[0, batch.places.to(batch.taps.device)]
-
-
-def taps_of_prefix(backbone: Backbone, tokens: list[int], layers: Sequence[int]) -> Tensor | None:
-    """What the layers give for the tokens that all prompts share: (p, m d) bfloat16, as texts are stored."""
-    if not tokens:
-        return None
-    ids, at = torch.tensor([tokens], device=backbone.device), torch.arange(len(tokens), device=backbone.device)[None]
-    states = backbone.hidden(ids, at, KVCache(1, len(tokens)), reader=Recorder(layers))
-    return states[0, :, backbone.hidden_size :].bfloat16().clone()
+def read(reader: Reader, batch: TextBatch) -> Tensor:
+    """g (N, r) at the positions of a batch."""
+    attention = WholeTexts(batch.lengths)
+    g = reader([batch.taps[None]], attention.columns.to(batch.taps.device)[None], attention)
+    return g[0, batch.places.to(batch.taps.device)]
 
 
 class Guess(nn.Module):
@@ -199,7 +171,6 @@ def _trained(
     train, heldout = texts
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        prefix = taps_of_prefix(backbone, prompter.prefix, reader.layers)
         plain = Guess(backbone, None, config.plugin.decoder_width)
         with_reader = Guess(backbone, reader, config.plugin.decoder_width)
         some = train.some(0, FIT_TEXTS)
@@ -208,21 +179,19 @@ def _trained(
             guess.standardize.fit(torch.cat([text.states.hidden for text in some]))
             guess.to(backbone.device)
         steps = num_text_batches(train, size)
+        _train_guess(backbone, with_reader, lambda g: text_batches(train, size, g, keep), steps, config, progress)
+        found = {"with": _worth(backbone, with_reader, in_order(heldout))}
         _train_guess(
-            backbone, with_reader, prefix, lambda g: text_batches(train, size, g, keep), steps, config, progress
-        )
-        found = {"with": _worth(backbone, with_reader, prefix, in_order(heldout))}
-        _train_guess(
-            backbone, plain, None, lambda g: (TextBatch.plain(part) for _, part in shuffled(stores[0], size, g, keep)),
+            backbone, plain, lambda g: (TextBatch.plain(part) for _, part in shuffled(stores[0], size, g, keep)),
             num_batches(stores[0], size, keep), config, Progress(),
         )  # fmt: skip
-        found["without"] = _worth(backbone, plain, None, map(TextBatch.plain, blocks(stores[1])))
+        found["without"] = _worth(backbone, plain, map(TextBatch.plain, blocks(stores[1])))
     check_weights("the reader", reader, REMEDY)
     return found
 
 
 def _train_guess(
-    backbone: Backbone, guess: Guess, prefix: Tensor | None, epoch_of: Callable[[torch.Generator], Iterable[TextBatch]],
+    backbone: Backbone, guess: Guess, epoch_of: Callable[[torch.Generator], Iterable[TextBatch]],
     per_epoch: int, config: ConversionConfig, progress: Progress,
 ) -> None:  # fmt: skip
     """Cross-entropy on the batches that `epoch_of` gives for every epoch, about `per_epoch` of them."""
@@ -238,7 +207,7 @@ def _train_guess(
     with track(name, epochs * per_epoch, "steps", done=done * per_epoch) as bar:
         for epoch in range(done, epochs):
             for batch in epoch_of(generator):
-                loss, size = _loss(backbone, guess, batch, prefix)
+                loss, size = _loss(backbone, guess, batch)
                 step(loss + config.bias_penalty * size, optimizer, schedule)
                 bar.advance(1, f"loss {loss.item():.3f}")
                 if bar.done % LOG_EVERY == 0:
@@ -247,34 +216,30 @@ def _train_guess(
     guess.eval()
 
 
-def _logits(
-    backbone: Backbone, guess: Guess, batch: TextBatch, prefix: Tensor | None
-) -> tuple[Tensor, Tensor, HiddenStates]:
+def _logits(backbone: Backbone, guess: Guess, batch: TextBatch) -> tuple[Tensor, Tensor, HiddenStates]:
     """The guess's logits (N, S + 1), its biases (N, 1, d), and the positions on the device."""
     states = moved(batch.states, backbone.device)
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16):
         g = None
         if guess.reader is not None:
-            g = read(guess.reader, replace(batch, taps=batch.taps.to(backbone.device)), prefix)
+            g = read(guess.reader, replace(batch, taps=batch.taps.to(backbone.device)))
         biases = guess(states.hidden, g)
     return shortlist_logits(backbone, states)(biases)[:, 0], biases, states
 
 
-def _loss(backbone: Backbone, guess: Guess, batch: TextBatch, prefix: Tensor | None) -> tuple[Tensor, Tensor]:
-    logits, biases, states = _logits(backbone, guess, batch, prefix)
+def _loss(backbone: Backbone, guess: Guess, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    logits, biases, states = _logits(backbone, guess, batch)
     weight = batch.weight.to(logits.device)
     losses = F.cross_entropy(logits, states.target, reduction="none")
     return (losses * weight).sum() / weight.sum(), bias_size(states, biases)
 
 
 @torch.no_grad()
-def _worth(
-    backbone: Backbone, guess: Guess, prefix: Tensor | None, batches: Iterable[TextBatch]
-) -> dict[str, dict[str, float]]:
+def _worth(backbone: Backbone, guess: Guess, batches: Iterable[TextBatch]) -> dict[str, dict[str, float]]:
     """Token accuracy and cross-entropy of the guess on whole batches, for `all` and `uncertain` positions."""
     right, losses, entropy = [], [], []
     for batch in batches:
-        logits, _, states = _logits(backbone, guess, batch, prefix)
+        logits, _, states = _logits(backbone, guess, batch)
         right.append((logits.argmax(-1) == states.target).float().cpu())
         losses.append(F.cross_entropy(logits, states.target, reduction="none").cpu())
         entropy.append(states.entropy.cpu())
@@ -304,8 +269,7 @@ def read_states(
         mine = [i for i in missing if i % us.count == us.index]
         if mine:
             folder.mkdir(exist_ok=True)
-            kv = None if tapped else prefill_prefix(backbone, prompter.prefix, frozen)
-            prefix = taps_of_prefix(backbone, prompter.prefix, frozen.layers) if tapped else None
+            kv = None if tapped else prefill_prefix(backbone, prompter.prefix)
             with track("reading", sum(min(SHARD, store.num_texts - i * SHARD) for i in mine), "solutions") as bar:
                 for i in mine:
                     span = range(i * SHARD, min((i + 1) * SHARD, store.num_texts))
@@ -313,9 +277,7 @@ def read_states(
                     if tapped:
                         for at in range(span.start, span.stop, 64):
                             batch = TextBatch.of(store.some_texts(at, min(at + 64, span.stop)))
-                            parts.append(
-                                read(frozen, replace(batch, taps=batch.taps.to(backbone.device)), prefix).cpu()
-                            )
+                            parts.append(read(frozen, replace(batch, taps=batch.taps.to(backbone.device))).cpu())
                             bar.advance(min(64, span.stop - at))
                     else:
                         texts = texts_of(

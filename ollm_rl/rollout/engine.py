@@ -124,7 +124,7 @@ class RolloutEngine:
         self.eos_ids = self.backbone.eos_ids
         self.profiler = Profiler(config.profile)
         self.check_room(1)
-        self.prefix = lm.prefill_prefix(prompter.prefix)
+        self.prefix = prefill_prefix(self.backbone, prompter.prefix)
         self._allocate(config.max_prompt_tokens)
         self.num_tokens = 0
         self.clear()
@@ -132,7 +132,7 @@ class RolloutEngine:
     def refresh(self) -> None:
         """Forget everything that was computed with the weights that the backbone had before; active rows are lost."""
         self.clear()
-        self.prefix = self.lm.prefill_prefix(self.prompter.prefix)
+        self.prefix = prefill_prefix(self.backbone, self.prompter.prefix)
         self._allocate(self.kv.capacity - self.max_new_tokens)
 
     def _allocate(self, max_prompt_tokens: int) -> None:

@@ -31,7 +31,8 @@ def test_log_likelihood_is_the_direct_sum_over_z_in_float64(tiny):
         if plugin.reader:
             taps = [found.get(layer, hidden) for layer in plugin.reader.layers]
             positions = torch.arange(ids.shape[1])[None]
-            hidden = torch.cat([hidden, plugin.reader(taps, positions, WholeTexts([ids.shape[1]]))], -1)
+            ignored = model._in_prefix(ids, positions)  # the first token begins all prompts
+            hidden = torch.cat([hidden, plugin.reader(taps, positions, WholeTexts([ids.shape[1]]), ignored)], -1)
         hidden = hidden[0, :-1]
         log_likelihood = 0.0
         for h, x in zip(hidden, ids[0, 1:], strict=True):

@@ -13,7 +13,7 @@ from ollm_rl.options.hidden_states import Recorder, compute_hidden_states
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.reader import reader_layers
-from ollm_rl.options.reading import read, read_states, taps_of_prefix, texts_for
+from ollm_rl.options.reading import read, read_states, texts_for
 from ollm_rl.options.sequences import TextBatch, num_text_batches, text_batches
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.tasks import ChainSum
@@ -40,6 +40,7 @@ def test_every_way_gives_the_same_states(backbone, depth):
     """Prefill, decode steps, forks, whole texts in memory, and the model of transformers."""
     prompter = Prompter.for_task(backbone, TASK)
     lm = OptionLM(backbone, with_reader(backbone, depth))
+    lm.plugin.prefix = prompter.prefix
     problems = TASK.problems("sft", 3)
     engine = RolloutEngine(lm, prompter, num_slots=6, max_new_tokens=60)
     prompts = [prompter.encode(p) for p in problems]
@@ -68,6 +69,11 @@ def test_every_way_gives_the_same_states(backbone, depth):
         start = model(ids[:, :-3], use_cache=True)
         ended = model(ids[:, -3:], past_key_values=start.past_key_values)
         torch.testing.assert_close(ended.logits[0, -1], mine, atol=1e-3, rtol=1e-3)
+        padded = torch.cat([ids.new_zeros(1, 2), ids], 1)  # the prefix is known again wherever it begins
+        seen = (torch.arange(padded.shape[1]) >= 2).long()[None]
+        at = (seen.cumsum(-1) - 1).clamp_min(0)
+        left = model(padded, attention_mask=seen, position_ids=at)
+        torch.testing.assert_close(left.logits[0, -1], mine, atol=1e-3, rtol=1e-3)
 
 
 def test_stored_texts_are_read_as_the_engine_reads_them(tiny, own_cache):
@@ -77,9 +83,8 @@ def test_stored_texts_are_read_as_the_engine_reads_them(tiny, own_cache):
     plugin = with_reader(backbone, 2)
     config = ConversionConfig(plugin=plugin.config)
     store = texts_for(backbone, prompter, problems, config, plugin.reader.layers)
-    prefix = taps_of_prefix(backbone, prompter.prefix, plugin.reader.layers)
     batch = TextBatch.of(store.some(60, 70))
-    g = read(plugin.reader, batch, prefix)
+    g = read(plugin.reader, batch)
     whole = compute_hidden_states(backbone, prompter, problems[60:], 48, plugin.reader)
     torch.testing.assert_close(g, whole.hidden[:, backbone.hidden_size :], atol=0.05, rtol=0.05)  # stored in bfloat16
     assert torch.equal(batch.states.gold, whole.gold)
