@@ -132,7 +132,9 @@ class Reader(nn.Module):
         """`reads` of the standardised states, as one product: the states are many and wide, the weights few."""
         if self.folded is None:
             scaled = self.reads.weight / self.standardize.std
-            return F.linear(taps.to(scaled.dtype), scaled, self.reads.bias - scaled @ self.standardize.mean)
+            if not torch.is_autocast_enabled(taps.device.type):  # it would take them back to what they are
+                taps = taps.to(scaled.dtype)
+            return F.linear(taps, scaled, self.reads.bias - scaled @ self.standardize.mean)
         return F.linear(taps.to(self.folded[0].dtype), *self.folded)
 
     def dropout(self, share: float) -> None:

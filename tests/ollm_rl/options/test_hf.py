@@ -71,7 +71,9 @@ def random_option_lm(request):
     backbone = random_backbone(request.param)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        sizes = PlugInConfig(num_options=3, decoder_width=16, encoder_width=16, prior_width=16, shortlist=20)
+        sizes = PlugInConfig(
+            num_options=3, decoder_width=16, encoder_width=16, prior_width=16, shortlist=20, reader_depth=2
+        )
         return OptionLMForCausalLM.of(backbone, PlugIn.beside(backbone, sizes))
 
 
