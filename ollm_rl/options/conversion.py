@@ -1,7 +1,7 @@
 r"""Conversion: training a plug-in on the hidden states of (problem, solution) pairs.
 
-`convert` finds a plug-in in the cache or makes it. Two phases (`ollm_rl.options.training`), both on cached hidden states
-and on a shortlist, so the backbone's body does not run.
+`convert` finds a plug-in in the cache or makes it. If it is to have a reader, that is trained first (`ollm_rl.options.reader_training`).
+Then two phases (`ollm_rl.options.training`), both on cached states and on a shortlist, so the backbone's body does not run.
 
 1. Decoder, encoder and prior learn by one of the objectives of `ollm_rl.options.objectives`, while options are kept to their
    shortlists (`ollm_rl.options.shortlist_loss`). Options that collapse, so that a choice between them means nothing, are noticed
@@ -30,7 +30,8 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.modules import REPORT, PlugIn
 from ollm_rl.options.optimization import Progress
 from ollm_rl.options.quality import COLLAPSED, measure
-from ollm_rl.options.reading import cached_reader, read_states
+from ollm_rl.options.reader_training import cached_reader
+from ollm_rl.options.reading import read_states
 from ollm_rl.options.training import convert as train_plugin
 from ollm_rl.tasks import SPLITS, Problem, Task
 from ollm_rl.tasks.prompts import Prompter

@@ -13,7 +13,8 @@ from ollm_rl.options.hidden_states import Recorder, compute_hidden_states
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.reader import reader_layers
-from ollm_rl.options.reading import read, read_states, texts_for
+from ollm_rl.options.reader_training import texts_for
+from ollm_rl.options.reading import read, read_states
 from ollm_rl.options.sequences import TextBatch, num_text_batches, text_batches
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.tasks import ChainSum
