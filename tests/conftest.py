@@ -28,11 +28,12 @@ REAL_CACHE = cache_dir()  # before tests redirect it: the real model is download
 DEPTH = int(os.environ.get("READER_DEPTH", 1))
 QUICK = ConversionConfig(
     num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, reader_epochs=2, batch_size=256,
-    plugin=PlugInConfig(reader_depth=DEPTH),
+    plugin=PlugInConfig(reader_depth=DEPTH, reader_width=16),
 )  # fmt: skip
 QUICK_KEYS = [
     "backbone=tiny", "backbone.dtype=float32", "convert.num_solutions=60", "convert.num_heldout=20",
-    "convert.epochs=1", "convert.prior_epochs=1", "convert.reader_epochs=1", f"plugin.reader_depth={DEPTH}", "evaluate.num_problems=6", "evaluate.samples=8",
+    "convert.epochs=1", "convert.prior_epochs=1", "convert.reader_epochs=1", f"plugin.reader_depth={DEPTH}",
+    "plugin.reader_width=16", "evaluate.num_problems=6", "evaluate.samples=8",
     "oracle.num_problems=6", "oracle.budget=60", "engine.num_slots=32", "engine.max_new_tokens=16",
 ]  # fmt: skip
 

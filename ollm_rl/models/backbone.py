@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from ollm_rl.models.smollm2 import smollm2_dir
 from ollm_rl.models.tiny import tiny_model, tiny_tokenizer
 
 log = logging.getLogger(__name__)
+_recording = threading.local()  # `found`: states of layers, by layer, of the call that this thread is in
 
 
 class StatesReader(Protocol):
@@ -90,8 +92,7 @@ class Backbone:
         self.model.eval().requires_grad_(False)
         self.fingerprint = self.fingerprint or _fingerprint(self.model)
         self._rows: dict[int, Tensor] = {}  # by thread
-        self._taps = threading.local()  # `found`: states of layers, by layer, of the call that this thread is in
-        self._tapped: set[int] = set()
+        self._tapped: set[int] = set()  # layers that have a hook
         ids = getattr(self.model.generation_config, "eos_token_id", None)
         ids = ids if ids is not None else self.model.config.eos_token_id
         eos = set(ids if isinstance(ids, list) else [ids]) | {self.tokenizer.eos_token_id}
@@ -142,11 +143,11 @@ class Backbone:
         wanted = {layer for layer in layers if layer < self.geometry.num_layers}
         if wanted - self._tapped:
             self._hook(wanted)
-        self._taps.found = found = dict[int, Tensor]()
+        _recording.found = found = dict[int, Tensor]()
         try:
             yield found
         finally:
-            self._taps.found = None
+            _recording.found = None
 
     def _hook(self, layers: set[int]) -> None:
         count = self.geometry.num_layers
@@ -158,27 +159,10 @@ class Backbone:
             )
         for layer in layers - self._tapped:
             if layer:
-                stacks[0][layer - 1].register_forward_hook(self._recorder(layer))
+                stacks[0][layer - 1].register_forward_hook(partial(_record_output, layer))
             else:
-                first = stacks[0][0]
-                first.register_forward_pre_hook(self._taker(), with_kwargs=True)
+                stacks[0][0].register_forward_pre_hook(_record_input, with_kwargs=True)
             self._tapped.add(layer)
-
-    def _recorder(self, layer: int) -> Any:
-        def record(module: nn.Module, given: Any, output: Any) -> None:
-            found = getattr(self._taps, "found", None)
-            if found is not None:
-                found[layer] = output[0] if isinstance(output, tuple) else output
-
-        return record
-
-    def _taker(self) -> Any:
-        def take(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
-            found = getattr(self._taps, "found", None)
-            if found is not None:
-                found[0] = given[0] if given else named["hidden_states"]
-
-        return take
 
     @torch.inference_mode()
     def hidden(
@@ -245,6 +229,18 @@ class Backbone:
     @property
     def _soft_cap(self) -> float | None:
         return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def _record_output(layer: int, module: nn.Module, given: Any, output: Any) -> None:
+    found = getattr(_recording, "found", None)
+    if found is not None:
+        found[layer] = output[0] if isinstance(output, tuple) else output
+
+
+def _record_input(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
+    found = getattr(_recording, "found", None)
+    if found is not None:
+        found[0] = given[0] if given else named["hidden_states"]
 
 
 def _fingerprint(model: Any) -> str:

@@ -30,7 +30,8 @@ class PlugInConfig(Config):
     )
     reader_width: int = setting(384, "numbers that the reader gives beside a state", at_least=1)
     reader_layers: list[int] | None = setting(
-        None, "layers whose states the reader takes, from 1; null: four at equal distances, the last among them"
+        None,
+        "layers whose states the reader takes (0: what enters the first); null: four at equal distances, the last among them",
     )
 
 

@@ -91,7 +91,7 @@ class Reader(nn.Module):
         hidden_size: d of the backbone. geometry: of its attention.
 
     Attributes:
-        layers: whose states are read: 1 is the first layer's output, the number of layers what the head reads.
+        layers: whose states are read: 0 is what enters the first layer, the number of layers what the head reads.
     """
 
     def __init__(self, hidden_size: int, config: PlugInConfig, geometry: Geometry):
@@ -155,8 +155,17 @@ class Reader(nn.Module):
 
 
 def reader_layers(config: PlugInConfig, num_layers: int) -> tuple[int, ...]:
-    """The layers that are read: as configured, or four at equal distances in the upper part of the backbone."""
+    """The layers that are read: as configured, or four at equal distances in the upper part of the backbone.
+
+    Raises:
+        ConfigurationError: the backbone has no such layer.
+    """
     if config.reader_layers is not None:
+        wrong = [layer for layer in config.reader_layers if not 0 <= layer <= num_layers]
+        if wrong or len(set(config.reader_layers)) < max(1, len(config.reader_layers)):
+            raise config.refuse(
+                "reader_layers", f"different numbers from 0 to {num_layers}, the layers of this backbone"
+            )
         return tuple(config.reader_layers)
     return tuple(sorted({max(1, round(num_layers * part)) for part in (0.4, 0.6, 0.8, 1.0)}))
 

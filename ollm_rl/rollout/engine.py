@@ -43,8 +43,8 @@ def slots_within(
         return num_slots
     one, shape = prefill_prefix(backbone, backbone.eos_ids[:1]), backbone.geometry
     assert one is not None
-    per_token = one.num_bytes + reader_depth * 2 * shape.kv_heads * shape.head_dim * backbone.dtype.itemsize
-    shared, per_slot = prefix_tokens * per_token, own_tokens * per_token
+    read = reader_depth * 2 * shape.kv_heads * shape.head_dim * backbone.dtype.itemsize  # of own tokens only
+    shared, per_slot = prefix_tokens * one.num_bytes, own_tokens * (one.num_bytes + read)
     fitting = int((kv_cache_gib * 2**30 - shared) // per_slot)
     if fitting < 1:
         raise ConfigurationError(

@@ -8,20 +8,17 @@ from ollm_rl.rollout.sampler import Request
 
 
 class RightLatent(Judge):
-    """1.0 if the latent is 0 or 1, as the first coordinate of the hidden state says: in all states these two differ."""
+    """1.0 if the latent is one or the other of two that say different tokens in all states, as the first coordinate says."""
 
     def __init__(self, session):
         super().__init__(len)
-        self.middle = self._hidden(session)[:, 0].median()
-
-    @staticmethod
-    def _hidden(session):
-        engine = session.new_engine(num_slots=16)
-        engine.admit([session.prompter.encode(p) for p in session.problems("train", 16, 0)])
-        return engine.hidden.float()
+        engine = session.new_engine(num_slots=64)
+        engine.admit([session.prompter.encode(p) for p in session.problems("train", 64, 0)])
+        self.middle = engine.hidden[:16].float()[:, 0].median()
+        self.two = engine.options.mask.all(0).nonzero()[:2, 0]
 
     def right(self, hidden):
-        return (hidden.float()[:, 0] > self.middle).long()
+        return self.two[(hidden.float()[:, 0] > self.middle).long()]
 
     def __call__(self, episodes):
         for e in episodes:

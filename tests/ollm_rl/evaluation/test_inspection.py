@@ -25,7 +25,7 @@ def positions(tiny, problems):
 
 def test_positions_are_those_of_the_option_lm(tiny, problems, positions):
     """Against hidden states that were computed in one pass, without the engine."""
-    states = compute_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
+    states = compute_hidden_states(tiny.backbone, tiny.prompter, problems, 48, tiny.lm.reader)
     options = tiny.lm.options(states.hidden)
     flat = [p for solution in positions for p in solution]
     assert [p.token for p in flat] == states.gold.tolist()

@@ -54,6 +54,6 @@ def test_what_cannot_be_captured_falls_back(tiny, caplog):
         pytest.skip("there is a GPU: it can be captured")
     assert not steps.enabled
     steps.enabled = True
-    expected = tiny.backbone.hidden(torch.full((3, 1), 20), engine.lengths[:, None], engine.kv)[:, 0]
+    expected = tiny.lm.states(torch.full((3, 1), 20), engine.lengths[:, None], engine.kv)[:, 0]
     torch.testing.assert_close(steps.hidden(torch.tensor([20, 20, 20]), engine.lengths), expected)
     assert not steps.enabled and "without CUDA graphs" in caplog.text

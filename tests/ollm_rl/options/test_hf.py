@@ -19,7 +19,6 @@ def test_log_likelihood_is_the_direct_sum_over_z_in_float64(tiny):
     """-loss equals the mean of log sum_z pi0(z | h) p(x | h, z), everything in double precision."""
     backbone = copy.copy(tiny.backbone)
     backbone.model, backbone.dtype = copy.deepcopy(tiny.backbone.model).double(), torch.float64
-    backbone._tapped = set()  # the hooks are on the other's layers
     plugin = copy.deepcopy(tiny.plugin).double()
     model = OptionLMForCausalLM.of(backbone, plugin)
     ids = torch.tensor([tiny.backbone.tokenizer("6 + 0 - 1 = ? The answer is 5.")["input_ids"]])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
@@ -148,7 +149,10 @@ def test_a_conversion_with_a_reader(tiny, own_cache, tmp_path, states):
 def test_which_layers_are_read():
     assert reader_layers(PlugInConfig(), 30) == (12, 18, 24, 30)
     assert reader_layers(PlugInConfig(), 2) == (1, 2)
-    assert reader_layers(PlugInConfig(reader_layers=[3, 7]), 30) == (3, 7)
+    assert reader_layers(PlugInConfig(reader_layers=[0, 7]), 30) == (0, 7)
+    for wrong in ([], [31], [-1], [3, 3]):
+        with pytest.raises(ConfigurationError, match="plugin.reader_layers=.*from 0 to 30"):
+            reader_layers(PlugInConfig(reader_layers=wrong), 30)
 
 
 def test_layers_are_read_only_where_a_reader_asks(tiny):
@@ -162,6 +166,8 @@ def test_layers_are_read_only_where_a_reader_asks(tiny):
     assert torch.equal(both[..., :d], plain) and torch.equal(
         both[..., 2 * d :], plain
     )  # the last is what the head reads
+    entered = tiny.backbone.hidden(ids, torch.arange(3)[None], KVCache(1, 3), reader=Recorder((0,)))[..., d:]
+    assert torch.equal(entered, tiny.backbone.model.get_input_embeddings()(ids))
     with tiny.backbone.tap(()) as found:
         tiny.backbone.hidden(ids, torch.arange(3)[None], KVCache(1, 3))
     assert not found
