@@ -24,8 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine
-# The equalities hold with any reader: READER_DEPTH=0 and READER_DEPTH=2 run all tests with others.
-DEPTH = int(os.environ.get("READER_DEPTH", 1))
+# The equalities hold with any reader: READER_DEPTH=1 and READER_DEPTH=2 run all tests with one.
+DEPTH = int(os.environ.get("READER_DEPTH", PlugInConfig.reader_depth))
 QUICK = ConversionConfig(
     num_solutions=120, num_heldout=30, epochs=2, prior_epochs=2, reader_epochs=2, batch_size=256,
     plugin=PlugInConfig(reader_depth=DEPTH, reader_width=16),

@@ -8,21 +8,25 @@ from ollm_rl.rollout.sampler import Request
 
 
 class RightLatent(Judge):
-    """1.0 if the latent is one or the other of two that say different tokens in all states, as the first coordinate says."""
+    """1.0 if the latent is 0 on one side of the first coordinate's median, and another on the other: as the prior does not do it."""
 
     def __init__(self, session):
         super().__init__(len)
-        engine = session.new_engine(num_slots=64)
-        engine.admit([session.prompter.encode(p) for p in session.problems("train", 64, 0)])
-        self.middle = engine.hidden[:16].float()[:, 0].median()
-        self.two = engine.options.mask.all(0).nonzero()[:2, 0]
+        engine = session.new_engine(num_slots=16)
+        engine.admit([session.prompter.encode(p) for p in session.problems("train", 16, 0)])
+        self.middle, self.above = engine.hidden.float()[:, 0].median(), True
+        with torch.no_grad():
+            by_prior = self.right(
+                engine.hidden, session.plugin.prior_logits(engine.hidden, engine.options.mask).argmax(-1)
+            )
+        self.above = by_prior.float().mean() <= 0.5
 
-    def right(self, hidden):
-        return self.two[(hidden.float()[:, 0] > self.middle).long()]
+    def right(self, hidden, z):
+        return ((hidden.float()[:, 0] > self.middle) == (z == 0)) == self.above
 
     def __call__(self, episodes):
         for e in episodes:
-            e.reward = 0.0 if e.z is None else float(self.right(e.hidden)[0] == e.z[0])
+            e.reward = 0.0 if e.z is None else float(self.right(e.hidden, e.z)[0])
 
 
 def identity(session, monkeypatch):
@@ -40,8 +44,6 @@ def accuracy(session, policy) -> float:
     )
     with torch.no_grad():
         hits = [
-            policy(e.hidden, e.mask).argmax(-1)[0] == session.judge.right(e.hidden)[0]
-            for e in episodes
-            if e.z is not None
+            session.judge.right(e.hidden, policy(e.hidden, e.mask).argmax(-1))[0] for e in episodes if e.z is not None
         ]
     return float(torch.stack(hits).float().mean())

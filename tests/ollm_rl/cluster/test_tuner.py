@@ -35,6 +35,7 @@ def watcher(ended=None):
     )
 
 
+@pytest.mark.slow
 def test_trials_that_are_done_are_not_run_again(tmp_path):
     points, ended = [{"x": x} for x in (3, 2)], []
     (tmp_path / "fail").touch()
