@@ -5,10 +5,10 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +36,8 @@ class StatesReader(Protocol):
     def layers(self) -> Sequence[int]:
         """Which: 0 is what enters the first layer, 1 its output, the number of layers what the head reads."""
 
-    def __call__(self, taps: list[Tensor], positions: Tensor) -> Tensor:
-        """States (n, t, r) for those of the layers, each (n, t, d), at positions (n, t) that count from the text's start."""
+    def __call__(self, taps: Tensor, positions: Tensor) -> Tensor:
+        """States (n, t, r) for those of the m layers side by side (n, t, m d), at positions (n, t) from the text's start."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,14 @@ class Backbone:
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
         return Geometry.of_config(self.model.config)
 
     @contextmanager
-    def tap(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-        """Around a call of the body in this thread: afterwards, the states (n, t, d) that these layers gave, by layer.
-
-        What the last layer gives is not among them: the body returns it, normalised.
+    def tap(self, layers: Sequence[int]) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Around a call of the body in this thread; what it gives makes, of the states (n, t, d) that the body returned, those of
+        these layers side by side (n, t, m d). The last layer's are the body's, normalised.
 
         Raises:
             BackboneError: its layers cannot be found.
@@ -145,7 +144,7 @@ class Backbone:
             self._hook(wanted)
         _recording.found = found = dict[int, Tensor]()
         try:
-            yield found
+            yield lambda last: torch.cat([found.get(layer, last).to(last.device) for layer in layers], -1)
         finally:
             _recording.found = None
 
@@ -186,12 +185,11 @@ class Backbone:
             return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span, reader)[:1]
         beat()
         absolute = positions + kv.prefix_length
-        with kv.call(positions, rows, span), self.tap(reader.layers if reader is not None else ()) as found:
+        with kv.call(positions, rows, span), self.tap(reader.layers if reader is not None else ()) as taps:
             out = self.body(input_ids=tokens, position_ids=absolute, use_cache=False)
             states: Tensor = out.last_hidden_state
             if reader is not None:
-                read = reader([found.get(layer, states).to(states.device) for layer in reader.layers], absolute)
-                states = torch.cat([states, read.to(states.dtype)], -1)
+                states = torch.cat([states, reader(taps(states), absolute).to(states.dtype)], -1)
         return states
 
     @torch.inference_mode()

@@ -179,7 +179,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             mask = create_causal_mask(
                 own, embeds, mask, past, body["position_ids"], layer_idx=own.num_hidden_layers - 1
             )
-        with backbone.tap(reader.layers) as found:
+        with backbone.tap(reader.layers) as taps:
             out = backbone.body(**body)
 
         def attention(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -190,9 +190,8 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             return attended.flatten(2)
 
         states = out.last_hidden_state
-        taps = [found.get(layer, states).to(states.device) for layer in reader.layers]
         at = at.expand(len(states), -1)
-        read = reader(taps, at, attention, self._in_prefix(body["input_ids"], at))
+        read = reader(taps(states), at, attention, self._in_prefix(body["input_ids"], at))
         return out, torch.cat([states, read.to(states.dtype)], -1)
 
     def _in_prefix(self, ids: Tensor | None, positions: Tensor) -> Tensor | None:

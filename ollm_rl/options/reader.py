@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ollm_rl.models.attention import attend
 from ollm_rl.models.backbone import Geometry
@@ -32,17 +33,11 @@ Attention = Callable[["Block", Tensor, Tensor, Tensor], Tensor]
 
 
 def rotary(positions: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (n, 1, t, size) of positions (n, t)."""
+    """Cosines and sines (n, t, size) of positions (n, t)."""
     halves = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
     angles = positions[..., None].float() * ROTARY_BASE**-halves
-    both = torch.cat([angles, angles], -1)[:, None]
+    both = torch.cat([angles, angles], -1)
     return both.cos().to(dtype), both.sin().to(dtype)
-
-
-def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """x (n, heads, t, size), turned by its positions."""
-    first, second = x.chunk(2, -1)
-    return x * cosines + torch.cat([-second, first], -1) * sines
 
 
 class Block(nn.Module):
@@ -73,7 +68,7 @@ class Block(nn.Module):
         query, key, value = (
             layer(seen).view(n, t, -1, self.head_dim).transpose(1, 2) for layer in (self.asks, self.keys, self.values)
         )
-        query, key = (turned(each, *turns).to(value.dtype) for each in (query, key))
+        query, key = (each.to(value.dtype) for each in apply_rotary_pos_emb(query, key, *turns))
         # The last number of each key says whether it is looked at: so does any cache that holds it.
         mark = key.new_zeros(n, 1, t, 1) if ignored is None else ignored[:, None, :, None].to(key.dtype) * IGNORED
         query = torch.cat([query[..., :-1], torch.full_like(query[..., :1], self.head_dim**0.5)], -1)
@@ -109,19 +104,19 @@ class Reader(nn.Module):
 
     def forward(
         self,
-        taps: list[Tensor],
+        taps: Tensor,
         positions: Tensor,
         attention: Attention | None = None,
         ignored: Tensor | None = None,
     ) -> Tensor:
-        """g (n, t, r) for states of the layers, each (n, t, d), at positions (n, t) that count from the text's start.
+        """g (n, t, r) for states of the m layers side by side (n, t, m d), at positions (n, t) that count from the text's start.
 
         Args:
             attention: how blocks look back; by default through the engine's cache, inside of `KVCache.call`.
             ignored: (n, t) tokens that no block looks at, now or later; by default none.
         """
         dtype = self.norm.weight.dtype
-        x = F.dropout(self._taken_in(torch.cat(taps, -1)), self.input_dropout, self.training).to(dtype)
+        x = F.dropout(self._taken_in(taps), self.input_dropout, self.training).to(dtype)
         turns = rotary(positions, self.geometry.head_dim, dtype)
         for block in self.blocks:
             x = block(x, turns, attention or through_cache, ignored)

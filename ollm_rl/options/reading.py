@@ -46,7 +46,7 @@ class WholeTexts:
 def read(reader: Reader, batch: TextBatch) -> Tensor:
     """g (N, r) at the positions of a batch."""
     attention = WholeTexts(batch.lengths)
-    g = reader([batch.taps[None]], attention.columns.to(batch.taps.device)[None], attention)
+    g = reader(batch.taps[None], attention.columns.to(batch.taps.device)[None], attention)
     return g[0, batch.places.to(batch.taps.device)]
 
 

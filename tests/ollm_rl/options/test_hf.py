@@ -25,13 +25,14 @@ def test_log_likelihood_is_the_direct_sum_over_z_in_float64(tiny):
     with torch.inference_mode():
         loss = model(ids, labels=ids).loss
         body = getattr(backbone.model, backbone.model.base_model_prefix)
-        with backbone.tap(plugin.reader.layers if plugin.reader else ()) as found:
+        with backbone.tap(plugin.reader.layers if plugin.reader else ()) as taps:
             hidden = body(ids).last_hidden_state
         if plugin.reader:
-            taps = [found.get(layer, hidden) for layer in plugin.reader.layers]
             positions = torch.arange(ids.shape[1])[None]
             ignored = model._in_prefix(ids, positions)  # the first token begins all prompts
-            hidden = torch.cat([hidden, plugin.reader(taps, positions, WholeTexts([ids.shape[1]]), ignored)], -1)
+            hidden = torch.cat(
+                [hidden, plugin.reader(taps(hidden), positions, WholeTexts([ids.shape[1]]), ignored)], -1
+            )
         hidden = hidden[0, :-1]
         log_likelihood = 0.0
         for h, x in zip(hidden, ids[0, 1:], strict=True):
