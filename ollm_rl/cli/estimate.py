@@ -15,7 +15,7 @@ from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import SHAPE
 from ollm_rl.models.tiny import tiny_model
 from ollm_rl.options.config import PlugInConfig
-from ollm_rl.options.hidden_states import SHORTLIST
+from ollm_rl.options.hidden_cache import SHORTLIST
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.tasks.base import TaskConfig
 

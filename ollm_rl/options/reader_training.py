@@ -23,7 +23,8 @@ from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.options.hidden_states import HiddenStates, HiddenStore, blocks, cached_hidden_states, num_batches, shuffled
+from ollm_rl.options.hidden_cache import cached_hidden_states
+from ollm_rl.options.hidden_states import HiddenStates, HiddenStore, blocks, num_batches, shuffled
 from ollm_rl.options.modules import mlp
 from ollm_rl.options.optimization import LOG_EVERY, REMEDY, Progress, Trained, optimizer_of, step
 from ollm_rl.options.quality import UNCERTAIN_NATS, bias_size, moved, shortlist_logits

@@ -11,7 +11,8 @@ from ollm_rl.common.cache import made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import track
 from ollm_rl.models.backbone import Backbone, prefill_prefix
-from ollm_rl.options.hidden_states import SHARD, HiddenStore, are_stored, cached_hidden_states, texts_of
+from ollm_rl.options.hidden_cache import are_stored, cached_hidden_states, texts_of
+from ollm_rl.options.hidden_states import HiddenStore
 from ollm_rl.options.modules import digest
 from ollm_rl.options.reader import Block, Reader
 from ollm_rl.options.sequences import CHUNK, TextBatch
@@ -68,25 +69,23 @@ def read_states(
     with made_by_one(folder):
         missing = [i for i, shard in enumerate(store.shards) if not (folder / shard.name).exists()]
         mine = [i for i in missing if i % us.count == us.index]
-        if mine:
-            folder.mkdir(exist_ok=True)
-            kv = None if tapped else prefill_prefix(backbone, prompter.prefix)
-            with track("reading", sum(min(SHARD, store.num_texts - i * SHARD) for i in mine), "solutions") as bar:
-                for i in mine:
-                    span = range(i * SHARD, min((i + 1) * SHARD, store.num_texts))
-                    parts = []
+        spans = [range(store.texts[i - 1] if i else 0, store.texts[i]) for i in mine]
+        kv = prefill_prefix(backbone, prompter.prefix) if mine and not tapped else None
+        folder.mkdir(exist_ok=True)
+        with track("reading", sum(map(len, spans)), "solutions") as bar:
+            for i, span in zip(mine, spans, strict=True):
+                parts = []
+                for at in range(span.start, span.stop, CHUNK):
+                    some = range(at, min(at + CHUNK, span.stop))
                     if tapped:
-                        for at in range(span.start, span.stop, CHUNK):
-                            batch = TextBatch.of(store.some_texts(at, min(at + CHUNK, span.stop)))
-                            parts.append(read(frozen, replace(batch, taps=batch.taps.to(backbone.device))).cpu())
-                            bar.advance(min(CHUNK, span.stop - at))
+                        batch = TextBatch.of(store.some_texts(some.start, some.stop))
+                        parts.append(read(frozen, replace(batch, taps=batch.taps.to(backbone.device))).cpu())
                     else:
-                        texts = texts_of(
-                            backbone, prompter, kv, problems[span.start : span.stop], shortlist, frozen, bar=bar
-                        )
-                        parts = [t.taps[-len(t.states) :] for t in texts if t.taps is not None]
-                    scratch = folder / f"{store.shards[i].name}.{us.index}"
-                    save_file({"read": torch.cat(parts).bfloat16().contiguous()}, scratch)
-                    scratch.replace(folder / store.shards[i].name)
+                        texts = texts_of(backbone, prompter, kv, problems[some.start : some.stop], shortlist, frozen)
+                        parts += [text.taps[-len(text.states) :] for text in texts if text.taps is not None]
+                    bar.advance(len(some))
+                scratch = folder / f"{store.shards[i].name}.{us.index}"
+                save_file({"read": torch.cat(parts).bfloat16().contiguous()}, scratch)
+                scratch.replace(folder / store.shards[i].name)
         us.wait()
     return HiddenStore(store.path, shortlist, folder)

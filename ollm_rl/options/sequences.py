@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ollm_rl.models.backbone import Backbone, prefill_prefix
-from ollm_rl.options.hidden_states import EASY_NATS, HiddenStates, HiddenStore, Recorder, Text, joined, texts_of
+from ollm_rl.options.hidden_cache import Recorder, texts_of
+from ollm_rl.options.hidden_states import EASY_NATS, HiddenStates, HiddenStore, Text, joined
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 

@@ -11,7 +11,7 @@ from ollm_rl.errors import DataError
 from ollm_rl.evaluation.metrics import breakdown, degeneration, share
 from ollm_rl.evaluation.records import TEACHER, TeacherFigures
 from ollm_rl.evaluation.rows import Row
-from ollm_rl.options.hidden_states import compute_hidden_states
+from ollm_rl.options.hidden_cache import compute_hidden_states
 from ollm_rl.options.quality import moved
 from ollm_rl.rollout.episode import Episode, pack
 from ollm_rl.rollout.sampler import Request

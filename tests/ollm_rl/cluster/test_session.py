@@ -181,7 +181,7 @@ def test_a_driver_that_is_killed_continues_to_the_same_result(own_cache, tmp_pat
 
 def at_hidden_states(session, seconds):
     """For so long, and no step of an engine."""
-    from ollm_rl.options.hidden_states import compute_hidden_states
+    from ollm_rl.options.hidden_cache import compute_hidden_states
 
     end, problems = time.monotonic() + seconds, session.problems("train", 20)
     while time.monotonic() < end:

@@ -7,7 +7,7 @@ from markupsafe import escape
 from ollm_rl.cli.app import main
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
-from ollm_rl.options.hidden_states import compute_hidden_states
+from ollm_rl.options.hidden_cache import compute_hidden_states
 from ollm_rl.report.inspection_page import write_inspection
 from ollm_rl.report.pages import visible
 from tests.conftest import QUICK_KEYS

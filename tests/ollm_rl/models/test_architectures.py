@@ -146,7 +146,7 @@ def test_conversion_lowers_the_loss_and_the_model_comes_back(backbone, tmp_path)
 
     from ollm_rl.options.config import ConversionConfig
     from ollm_rl.options.hf import OptionLMForCausalLM
-    from ollm_rl.options.hidden_states import compute_hidden_states
+    from ollm_rl.options.hidden_cache import compute_hidden_states
     from ollm_rl.options.quality import measure
     from ollm_rl.options.training import convert
 

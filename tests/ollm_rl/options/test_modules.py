@@ -6,7 +6,7 @@ import torch
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import convert
-from ollm_rl.options.hidden_states import cached_hidden_states
+from ollm_rl.options.hidden_cache import cached_hidden_states
 from ollm_rl.options.modules import PlugIn, canonical
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.tasks import ChainSum

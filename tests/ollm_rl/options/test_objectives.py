@@ -9,7 +9,7 @@ import torch
 from ollm_rl.errors import ConfigurationError, TrainingError
 from ollm_rl.options import config
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
-from ollm_rl.options.hidden_states import compute_hidden_states
+from ollm_rl.options.hidden_cache import compute_hidden_states
 from ollm_rl.options.objectives import OBJECTIVES, KLController, Positions, em, expected, gumbel, kl_to_uniform
 from ollm_rl.options.training import Progress, convert
 from ollm_rl.tasks import ChainSum

@@ -7,10 +7,11 @@ import torch
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.backbone import Backbone
+from ollm_rl.options import hidden_cache
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
 from ollm_rl.options.hf import OptionLMForCausalLM
-from ollm_rl.options.hidden_states import Recorder, compute_hidden_states
+from ollm_rl.options.hidden_cache import Recorder, cached_hidden_states, compute_hidden_states
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.reader import reader_layers
@@ -172,3 +173,25 @@ def test_layers_are_read_only_where_a_reader_asks(tiny):
         pass
     again = tiny.backbone.hidden(ids, torch.arange(3)[None], KVCache(1, 3))
     assert torch.equal(again, plain)
+
+
+def test_read_states_of_several_shards(tiny, tmp_path, monkeypatch):
+    """From stored layers, with equal texts in other shards, and from the backbone anew: what one pass gives."""
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
+    monkeypatch.setattr(hidden_cache, "SHARD", 20)
+    backbone, prompter = tiny.backbone, tiny.prompter
+    problems = [*tiny.task.problems("sft", 33), *tiny.task.problems("sft", 12)]
+    lm = OptionLM(backbone, with_reader(backbone, 1))
+    reader = lm.plugin.reader
+    whole = compute_hidden_states(backbone, prompter, problems, 48, lm.reader)
+    anew = read_states(backbone, prompter, problems, 48, reader).all()
+    store = cached_hidden_states(backbone, prompter, problems, 48, reader.layers)
+    assert len(store.shards) == 3
+    stored = read_states(backbone, prompter, problems, 48, reader).all()
+    for found in (anew, stored):  # kept in bfloat16
+        assert torch.equal(found.gold, whole.gold) and torch.equal(found.owner, whole.owner)
+        torch.testing.assert_close(found.hidden.float(), whole.hidden, atol=0.05, rtol=0.05)
+    texts = store.some_texts(15, 45)
+    assert [len(text.taps) for text in texts] == [
+        len(prompter.encode(p)) + len(prompter.encode_solution(p.solution)) - 1 for p in problems[15:45]
+    ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ollm_rl.options.config import PlugInConfig
-from ollm_rl.options.hidden_states import compute_hidden_states
+from ollm_rl.options.hidden_cache import compute_hidden_states
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.quality import bias_size, option_logits, shortlist_agreement, shortlist_logits, whole_logits
 from ollm_rl.options.shortlist_loss import LEARNED, OffShortlistPenalty

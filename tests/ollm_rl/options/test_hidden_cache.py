@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ollm_rl.errors import ConfigurationError, DataError
-from ollm_rl.options import hidden_states as hidden_cache
-from ollm_rl.options.hidden_states import HiddenStates, blocks, cached_hidden_states, compute_hidden_states, shuffled
+from ollm_rl.options import hidden_cache, hidden_states
+from ollm_rl.options.hidden_cache import cached_hidden_states, compute_hidden_states
+from ollm_rl.options.hidden_states import HiddenStates, blocks, shuffled
 from ollm_rl.tasks import ChainSum
 
 
@@ -24,8 +25,8 @@ def problems():
 def small_shards(monkeypatch, tmp_path):
     monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
     monkeypatch.setattr(hidden_cache, "SHARD", 20)
-    monkeypatch.setattr(hidden_cache, "BLOCK", 64)
-    monkeypatch.setattr(hidden_cache, "WINDOW", 4)
+    monkeypatch.setattr(hidden_states, "BLOCK", 64)
+    monkeypatch.setattr(hidden_states, "WINDOW", 4)
     return tmp_path
 
 
@@ -84,7 +85,7 @@ def test_an_epoch_shows_every_position_once(tiny, problems, small_shards):
         assert torch.equal(batch.gold, everything.gold[rows])
         seen += rows.tolist()
     assert len(set(seen)) == len(seen) > len(store) - 16
-    sure = everything.entropy < hidden_cache.EASY_NATS
+    sure = everything.entropy < hidden_states.EASY_NATS
     some = [rows for rows, _ in shuffled(store, 16, torch.Generator().manual_seed(0), easy_keep_prob=0.0)]
     assert not sure[torch.cat(some)].any()
 
