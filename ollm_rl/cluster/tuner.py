@@ -90,6 +90,16 @@ class Watcher(tune.Callback):
         raise error
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How trials are run: `rollout` is the cluster, and what a trial asks of it; `most_at_once` limits them."""
+
+    rollout: DictConfig
+    watcher: Watcher
+    early_stopping: EarlyStopping | None = None
+    most_at_once: int | None = None
+
+
 class ByScore(OptunaSearch):
     """Optuna by the scores of trials alone: what they report before has none."""
 
@@ -107,17 +117,13 @@ def run_trials(
     folder: Path,
     job: Job,
     points: Sequence[dict[str, Any]],
-    rollout: DictConfig,
-    watcher: Watcher,
-    early_stopping: EarlyStopping | None = None,
-    most_at_once: int | None = None,
+    setup: Setup,
 ) -> list[Ended]:
     """Call the job with every point; those of an earlier call with this folder that have ended are not run again.
 
     Args:
         folder: of Ray Tune's state. points: the same in every call with it.
         job: called with a point and with what it reports by: `reward` and `train_episodes` of each iteration.
-        rollout: the cluster, and what a trial asks of it.
 
     Returns:
         what the job gave for each, in any order; a trial that was stopped early has no `score`.
@@ -126,10 +132,7 @@ def run_trials(
         KeyboardInterrupt: interrupted; the state is kept.
         the first exception of a trial; the others are stopped. Repeating the call resumes them.
     """
-    config = tune.TuneConfig(
-        scheduler=_scheduler(early_stopping), max_concurrent_trials=most_at_once, trial_dirname_creator=_name
-    )
-    return _fit(folder, job, {"point": tune.grid_search([*points])}, config, len(points), rollout, watcher)
+    return _fit(folder, job, {"point": tune.grid_search([*points])}, len(points), setup)
 
 
 def run_optuna(
@@ -139,10 +142,7 @@ def run_optuna(
     axes: Sequence[Axis],
     num_samples: int,
     seed: int,
-    rollout: DictConfig,
-    watcher: Watcher,
-    early_stopping: EarlyStopping | None = None,
-    most_at_once: int | None = None,
+    setup: Setup,
 ) -> list[Ended]:
     """As `run_trials`, with points that Optuna's sampler (TPE) chooses by the scores of those before.
 
@@ -153,11 +153,8 @@ def run_optuna(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {**fixed, "values": {axis.name: _domain(axis) for axis in axes}}
-    config = tune.TuneConfig(
-        num_samples=num_samples, search_alg=ByScore(metric=SCORE, mode="max", seed=seed),
-        scheduler=_scheduler(early_stopping), max_concurrent_trials=most_at_once, trial_dirname_creator=_name,
-    )  # fmt: skip
-    return _fit(folder, job, space, config, num_samples, rollout, watcher)
+    search = ByScore(metric=SCORE, mode="max", seed=seed)
+    return _fit(folder, job, space, num_samples, setup, num_samples=num_samples, search_alg=search)
 
 
 def _domain(axis: Axis) -> Any:
@@ -177,9 +174,9 @@ def _scheduler(wanted: EarlyStopping | None) -> ASHAScheduler | None:
     )  # fmt: skip
 
 
-def _fit(
-    folder: Path, job: Job, space: dict, config: tune.TuneConfig, wanted: int, rollout: DictConfig, watcher: Watcher
-) -> list[Ended]:
+def _fit(folder: Path, job: Job, space: dict, wanted: int, setup: Setup, **settings: Any) -> list[Ended]:
+    """`settings`: of Ray's TuneConfig, beside those that `setup` stands for."""
+    rollout, watcher = setup.rollout, setup.watcher
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     _watcher[:] = [watcher]
@@ -195,6 +192,10 @@ def _fit(
         run_config = tune.RunConfig(
             name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[watcher],
             failure_config=tune.FailureConfig(max_failures=2),
+        )  # fmt: skip
+        config = tune.TuneConfig(
+            scheduler=_scheduler(setup.early_stopping), max_concurrent_trials=setup.most_at_once,
+            trial_dirname_creator=_name, **settings,
         )  # fmt: skip
         tuner = tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config)
     try:

@@ -152,9 +152,7 @@ class Tuning:
 
             wanted = [{"agent": trial.agent, "values": trial.values} for trial in _in_turn([*new.values()])]
             digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
-            for ended in run_trials(
-                self._state(digest), partial(run_one, self.plan, self.root), wanted, **self._common()
-            ):
+            for ended in run_trials(self._state(digest), partial(run_one, self.plan, self.root), wanted, self._setup()):
                 self._end(ended.config, ended.metrics)
         for trial in new.values():
             self._end({"agent": trial.agent, "values": trial.values}, {})
@@ -165,7 +163,7 @@ class Tuning:
         axes, config = self.plan.axes[agent], self.config
         found = run_optuna(
             self._state(f"optuna-{agent}"), partial(run_one, self.plan, self.root), {"agent": agent}, axes, config.num_samples,
-            self.plan.settings.config.seed, **self._common(),
+            self.plan.settings.config.seed, self._setup(),
         )  # fmt: skip
         for ended in found:
             self._end(ended.config, ended.metrics)
@@ -173,16 +171,16 @@ class Tuning:
     def _state(self, name: str) -> Path:
         return self.run.path.resolve() / STATE / name
 
-    def _common(self) -> dict[str, Any]:
-        """What all searches of Ray Tune get."""
-        from ollm_rl.cluster.tuner import EarlyStopping, Watcher
+    def _setup(self) -> Any:
+        """What all searches of Ray Tune get: a `Setup` (of a module that needs Ray)."""
+        from ollm_rl.cluster.tuner import EarlyStopping, Setup, Watcher
 
         config = self.config
         stopping = EarlyStopping(config.grace_episodes, config.episodes, config.reduction_factor)
-        return {
-            "rollout": self.plan.settings.config.rollout, "watcher": Watcher(self._progress, self._end),
-            "early_stopping": stopping if config.early_stopping else None, "most_at_once": config.max_concurrent,
-        }  # fmt: skip
+        return Setup(
+            self.plan.settings.config.rollout, Watcher(self._progress, self._end),
+            stopping if config.early_stopping else None, config.max_concurrent,
+        )  # fmt: skip
 
     def _progress(self, point: dict[str, Any], metrics: dict[str, Any]) -> None:
         key = json.dumps([point["agent"], point["values"]])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ollm_rl.cluster.tuner import EarlyStopping, Watcher, run_optuna, run_trials
+from ollm_rl.cluster.tuner import EarlyStopping, Setup, Watcher, run_optuna, run_trials
 from ollm_rl.config.compose import compose
 from ollm_rl.config.spaces import read_axis
 from ollm_rl.errors import DataError
@@ -40,11 +40,13 @@ def test_trials_that_are_done_are_not_run_again(tmp_path):
     points, ended = [{"x": x} for x in (3, 2)], []
     (tmp_path / "fail").touch()
     with pytest.raises(DataError, match="a file is missing"):
-        run_trials(tmp_path / "state" / "a", partial(job, tmp_path), points, ROLLOUT, watcher(ended), most_at_once=1)
+        run_trials(
+            tmp_path / "state" / "a", partial(job, tmp_path), points, Setup(ROLLOUT, watcher(ended), most_at_once=1)
+        )
     begun = (tmp_path / "begun").read_text().split()
     assert begun == ["3.0", "2.0"] and ended == [3]
     found = run_trials(
-        tmp_path / "state" / "a", partial(job, tmp_path), points, ROLLOUT, watcher(ended), most_at_once=1
+        tmp_path / "state" / "a", partial(job, tmp_path), points, Setup(ROLLOUT, watcher(ended), most_at_once=1)
     )
     assert sorted((each.config["x"], each.metrics["score"]) for each in found) == [(2, 2), (3, 3)]
     assert (tmp_path / "begun").read_text().split() == ["3.0", "2.0", "2.0"] and ended == [3, 2]
@@ -55,7 +57,7 @@ def test_trials_that_are_done_are_not_run_again(tmp_path):
 def test_bad_trials_are_stopped_early(tmp_path):
     points = [{"x": x} for x in (5, 4, 1, 2)]
     stopping = EarlyStopping(grace_episodes=32, episodes=128, reduction_factor=2)
-    found = run_trials(tmp_path / "state" / "a", partial(job, tmp_path), points, ROLLOUT, watcher(), stopping)
+    found = run_trials(tmp_path / "state" / "a", partial(job, tmp_path), points, Setup(ROLLOUT, watcher(), stopping))
     scores = {each.config["x"]: each.metrics.get("score") for each in found}
     assert scores[5] == 5 and scores[1] is None
 
@@ -71,9 +73,7 @@ def test_optuna_chooses_points(tmp_path):
         [axis],
         3,
         0,
-        ROLLOUT,
-        watcher(),
-        most_at_once=1,
+        Setup(ROLLOUT, watcher(), most_at_once=1),
     )
     assert len(found) == 3 and all(
         2.5 <= each.config["values"]["x"] <= 4 and each.config["agent"] == "grpo" for each in found

@@ -32,9 +32,9 @@ def reward(completions, answer, **columns):
     return [float(len(c) % 2) for c in completions]
 
 
-def in_turn(folder, job, points, rollout, watcher, early_stopping, most_at_once):
+def in_turn(folder, job, points, setup):
     """What Ray Tune does, in this process."""
-    return [Ended(point, job(point, partial(watcher.on_report, point))) for point in points]
+    return [Ended(point, job(point, partial(setup.watcher.on_report, point))) for point in points]
 
 
 @pytest.fixture
