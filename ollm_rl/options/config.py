@@ -72,8 +72,10 @@ class ConvertConfig(Config):
     )
     kl_rate: float = setting(0.02, "how fast the weight moves that holds it", at_least=0)
     temperature: float = setting(1.0, "gumbel: of the draw", above=0)
-    reader_epochs: int = setting(8, "passes over the solutions in which a reader is trained", at_least=1)
-    reader_learning_rate: float = setting(1e-3, "of AdamW for the reader", above=0)
+    reader_epochs: int = setting(5, "passes over the solutions in which a reader is trained", at_least=1)
+    reader_learning_rate: float = setting(
+        3e-3, "of Muon for the reader's matrices and of AdamW for its other weights", above=0
+    )
     reader_dropout: float = setting(0.1, "of what the reader's blocks add, and of its inputs", at_least=0, at_most=1)
     reader_states: str = setting(
         "stored",

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,10 +91,34 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.l
     schedule.step()
 
 
+class Together(torch.optim.Optimizer):
+    """Optimisers of different parameters that step as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
 def optimizer_of(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, steps: int
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, steps: int, muon: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW whose rate rises for a tenth of the steps and falls to nothing along a cosine."""
+    """AdamW, or Muon for matrices and AdamW for the rest; the rate rises for a tenth of the steps and falls to nothing along a cosine.
+
+    Muon (Jordan et al. 2024) orthogonalises the step of a matrix; scaled to the size of AdamW's steps (Liu et al. 2025,
+    arXiv 2502.16982), so that both take the same rate.
+    """
 
     def factor(step: int) -> float:
         rise = max(1.0, 0.1 * steps)
@@ -101,5 +126,11 @@ def optimizer_of(
             return (step + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
 
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    of_all = list(parameters)
+    given: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    if not muon:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(of_all, **given)
+    else:
+        matrices = torch.optim.Muon([p for p in of_all if p.ndim == 2], adjust_lr_fn="match_rms_adamw", **given)
+        optimizer = Together(matrices, torch.optim.AdamW([p for p in of_all if p.ndim != 2], **given))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -79,7 +79,7 @@ def cached_reader(
     fit |= {k: getattr(config, k) for k in ("batch_size", "weight_decay", "easy_keep_prob", "seed", "bias_penalty")}
     text = [(p.problem, p.solution) for p in train + heldout]
     key = key_of(
-        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, "v1"
+        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, "v2"
     )
     path = cache_dir() / "readers" / key
     us = processes()
@@ -159,7 +159,7 @@ def _train_guess(
     generator = torch.Generator().manual_seed(config.seed)
     epochs, name = config.reader_epochs, "reader" if guess.reader is not None else "without reader"
     rate, decay = config.reader_learning_rate, config.weight_decay
-    optimizer, schedule = optimizer_of(guess.parameters(), rate, decay, epochs * per_epoch)
+    optimizer, schedule = optimizer_of(guess.parameters(), rate, decay, epochs * per_epoch, muon=True)
     trained = Trained(guess, optimizer, schedule, generator)
     done = progress.restore("reader", trained, epochs)
     if guess.reader is not None:

@@ -17,6 +17,9 @@ from ollm_rl.tasks.prompts import Prompter
 
 CHUNK = 64  # consecutive texts that are read at a time
 POOL = 8  # chunks that are shuffled together
+# Batches come in few shapes: memory that held one fits the next, and the products' code is made once for each.
+TOKENS = 128  # of which a batch has a multiple
+POSITIONS = 64  # likewise, if there are so many
 
 
 class Texts(ABC):
@@ -109,6 +112,13 @@ class TextBatch:
         none = torch.zeros(len(states), dtype=torch.long)
         return cls(states.hidden[:0], [], none, states, torch.ones(len(states)))
 
+    def rounded(self) -> "TextBatch":
+        """The same with texts of zeros behind it that nobody asks about, for a multiple of `TOKENS`."""
+        more, longest = -len(self.taps) % TOKENS, max(self.lengths)
+        fill = [longest] * (more // longest) + [more % longest] * (more % longest > 0)
+        zeros = self.taps.new_zeros(more, self.taps.shape[1])
+        return replace(self, taps=torch.cat([self.taps, zeros]), lengths=self.lengths + fill)
+
     def select(self, keep: Tensor) -> "TextBatch":
         """The same texts with some of the positions."""
         return replace(self, places=self.places[keep], states=self.states.select(keep), weight=self.weight[keep])
@@ -139,10 +149,10 @@ def text_batches(
             often.append(pool[i][1])
             positions += len(waiting[-1].states) * often[-1]
             if positions >= batch_size:
-                yield _thinned(TextBatch.of(waiting, often), generator, easy_keep_prob)
+                yield _thinned(TextBatch.of(waiting, often), generator, easy_keep_prob).rounded()
                 waiting, often, positions = [], [], 0
     if waiting:
-        yield _thinned(TextBatch.of(waiting, often), generator, easy_keep_prob)
+        yield _thinned(TextBatch.of(waiting, often), generator, easy_keep_prob).rounded()
 
 
 def num_text_batches(texts: Texts, batch_size: int) -> int:
@@ -151,8 +161,11 @@ def num_text_batches(texts: Texts, batch_size: int) -> int:
 
 
 def _thinned(batch: TextBatch, generator: torch.Generator, easy_keep_prob: float) -> TextBatch:
-    drawn = torch.rand(len(batch.places), generator=generator) < easy_keep_prob
-    return batch.select((batch.states.entropy >= EASY_NATS) | drawn)
+    """All positions of which the backbone is not sure and a share of the others, rounded up to a multiple of `POSITIONS`."""
+    drawn = torch.rand(len(batch.places), generator=generator)
+    drawn[batch.states.entropy >= EASY_NATS] = -1.0
+    count = -(-int((drawn < easy_keep_prob).sum()) // POSITIONS) * POSITIONS
+    return batch.select(drawn.argsort(stable=True)[:count].sort().values)
 
 
 def in_order(texts: Texts) -> Iterator[TextBatch]:

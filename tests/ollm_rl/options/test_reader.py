@@ -17,7 +17,7 @@ from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.reader import reader_layers
 from ollm_rl.options.reader_training import texts_for
 from ollm_rl.options.reading import read, read_states
-from ollm_rl.options.sequences import TextBatch, num_text_batches, text_batches
+from ollm_rl.options.sequences import POSITIONS, TOKENS, TextBatch, num_text_batches, text_batches
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.tasks import ChainSum
 from ollm_rl.tasks.prompts import Prompter
@@ -102,16 +102,18 @@ def test_texts_come_whole_and_once_an_epoch(tiny, own_cache):
     config = ConversionConfig(plugin=plugin.config)
     texts = texts_for(tiny.backbone, tiny.prompter, problems, config, plugin.reader.layers)
     batches = list(text_batches(texts, 200, torch.Generator().manual_seed(0), 1.0))
-    assert sum(len(batch.lengths) for batch in batches) == len({(p.problem, p.solution) for p in problems})
+    assert all(len(batch.taps) == sum(batch.lengths) and len(batch.taps) % TOKENS == 0 for batch in batches)
     total = sum(len(tiny.prompter.encode_solution(p.solution)) for p in problems)
     assert sum(float(batch.weight.sum()) for batch in batches) == total == texts.num_positions
     assert all(batch.weight.sum() >= 200 for batch in batches[:-1])
     assert len(batches) == pytest.approx(num_text_batches(texts, 200), abs=2)
     owners = torch.cat([batch.states.owner.unique() for batch in batches])
-    assert len(owners.unique()) == len(owners)
+    assert len(owners.unique()) == len(owners) == len({(p.problem, p.solution) for p in problems})
     thinned = list(text_batches(texts, 200, torch.Generator().manual_seed(0), 0.0))
-    assert all((batch.states.entropy >= 0.1).all() for batch in thinned)
-    assert sum(len(batch.lengths) for batch in thinned) == sum(len(batch.lengths) for batch in batches)
+    uncertain = [int((batch.states.entropy >= 0.1).sum()) for batch in batches]
+    for batch, count in zip(thinned, uncertain, strict=True):
+        assert (batch.states.entropy >= 0.1).sum() == count <= len(batch.places) < count + POSITIONS
+        assert (batch.places.diff() > 0).all()
 
 
 def test_recomputed_texts_are_the_stored_ones(tiny, own_cache):
