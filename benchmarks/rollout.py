@@ -2,7 +2,7 @@
 
     python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
         [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
-        [--sections peers occupancy environments growth memory gpu] [--llama-cpp BUILD GGUF]
+        [--sections peers occupancy environments growth memory reader gpu] [--llama-cpp BUILD GGUF]
 
 The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
 one after the other:
@@ -48,7 +48,7 @@ from ollm_rl.session.local import Session, make_session
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
-SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "gpu")
+SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "gpu")
 
 
 class Traced(RolloutEngine):

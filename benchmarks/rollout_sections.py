@@ -257,6 +257,34 @@ def gpu(session: Session, batches: tuple[int, ...] = (64, 256), long: tuple[int,
     return {"device": torch.cuda.get_device_name(), "dtype": str(session.backbone.dtype), "shapes": shapes}
 
 
+def reader(
+    session: Session, depths: tuple[int, ...] = (0, 1, 2), episodes: int = 64, new_tokens: int = 48, repeats: int = 5
+) -> dict:
+    """Tokens a second of whole episodes with readers of some depths, all of `new_tokens`, beside those without one: prompts included."""
+    requests = [Request(p, i, max_new_tokens=new_tokens) for i, p in enumerate(session.problems("train", episodes, 0))]
+    engines = []
+    for depth in depths:
+        plugin = PlugIn.beside(session.backbone, PlugInConfig(reader_depth=depth)).eval()
+        lm = OptionLM(session.backbone, plugin)
+        engines.append(RolloutEngine(lm, session.prompter, num_slots=episodes, max_new_tokens=new_tokens))
+        engines[-1].eos_ids = []
+    act = PolicyAdapter(Random(session), deterministic=False)
+
+    def play(engine: RolloutEngine) -> None:
+        for _ in rollout(engine, requests, act, keep_hidden=False):
+            pass
+
+    for engine in engines:
+        play(engine)
+    seconds = [[_seconds(lambda engine=engine: play(engine)) for engine in engines] for _ in range(repeats)]
+    columns = list(zip(*seconds, strict=True))
+    return {
+        "episodes": episodes, "new_tokens": new_tokens,
+        "tokens_per_s": {d: episodes * new_tokens / median(c) for d, c in zip(depths, columns, strict=True)},
+        "ratio_to_none": {d: _ratio(columns[0], c) for d, c in zip(depths, columns, strict=True)},
+    }  # fmt: skip
+
+
 def random_lm(backbone: str, like: Backbone) -> OptionLM:
     """A backbone of a configured shape with random weights, and a random plug-in; tokenizer, device and dtype of `like`."""
     with torch.device("meta"):
