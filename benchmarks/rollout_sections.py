@@ -258,7 +258,7 @@ def gpu(session: Session, batches: tuple[int, ...] = (64, 256), long: tuple[int,
 
 
 def reader(
-    session: Session, depths: tuple[int, ...] = (0, 1, 2), episodes: int = 64, new_tokens: int = 48, repeats: int = 5
+    session: Session, depths: tuple[int, ...] = (0, 1, 2), episodes: int = 32, new_tokens: int = 32, repeats: int = 5
 ) -> dict:
     """Tokens a second of whole episodes with readers of some depths, all of `new_tokens`, beside those without one: prompts included."""
     requests = [Request(p, i, max_new_tokens=new_tokens) for i, p in enumerate(session.problems("train", episodes, 0))]
