@@ -232,6 +232,8 @@ def main() -> int:
             result[name] = sections.occupancy(make_session("tiny", given.task, dtype="float32", convert=QUICK))
         elif name == "environments":
             result[name] = sections.environments(session, repeats=given.repeats)
+        elif name == "reader":
+            result[name] = sections.reader(session, repeats=given.repeats)
         else:
             result[name] = getattr(sections, name)(session)
     if given.llama_cpp:

@@ -258,10 +258,15 @@ def gpu(session: Session, batches: tuple[int, ...] = (64, 256), long: tuple[int,
 
 
 def reader(
-    session: Session, depths: tuple[int, ...] = (0, 1, 2), episodes: int = 32, new_tokens: int = 32, repeats: int = 5
-) -> dict:
-    """Tokens a second of whole episodes with readers of some depths, all of `new_tokens`, beside those without one: prompts included."""
-    requests = [Request(p, i, max_new_tokens=new_tokens) for i, p in enumerate(session.problems("train", episodes, 0))]
+    session: Session, depths: tuple[int, ...] = (0, 1, 2), problems: int = 8, samples: int = 8, new_tokens: int = 64,
+    repeats: int = 3,
+) -> dict:  # fmt: skip
+    """Tokens a second of whole episodes of `new_tokens`, prompts included, with random readers of some depths beside none.
+
+    `ratio_to_none` has the ratio of every repetition, in which all depths run one after the other, and `median_ratio` their median.
+    """
+    asked = [p for p in session.problems("train", problems, 0) for _ in range(samples)]
+    requests, episodes = [Request(p, i, max_new_tokens=new_tokens) for i, p in enumerate(asked)], len(asked)
     engines = []
     for depth in depths:
         plugin = PlugIn.beside(session.backbone, PlugInConfig(reader_depth=depth)).eval()
@@ -278,10 +283,13 @@ def reader(
         play(engine)
     seconds = [[_seconds(lambda engine=engine: play(engine)) for engine in engines] for _ in range(repeats)]
     columns = list(zip(*seconds, strict=True))
+    ratios = {
+        d: [n / c for n, c in zip(columns[0], column, strict=True)] for d, column in zip(depths, columns, strict=True)
+    }
     return {
         "episodes": episodes, "new_tokens": new_tokens,
         "tokens_per_s": {d: episodes * new_tokens / median(c) for d, c in zip(depths, columns, strict=True)},
-        "ratio_to_none": {d: _ratio(columns[0], c) for d, c in zip(depths, columns, strict=True)},
+        "ratio_to_none": ratios, "median_ratio": {d: median(r) for d, r in ratios.items()},
     }  # fmt: skip
 
 

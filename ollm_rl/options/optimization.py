@@ -128,9 +128,10 @@ def optimizer_of(
 
     of_all = list(parameters)
     given: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
-    if not muon:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(of_all, **given)
-    else:
+    optimizer: torch.optim.Optimizer
+    if muon:
         matrices = torch.optim.Muon([p for p in of_all if p.ndim == 2], adjust_lr_fn="match_rms_adamw", **given)
         optimizer = Together(matrices, torch.optim.AdamW([p for p in of_all if p.ndim != 2], **given))
+    else:
+        optimizer = torch.optim.AdamW(of_all, **given)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -115,7 +115,7 @@ class TextBatch:
     def rounded(self) -> "TextBatch":
         """The same with texts of zeros behind it that nobody asks about, for a multiple of `TOKENS`."""
         more, longest = -len(self.taps) % TOKENS, max(self.lengths)
-        fill = [longest] * (more // longest) + [more % longest] * (more % longest > 0)
+        fill = [min(longest, more - start) for start in range(0, more, longest)]  # a longer one would widen all
         zeros = self.taps.new_zeros(more, self.taps.shape[1])
         return replace(self, taps=torch.cat([self.taps, zeros]), lengths=self.lengths + fill)
 
@@ -149,10 +149,10 @@ def text_batches(
             often.append(pool[i][1])
             positions += len(waiting[-1].states) * often[-1]
             if positions >= batch_size:
-                yield _thinned(TextBatch.of(waiting, often), generator, easy_keep_prob).rounded()
+                yield _thinned(TextBatch.of(waiting, often).rounded(), generator, easy_keep_prob)
                 waiting, often, positions = [], [], 0
     if waiting:
-        yield _thinned(TextBatch.of(waiting, often), generator, easy_keep_prob).rounded()
+        yield _thinned(TextBatch.of(waiting, often).rounded(), generator, easy_keep_prob)
 
 
 def num_text_batches(texts: Texts, batch_size: int) -> int:

@@ -1,3 +1,5 @@
+"""Optimisers of conversion: what each steps, and that they go on from what was saved."""
+
 import copy
 
 import pytest
