@@ -153,7 +153,7 @@ def one_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("models", [range(12), range(12, 162)])
+@pytest.mark.parametrize("models", [range(12), range(12, 312)])
 def test_every_tree_search_finds_what_exhaustive_finds(models, monkeypatch, one_thread):
     found = [finds_what_exhaustive_finds(seed, monkeypatch) for seed in models]
     assert {solvable for solvable, _ in found} == {True, False}
