@@ -17,6 +17,7 @@ from ollm_rl.options.quality import whole_logits
 LOOKED_UP = 16  # positions of a batch, in the whole vocabulary
 LEARNED = 4  # one in so many positions of a batch
 KEPT = 1024  # tokens, the latest
+COLUMNS = 128  # of which products have a multiple: few shapes, so that memory that held one fits the next
 
 
 class OffShortlistPenalty:
@@ -35,11 +36,14 @@ class OffShortlistPenalty:
         self._look_up(states.block(0, LOOKED_UP), biases[:LOOKED_UP].detach())
         few = max(1, len(states) // LEARNED)
         states, tokens = states.block(0, few), self.tokens.unique()
+        count = len(tokens)
+        tokens = F.pad(tokens, (0, -count % COLUMNS))
         rows = self.backbone.head.weight.detach()[tokens]
         own = states.hidden[:, None, : self.backbone.hidden_size]
         hidden = (own + biases[:few]).to(rows.dtype)
         others = self.backbone.after_head((hidden @ rows.T).float())
         listed = (states.ids[:, :, None] == tokens).any(1)
+        listed[:, count:] = True
         # Not -inf: where a position lists them all, that has no gradient.
         others = others.masked_fill(listed[:, None], -1e9).logsumexp(-1)
         return F.softplus(others - logits[:few].detach().logsumexp(-1)).mean()

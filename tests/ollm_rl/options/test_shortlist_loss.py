@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ollm_rl.options import shortlist_loss
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.hidden_cache import compute_hidden_states
 from ollm_rl.options.modules import PlugIn
@@ -74,3 +75,19 @@ def test_a_position_is_not_kept_from_its_own_candidates(tiny, states):
 
 def test_size_of_biases_is_relative_to_the_hidden_states(states):
     assert float(bias_size(states, 0.5 * states.hidden[:, None].repeat(1, 3, 1))) == pytest.approx(0.25)
+
+
+def test_products_have_few_widths_and_the_loss_of_any(tiny, states, monkeypatch):
+    """Tokens that fill up a product weigh nothing: neither in the loss nor in its gradient."""
+    found = []
+    for columns in (1, 128):
+        monkeypatch.setattr(shortlist_loss, "COLUMNS", columns)
+        biases = torch.randn(len(states), 4, tiny.backbone.hidden_size, generator=torch.Generator().manual_seed(0))
+        biases.requires_grad_()
+        off_shortlist = OffShortlistPenalty(tiny.backbone)
+        loss = off_shortlist.loss(states, biases, shortlist_logits(tiny.backbone, states)(biases))
+        loss.backward()
+        assert 1 < len(off_shortlist.tokens.unique()) != 128
+        found.append((loss.detach(), biases.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
