@@ -42,7 +42,9 @@ def main() -> None:
     given = parser.parse_args()
     backbone, task = ol.load_backbone("smollm2"), ol.make_task("chain_sum")
     session = ol.Session(backbone, ol.PlugIn.from_pretrained(given.plugin, backbone), task)
-    right = [r for seed in given.seeds for r in opened(session, session.problems(given.split, given.problems, seed))]
+    problems = [p for seed in given.seeds for p in session.problems(given.split, given.problems, seed)]
+    slots = session.engine.num_slots
+    right = [r for at in range(0, len(problems), slots) for r in opened(session, problems[at : at + slots])]
     session.close()
     found = share(sum(right), len(right))
     command = " ".join(["python", *sys.argv])
