@@ -1,36 +1,71 @@
 """A control for what is learned on `chain_sum`: the prior with its first token set to the first number of the problem, and nothing else.
 
-    python benchmarks/opening.py PLUGIN [--problems 100] [--seeds 0 1 2] [--split test]
+    python benchmarks/opening.py PLUGIN [--problems 100] [--seeds 0 1 2] [--split test] [--samples 8]
 
-That token begins with a step instead of the answer. Prints one JSON line last.
+That token begins with a step instead of the answer. Beside it stands the prior as it is, on the same problems. Prints one JSON line last.
 """
 
 import argparse
 import json
 import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 import ollm_rl as ol
-from ollm_rl.evaluation.metrics import share
-from ollm_rl.oracle.teacher import play
-from ollm_rl.rollout.sampler import Request
+from agents.prior import Prior
+from ollm_rl.evaluation.metrics import bootstrap, sampled_metrics, share
+from ollm_rl.rollout.acting import PolicyAdapter
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import Act, Request
 from ollm_rl.tasks import Problem
 
 
-def opened(session: ol.Session, problems: list[Problem]) -> list[bool]:
-    """Whether each is solved."""
+class Opened:
+    """A policy for one text: this latent first (None: as the rest), then another policy's choices."""
+
+    def __init__(self, first: int | None, rest: Act):
+        self.first, self.rest = first, rest
+
+    def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        first, self.first = self.first, None
+        if first is None:
+            return self.rest(hidden, mask, uniforms)
+        return torch.full((len(hidden),), first, device=hidden.device), torch.zeros(len(hidden), device=hidden.device)
+
+
+def openings(session: ol.Session, problems: list[Problem]) -> list[int | None]:
+    """The latent that says each problem's first number as the first token; None where no option says it."""
     prompter, engine = session.prompter, session.engine
     prompts = [prompter.encode(p) for p in problems]
     engine.clear()
     engine.make_room(max(map(len, prompts)))
     engine.admit(prompts)
-    texts = []
+    found: list[int | None] = []
     for i, problem in enumerate(problems):
         first = prompter.encode_solution(problem.extra["metadata"]["expression"].split()[0])[0]
         says = (engine.options.tokens[i] == first) & engine.options.mask[i]
-        texts.append(
-            (Request(problem, i), says.nonzero()[:1, 0].tolist())
-        )  # where no option says it, the prior's choice stays
-    return [episode.solved for episode in play(session, texts, keep_hidden=False)]
+        found += says.nonzero()[:1, 0].tolist() or [None]
+    return found
+
+
+def played(
+    session: ol.Session, problems: list[Problem], firsts: list[int | None] | None, samples: int, seed: int
+) -> tuple[list[Episode], list[Episode]]:
+    """Greedy episodes and `samples` sampled ones of each problem, of the prior with these first latents (None: its own)."""
+    prior = Prior(session)
+    seeds = np.random.default_rng(seed).integers(2**31, size=(len(problems), samples)).tolist()
+    begun = firsts or [None] * len(problems)
+    greedy, drawn = PolicyAdapter(prior, True), PolicyAdapter(prior, False)
+
+    def act(i: int, rest: Act) -> Act:
+        return rest if firsts is None else Opened(begun[i], rest)  # one policy for all shares rows
+
+    one = [Request(p, i, act(i, greedy)) for i, p in enumerate(problems)]
+    many = [Request(p, s, act(i, drawn)) for i, p in enumerate(problems) for s in seeds[i]]
+    return session.rollout(one, greedy, keep_hidden=False), session.rollout(many, drawn, keep_hidden=False)
 
 
 def main() -> None:
@@ -39,18 +74,35 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--split", default="test")
+    parser.add_argument("--samples", type=int, default=8)
     given = parser.parse_args()
     backbone, task = ol.load_backbone("smollm2"), ol.make_task("chain_sum")
     session = ol.Session(backbone, ol.PlugIn.from_pretrained(given.plugin, backbone), task)
-    problems = [p for seed in given.seeds for p in session.problems(given.split, given.problems, seed)]
-    slots = session.engine.num_slots
-    right = [r for at in range(0, len(problems), slots) for r in opened(session, problems[at : at + slots])]
+    found: dict[str, Any] = {}
+    best: dict[str, list[float]] = {"opened": [], "prior": []}
+    episodes: dict[str, tuple[list[Episode], list[Episode]]] = {"opened": ([], []), "prior": ([], [])}
+    ids: list[str] = []
+    for seed in given.seeds:
+        problems = session.problems(given.split, given.problems, seed)
+        ids += [p.id for p in problems]
+        slots = session.engine.num_slots
+        firsts = [z for at in range(0, len(problems), slots) for z in openings(session, problems[at : at + slots])]
+        for name, first in (("opened", firsts), ("prior", None)):
+            for kept, new in zip(episodes[name], played(session, problems, first, given.samples, seed), strict=True):
+                kept += new
     session.close()
-    found = share(sum(right), len(right))
-    command = " ".join(["python", *sys.argv])
-    print(
-        json.dumps({"command": command, "n": found.n, "accuracy": found.accuracy, "accuracy_ci95": found.accuracy_ci95})
-    )
+    for name, (greedy, sampled) in episodes.items():
+        one = share(sum(e.solved for e in greedy), len(greedy))
+        found[name] = {"accuracy": one.accuracy, "accuracy_ci95": one.accuracy_ci95}
+        if given.samples:
+            k = given.samples
+            at_k = sampled_metrics(sampled, k)[k]
+            found[name] |= {f"avg_at_{k}": at_k.avg, f"pass_at_{k}": at_k.pass_}
+            best[name] = [float(any(e.solved for e in sampled[i : i + k])) for i in range(0, len(sampled), k)]
+    if given.samples:
+        paired = bootstrap(np.array(best["opened"]) - np.array(best["prior"]), ids)
+        found[f"pass_at_{given.samples}_difference"] = vars(paired)
+    print(json.dumps({"command": " ".join(["python", *sys.argv]), "n": len(ids), **found}))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ QUICK_KEYS = [
 ]  # fmt: skip
 
 
+THREADS = torch.get_num_threads()  # before tests are held to one
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Conversions of tests go to a scratch directory."""
@@ -74,6 +77,13 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """The real pretrained backbone in float32."""
+def loaded_smollm2():
     return load_backbone("smollm2", dtype="float32")
+
+
+@pytest.fixture
+def smollm2(loaded_smollm2):
+    """The real pretrained backbone in float32, on all threads."""
+    torch.set_num_threads(THREADS)
+    yield loaded_smollm2
+    torch.set_num_threads(1)

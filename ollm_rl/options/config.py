@@ -26,7 +26,7 @@ class PlugInConfig(Config):
         1.0, "standard deviation of the options' initial differences; options that start equal stay equal", above=0
     )
     reader_depth: int = setting(
-        0, "attention blocks of the reader; 0: the plug-in reads the last state only", at_least=0
+        1, "attention blocks of the reader; 0: the plug-in reads the last state only", at_least=0
     )
     reader_width: int = setting(384, "numbers that the reader gives beside a state", at_least=1)
     reader_layers: list[int] | None = setting(
@@ -61,12 +61,14 @@ class ConvertConfig(Config):
     easy_keep_prob: float = setting(
         0.25, "share of the positions of which the backbone is sure that an epoch looks at", at_least=0, at_most=1
     )
-    hard_assignment: float = setting(0.7, "cover: share of the canonical option in q", at_least=0, at_most=1)
+    hard_assignment: float = setting(1.0, "cover: share of the canonical option in q", at_least=0, at_most=1)
     first_option_weight: float = setting(
         1.0, "cover: weight of option 0's cross-entropy on every gold token", at_least=0
     )
     off_shortlist_penalty: float = setting(0.1, "weight of keeping options to their shortlists", at_least=0)
-    bias_penalty: float = setting(0.1, "weight of the biases' squared norm, relative to the hidden states'", at_least=0)
+    bias_penalty: float = setting(
+        0.03, "weight of the biases' squared norm, relative to the hidden states'", at_least=0
+    )
     kl_target: float | None = setting(
         None, "nats from the uniform distribution that expected, em and gumbel hold; the paper's is 0.2", above=0
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
 from ollm_rl.options.hidden_cache import cached_hidden_states
 from ollm_rl.options.modules import PlugIn, canonical
@@ -46,7 +46,7 @@ def test_conversion_improves_on_the_backbone(tiny, objective):
 def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2):
     task = ChainSum()
     prompter = Prompter.for_task(smollm2, task)
-    config = ConversionConfig(num_solutions=1000, num_heldout=20, prior_epochs=1)
+    config = ConversionConfig(num_solutions=1000, num_heldout=20, prior_epochs=1, plugin=PlugInConfig(reader_depth=0))
     plugin = convert(smollm2, task, config)
     hidden = cached_hidden_states(smollm2, prompter, task.problems("tune", 60, 0), 48).all().hidden.float()
     lm, same = OptionLM(smollm2, plugin), []

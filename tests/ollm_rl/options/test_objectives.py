@@ -69,7 +69,9 @@ def test_the_controller_holds_the_rate(tiny, states, objective, monkeypatch):
     seen: list[float] = []
     update = KLController.update
     monkeypatch.setattr(KLController, "update", lambda self, kl: (seen.append(kl), update(self, kl))[1])
-    sizes = PlugInConfig(num_options=4, encoder_width=32, decoder_width=32, prior_width=32, shortlist=48)
+    sizes = PlugInConfig(
+        reader_depth=0, num_options=4, encoder_width=32, decoder_width=32, prior_width=32, shortlist=48
+    )
     settings = ConversionConfig(
         objective=objective, epochs=60, prior_epochs=1, batch_size=256, learning_rate=3e-3, kl_target=0.2,
         kl_rate=0.05, plugin=sizes,
@@ -81,7 +83,7 @@ def test_the_controller_holds_the_rate(tiny, states, objective, monkeypatch):
 
 def test_collapse_is_said_during_training(tiny, states, caplog):
     with caplog.at_level(logging.WARNING, "ollm_rl"):
-        sizes = PlugInConfig(init_scale=1e-6)
+        sizes = PlugInConfig(reader_depth=0, init_scale=1e-6)
         convert(tiny.backbone, states, ConversionConfig(objective="gumbel", epochs=1, prior_epochs=1, plugin=sizes))
     assert "collapsing" in caplog.text
 
@@ -94,7 +96,7 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(tiny, states, tmp_path):
     """Stopped after each phase's second epoch, in both phases; metrics are logged."""
-    sizes = PlugInConfig(num_options=4, encoder_width=32, decoder_width=32, prior_width=32)
+    sizes = PlugInConfig(reader_depth=0, num_options=4, encoder_width=32, decoder_width=32, prior_width=32)
     settings = ConversionConfig(objective="gumbel", epochs=3, prior_epochs=3, batch_size=256, plugin=sizes)
     whole = convert(tiny.backbone, states, settings)
 
@@ -123,8 +125,10 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(tiny, states, tm
 def test_a_plugin_of_nan_is_not_made(tiny):
     """Training stops at the first loss that is no number, before a weight is touched by it."""
     states = compute_hidden_states(tiny.backbone, tiny.prompter, tiny.task.problems("sft", 20, 0), 48)
+    sizes = PlugInConfig(reader_depth=0)
+    steep = ConversionConfig(epochs=6, prior_epochs=1, batch_size=64, learning_rate=9e29, plugin=sizes)
     with pytest.raises(TrainingError, match="convert.learning_rate"):
-        convert(tiny.backbone, states, ConversionConfig(epochs=6, prior_epochs=1, batch_size=64, learning_rate=9e29))
+        convert(tiny.backbone, states, steep)
     states.hidden = states.hidden.clone().index_fill(0, torch.tensor([3]), float("nan"))
     with pytest.raises(TrainingError, match="the loss: NaN or infinite"):
-        convert(tiny.backbone, states, ConversionConfig(epochs=1, prior_epochs=1, batch_size=64))
+        convert(tiny.backbone, states, ConversionConfig(epochs=1, prior_epochs=1, batch_size=64, plugin=sizes))

@@ -28,7 +28,7 @@ def test_agreement_is_that_of_the_two_argmaxes(tiny, states):
     """Counted by hand on options that are far from the backbone; and 1 on options that are the backbone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        plugin = PlugIn.beside(tiny.backbone, PlugInConfig(num_options=4, shortlist=16, init_scale=5.0))
+        plugin = PlugIn.beside(tiny.backbone, PlugInConfig(reader_depth=0, num_options=4, shortlist=16, init_scale=5.0))
     with torch.no_grad():
         plugin.decoder.writes.weight *= 10
         whole = whole_logits(tiny.backbone, states, plugin.biases(states.hidden)).argmax(-1)

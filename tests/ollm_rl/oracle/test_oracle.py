@@ -110,7 +110,13 @@ def random_space(seed: int) -> Session:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = PlugInConfig(
-            int(draw.integers(2, 5)), shortlist=16, encoder_width=16, decoder_width=16, prior_width=16, init_scale=0.3
+            int(draw.integers(2, 5)),
+            shortlist=16,
+            encoder_width=16,
+            decoder_width=16,
+            prior_width=16,
+            init_scale=0.3,
+            reader_width=16,
         )
         plugin = PlugIn.beside(backbone, sizes).eval()
         torch.nn.init.normal_(plugin.decoder.writes.weight, std=float(draw.uniform(0.2, 1.0)))
@@ -143,18 +149,9 @@ def finds_what_exhaustive_finds(seed: int, monkeypatch) -> tuple[bool, int]:
     return solved["exhaustive"], tried
 
 
-@pytest.fixture
-def one_thread():
-    """Two threads cost a model of this size more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("models", [range(12), range(12, 312)])
-def test_every_tree_search_finds_what_exhaustive_finds(models, monkeypatch, one_thread):
+def test_every_tree_search_finds_what_exhaustive_finds(models, monkeypatch):
     found = [finds_what_exhaustive_finds(seed, monkeypatch) for seed in models]
     assert {solvable for solvable, _ in found} == {True, False}
     assert max(texts for _, texts in found) > 50
