@@ -16,6 +16,8 @@ KEYS = ["agent.total_episodes=8", "agent.num_generations=4", "agent.problems_per
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A directory with the files that a document has the code of; modules of it are forgotten afterwards."""
+    for name in [name for name in sys.modules if name.startswith("my_")]:  # another test's
+        monkeypatch.delitem(sys.modules, name)
     known = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
