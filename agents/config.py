@@ -11,9 +11,9 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
 
 
-# Smaller iterations, and more passes over each: ways to make more of an episode.
-SMALL = "problems_per_iteration:8,minibatches:2"
-MORE = f"{{}},{{{SMALL}}},{{{SMALL},num_iterations:4,target_kl:0.05}},{{problems_per_iteration:8,minibatches:4,num_iterations:4,target_kl:0.1}}"
+# Iterations of 8 or 32 problems, and more passes over each: ways to make more of an episode.
+SMALL, LARGE = "problems_per_iteration:8,minibatches:2", "problems_per_iteration:32,minibatches:4"
+PASSES = "{num_iterations:4,target_kl:0.05},{minibatches:4,num_iterations:4,target_kl:0.1}"
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class AgentConfig(Config):
 class GRPOConfig(AgentConfig):
     """Of `agents.grpo.GRPO`, with TRL's names where it has one."""
 
-    default_space: ClassVar[tuple[str, ...]] = ("learning_rate=5e-5,1e-4,3e-4", MORE)
+    default_space: ClassVar[tuple[str, ...]] = ("learning_rate=3e-4,6e-4,1e-3", f"{{}},{{{LARGE}}},{PASSES}")
 
     total_episodes: int = setting(4096, "training ends after this many", at_least=1)
     num_generations: int = setting(8, "episodes per problem: the group", at_least=2)
-    problems_per_iteration: int = setting(32, "groups per iteration", at_least=1)
-    learning_rate: float = setting(1e-4, "of Adam", above=0)
-    minibatches: int = setting(4, "optimiser steps of a pass", at_least=1)
+    problems_per_iteration: int = setting(8, "groups per iteration", at_least=1)
+    learning_rate: float = setting(6e-4, "of Adam", above=0)
+    minibatches: int = setting(2, "optimiser steps of a pass", at_least=1)
     num_iterations: int = setting(2, "passes per iteration", at_least=1)
-    beta: float = setting(0.02, "weight of the KL to the prior (k3 estimator)", at_least=0)
+    beta: float = setting(0.05, "weight of the KL to the prior (k3 estimator)", at_least=0)
     use_bias_correction_kl: bool = setting(True, "that KL times the probability ratio")
     epsilon: float = setting(0.2, "clipping range of the probability ratio, below 1", at_least=0)
     epsilon_high: float | None = setting(0.28, "the same above 1; null: `epsilon`", at_least=0)
@@ -65,8 +65,12 @@ class GRPOConfig(AgentConfig):
 class ShortlistHeadConfig(GRPOConfig):
     """Of `agents.shortlist_head.ShortlistHead`: GRPO's, and those of the fit to solutions that comes before."""
 
-    default_space: ClassVar[tuple[str, ...]] = ("learning_rate=1e-4,1e-3,3e-3", MORE)
+    default_space: ClassVar[tuple[str, ...]] = ("learning_rate=1e-3,3e-3,1e-2", f"{{}},{{{SMALL}}},{PASSES}")
 
+    problems_per_iteration: int = setting(32, "groups per iteration", at_least=1)
+    learning_rate: float = setting(3e-3, "of Adam", above=0)
+    minibatches: int = setting(4, "optimiser steps of a pass", at_least=1)
+    beta: float = setting(0.02, "weight of the KL to the head that learning starts from (k3 estimator)", at_least=0)
     num_solutions: int = setting(ConversionConfig.num_solutions, "solutions that the head is fitted to", at_least=1)
     sft_seed: int = setting(ConversionConfig.seed, "of the solutions", at_least=0, at_most=MOST_SEEDS)
     sft_epochs: int = setting(6, "passes over the solutions", at_least=1)
@@ -82,17 +86,17 @@ class PPOConfig(AgentConfig):
     """Of `agents.ppo.PPO`, with RLlib's names where it has one."""
 
     default_space: ClassVar[tuple[str, ...]] = (
-        "learning_rate=1e-4,2e-4,5e-4",
-        "{},{episodes_per_iteration:128},{episodes_per_iteration:64},{episodes_per_iteration:64,num_epochs:8}",
+        "learning_rate=5e-5,1e-4,3e-4",
+        "{},{episodes_per_iteration:256},{episodes_per_iteration:128},{num_epochs:8}",
     )
 
     total_episodes: int = setting(6144, "training ends after this many", at_least=1)
-    episodes_per_iteration: int = setting(256, "whole episodes that an update learns from", at_least=1)
+    episodes_per_iteration: int = setting(64, "whole episodes that an update learns from", at_least=1)
     episodes_per_problem: int = setting(
         4, "episodes that share a problem, and run as one until they differ", at_least=1
     )
     algorithm: str = setting("PPO", "a name of RLlib's registry: PPO, APPO, IMPALA")
-    learning_rate: float = setting(2e-4, "of Adam", above=0)
+    learning_rate: float = setting(1e-4, "of Adam", above=0)
     num_epochs: int = setting(4, "passes per iteration", at_least=1)
     minibatch_size: int = setting(256, "decisions of a minibatch", at_least=1)
     grad_clip: float | None = setting(1.0, "largest norm of a gradient; null: no limit", above=0)

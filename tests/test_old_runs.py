@@ -24,6 +24,8 @@ TRAINING = [
     "agent.num_generations=4",
     "agent.problems_per_iteration=4",
     "agent.learning_rate=1e-3",
+    "agent.minibatches=4",
+    "agent.beta=0.02",
 ]
 REWARD = "reward=tests.fixtures.runs_23d70ee.reward.even"
 # The commands that made them, under today's names; plug-ins had no reader.

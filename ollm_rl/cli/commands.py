@@ -66,7 +66,7 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.experiments.oracle_run import run_oracle
     from ollm_rl.experiments.single import SessionCache
 
-    run, sessions = _run(settings, "oracle"), SessionCache()
+    run, sessions = _run(settings if settings.config.policy else settings.without_agent(), "oracle"), SessionCache()
     try:
         results = run_oracle(settings, run, sessions, settings.config.seed)
     finally:

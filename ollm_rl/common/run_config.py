@@ -90,8 +90,14 @@ def today(text: str, where: str) -> DictConfig:
 def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Compare two configurations, as `read` gives them."""
     found = Changes(comparison=any(stored.get(key) != now.get(key) for key in COMPARISON))
+    # Comparisons and searches with the prior have no `agent`; earlier releases kept one all the same.
+    owned = any(key.startswith("agent.") for key in now)
     for key in dict.fromkeys([*stored, *now]):
-        if key in FREE or (key in stored and key in now and stored[key] == now[key]):
+        if (
+            key in FREE
+            or (key.startswith("agent.") and not owned)
+            or (key in stored and key in now and stored[key] == now[key])
+        ):
             continue
         if key not in stored:
             if now[key] not in _shipped(key, now):

@@ -42,8 +42,12 @@ class Settings:
     @property
     def agent_name(self) -> str:
         """What the agent is called in tables: its group's name, or its class's for one from outside."""
-        custom = self.choices["agent"] == "custom"
+        custom = self.choices["agent"] == "custom" and "agent" in self.config
         return str(self.config.agent._target_).rpartition(".")[2] if custom else self.choices["agent"]
+
+    def without_agent(self) -> "Settings":
+        """The same of a run that has no agent: a comparison's is nobody's, and so is that of a search with the prior."""
+        return Settings(OmegaConf.create({k: v for k, v in self.config.items() if k != "agent"}), self.choices)
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(self.config, resolve=True)

@@ -37,9 +37,10 @@ def parts_of(overrides: list[str], settings: Settings) -> list[Part]:
     """All agents with all seeds, and the oracle if `with_oracle`."""
     config, parts = settings.config, list[Part]()
     trials = [trial_settings(overrides, settings, name) for name in config.agents]
+    searching = settings if config.policy else settings.without_agent()
     for seed in config.seeds:
         parts += [Part(f"{each.agent_name}-{seed}", run_trial, each, seed) for each in trials]
-        parts += [Part(f"oracle-{seed}", run_oracle, settings, seed)] if config.with_oracle else []
+        parts += [Part(f"oracle-{seed}", run_oracle, searching, seed)] if config.with_oracle else []
     return parts
 
 

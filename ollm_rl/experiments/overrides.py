@@ -57,11 +57,11 @@ def _owner(override: str, names: list[str]) -> tuple[str, str]:
 
 
 def with_overrides(settings: Settings, overrides: list[str]) -> Settings:
-    """A comparison's configuration as it is kept: with what was given for its agents, for `agent` in it is nobody's."""
-    config = settings.config.copy()
+    """A comparison's configuration as it is kept: with what was given for its agents, and without `agent`, which is nobody's."""
+    kept = settings.without_agent()
     given = [o for o in overrides if o not in shared(overrides)]
-    config.agent_overrides = list(dict.fromkeys([*config.agent_overrides, *given]))
-    return Settings(config, settings.choices)
+    kept.config.agent_overrides = list(dict.fromkeys([*kept.config.agent_overrides, *given]))
+    return kept
 
 
 def trial_settings(overrides: list[str], settings: Settings, name: str) -> Settings:

@@ -140,7 +140,7 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     assert list(mine.config.seeds) == [0] and mine.config.convert.num_solutions == 800
     assert mine.config.evaluate.num_ood == 5 and mine.config.evaluate.num_problems == 60
     cell = trial_settings(given, mine, "grpo").config
-    assert cell.agent.total_episodes == 512 and cell.agent.learning_rate == 6e-4
+    assert cell.agent.total_episodes == 512
     turns = compose(["experiment=headline", "rollout.address=null"]).config.rollout
     assert (settings.config.rollout.address, turns.address) == ("local", None)
     for one in (

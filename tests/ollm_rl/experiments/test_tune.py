@@ -124,14 +124,14 @@ def test_coordinates_are_held_at_the_best(tmp_path, without_ray, monkeypatch):
     from ollm_rl.common.run_dir import Run
     from ollm_rl.experiments.tune import Tuning
 
-    given = plan(RATES, "grpo.minibatches=2,4", "tune.search=coordinate")  # of which 4 is the default
+    given = plan(RATES, "grpo.minibatches=2,4", "tune.search=coordinate")  # of which 2 is the default
     run = Run(tmp_path, "x", given.settings.yaml())
     Tuning(given, run).search()
     run.close()
     assert tried == [
         {"learning_rate": "0.001"},
         {"learning_rate": "0.01"},
-        {"learning_rate": "0.01", "minibatches": "2"},
+        {"learning_rate": "0.01", "minibatches": "4"},
     ]
 
 
