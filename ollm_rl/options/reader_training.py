@@ -79,13 +79,15 @@ def cached_reader(
     fit |= {k: getattr(config, k) for k in ("batch_size", "weight_decay", "easy_keep_prob", "seed", "bias_penalty")}
     text = [(p.problem, p.solution) for p in train + heldout]
     key = key_of(
-        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, "v2"
+        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, "v3"
     )
     path = cache_dir() / "readers" / key
     us = processes()
     with made_by_one(path):
         if not (path / "reader.json").exists():
-            reader = Reader(backbone.hidden_size, config.plugin, backbone.geometry)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)  # of its first weights
+                reader = Reader(backbone.hidden_size, config.plugin, backbone.geometry)
             stores = [_stored(backbone, prompter, problems, config, reader.layers) for problems in (train, heldout)]
             if us.is_main:
                 begun, keep = time.monotonic(), path.with_suffix(".training")

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from agents.config import GRPOConfig
 from ollm_rl.cli.app import main
 from ollm_rl.common.config_files import members
 from ollm_rl.config.compose import compose
@@ -140,7 +141,7 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     assert list(mine.config.seeds) == [0] and mine.config.convert.num_solutions == 800
     assert mine.config.evaluate.num_ood == 5 and mine.config.evaluate.num_problems == 60
     cell = trial_settings(given, mine, "grpo").config
-    assert cell.agent.total_episodes == 512
+    assert cell.agent.total_episodes == 512 and cell.agent.learning_rate == GRPOConfig.learning_rate
     turns = compose(["experiment=headline", "rollout.address=null"]).config.rollout
     assert (settings.config.rollout.address, turns.address) == ("local", None)
     for one in (

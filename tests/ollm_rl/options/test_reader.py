@@ -130,6 +130,20 @@ def test_recomputed_texts_are_the_stored_ones(tiny, own_cache):
     assert torch.equal(parts["stored"].states.target, parts["recomputed"].states.target)
 
 
+def test_the_seed_determines_a_conversion_with_a_reader(tiny, tmp_path, monkeypatch):
+    """Whatever random numbers were drawn before it, in this process or another."""
+    settings = dict(num_solutions=40, num_heldout=20, epochs=1, prior_epochs=1, reader_epochs=1, batch_size=256)
+    found = []
+    for drawn, seed in ((1, 0), (2, 0), (1, 5)):
+        monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / f"{drawn}-{seed}"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(drawn)
+            sizes = PlugInConfig(reader_depth=1, reader_width=24)
+            found.append(convert(tiny.backbone, tiny.task, ConversionConfig(**settings, seed=seed, plugin=sizes)))
+    same, again, other = (plugin.digest() for plugin in found)
+    assert same == again != other
+
+
 @pytest.mark.parametrize("states", ["stored", "recomputed"])
 def test_a_conversion_with_a_reader(tiny, own_cache, tmp_path, states):
     """It comes back from disk, says what the reader adds, and its policies read [h; g]."""
