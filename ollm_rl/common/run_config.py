@@ -34,6 +34,13 @@ COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "qui
 FREE = (*COMPARISON, "resume", "name", "runs_dir", "rollout.address", "tune.max_concurrent")
 # What runs did that know nothing of a setting, where its default is another now.
 BEFORE = {"plugin.reader_depth": 0}
+# Defaults of `agent=grpo` that were others.
+AGENT_BEFORE = {
+    "agent.problems_per_iteration": 32,
+    "agent.learning_rate": 1e-4,
+    "agent.minibatches": 4,
+    "agent.beta": 0.02,
+}
 # Settings that end training, and the figure of `metrics.jsonl` that says how far it got.
 LIMITS = {"agent.total_episodes": "train_episodes", "agent.rounds": "step"}
 
@@ -90,14 +97,12 @@ def today(text: str, where: str) -> DictConfig:
 def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Compare two configurations, as `read` gives them."""
     found = Changes(comparison=any(stored.get(key) != now.get(key) for key in COMPARISON))
-    # Comparisons and searches with the prior have no `agent`; earlier releases kept one all the same.
-    owned = any(key.startswith("agent.") for key in now)
+    if _agent(stored) and not _agent(now) and _is_nobodys(_agent(stored)):
+        stored = {key: value for key, value in stored.items() if not key.startswith("agent.")}
+    if _agent(now) and not _agent(stored):
+        found.refused.append(f"there no 'agent', now 'agent._target_: {now.get('agent._target_')}'")
     for key in dict.fromkeys([*stored, *now]):
-        if (
-            key in FREE
-            or (key.startswith("agent.") and not owned)
-            or (key in stored and key in now and stored[key] == now[key])
-        ):
+        if key in FREE or (key in stored and key in now and stored[key] == now[key]):
             continue
         if key not in stored:
             if now[key] not in _shipped(key, now):
@@ -110,6 +115,16 @@ def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         else:
             found.refused.append(f"there '{key}: {stored[key]}', now '{key}: {now[key]}'")
     return found
+
+
+def _agent(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key.startswith("agent.")}
+
+
+def _is_nobodys(agent: Mapping[str, Any]) -> bool:
+    """Whether these are the defaults, of now or of before, that earlier releases kept for comparisons and searches, which have no agent."""
+    defaults = dict(_flat({"agent": OmegaConf.to_container(group_file("agent", "grpo"), resolve=False)}))
+    return all(value in (defaults.get(key), AGENT_BEFORE.get(key)) for key, value in agent.items())
 
 
 def _flat(node: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -272,6 +272,23 @@ def test_a_run_is_not_overwritten_by_another_configuration(capsys):
     assert "another configuration" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        (["evaluate", "agent=prior"], ["compare", "agents=[prior]", "seeds=[0]"]),
+        (["evaluate", "agent=prior"], ["oracle"]),
+        (["compare", "agents=[prior]", "seeds=[0]"], ["evaluate", "agent=prior"]),
+        (["oracle"], ["train", "agent=grpo", "agent.total_episodes=8", "agent.num_generations=4"]),
+    ],
+)
+def test_runs_with_and_without_an_agent_are_not_each_other(words, capsys):
+    first, second = ([*command, "name=same", *QUICK_KEYS] for command in words)
+    main(first)
+    with pytest.raises(SystemExit) as refused:
+        main(second)
+    assert refused.value.code == 2 and "another configuration" in " ".join(capsys.readouterr().err.split())
+
+
 def test_dry_run_says_what_it_would_take(capsys, tmp_path):
     main(["train", "--dry-run"])
     printed = capsys.readouterr().out
