@@ -8,7 +8,6 @@ That token begins with a step instead of the answer. Beside it stands the prior 
 import argparse
 import json
 import sys
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import ollm_rl as ol
 from agents.prior import Prior
-from ollm_rl.evaluation.metrics import bootstrap, sampled_metrics, share
+from ollm_rl.evaluation.metrics import bootstrap, results_row
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Act, Request
@@ -78,31 +77,25 @@ def main() -> None:
     given = parser.parse_args()
     backbone, task = ol.load_backbone("smollm2"), ol.make_task("chain_sum")
     session = ol.Session(backbone, ol.PlugIn.from_pretrained(given.plugin, backbone), task)
-    found: dict[str, Any] = {}
-    best: dict[str, list[float]] = {"opened": [], "prior": []}
     episodes: dict[str, tuple[list[Episode], list[Episode]]] = {"opened": ([], []), "prior": ([], [])}
-    ids: list[str] = []
+    slots = session.engine.num_slots
     for seed in given.seeds:
         problems = session.problems(given.split, given.problems, seed)
-        ids += [p.id for p in problems]
-        slots = session.engine.num_slots
         firsts = [z for at in range(0, len(problems), slots) for z in openings(session, problems[at : at + slots])]
         for name, first in (("opened", firsts), ("prior", None)):
             for kept, new in zip(episodes[name], played(session, problems, first, given.samples, seed), strict=True):
                 kept += new
     session.close()
-    for name, (greedy, sampled) in episodes.items():
-        one = share(sum(e.solved for e in greedy), len(greedy))
-        found[name] = {"accuracy": one.accuracy, "accuracy_ci95": one.accuracy_ci95}
-        if given.samples:
-            k = given.samples
-            at_k = sampled_metrics(sampled, k)[k]
-            found[name] |= {f"avg_at_{k}": at_k.avg, f"pass_at_{k}": at_k.pass_}
-            best[name] = [float(any(e.solved for e in sampled[i : i + k])) for i in range(0, len(sampled), k)]
-    if given.samples:
-        paired = bootstrap(np.array(best["opened"]) - np.array(best["prior"]), ids)
-        found[f"pass_at_{given.samples}_difference"] = vars(paired)
-    print(json.dumps({"command": " ".join(["python", *sys.argv]), "n": len(ids), **found}))
+    k, command = given.samples, " ".join(["python", *sys.argv])
+    rows = [results_row(name, greedy, sampled, k) for name, (greedy, sampled) in episodes.items()]
+    figures = ("agent", "accuracy", "accuracy_ci95", f"avg@{k}", f"pass@{k}")
+    found = [{key: row.to_dict()[key] for key in figures if key in row.to_dict()} for row in rows]
+    paired = {}
+    if k:
+        best = [np.array([e.solved for e in sampled]).reshape(-1, k).max(1) for _, sampled in episodes.values()]
+        ids = [e.problem.id for e in episodes["prior"][0]]
+        paired = {f"pass_at_{k}_difference": vars(bootstrap(best[0].astype(float) - best[1], ids))}
+    print(json.dumps({"command": command, "n": rows[0].n_problems, "rows": found, **paired}))
 
 
 if __name__ == "__main__":
