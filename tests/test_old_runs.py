@@ -16,7 +16,7 @@ OLD = Path(__file__).parent / "fixtures" / "runs_23d70ee"
 SIZES = [
     "backbone=tiny", "backbone.dtype=float32", "plugin.reader_depth=0", "plugin.encoder_width=16", "plugin.decoder_width=16", "plugin.prior_width=16",
     "convert.num_solutions=60", "convert.num_heldout=20", "convert.epochs=1", "convert.prior_epochs=1",
-    "convert.hard_assignment=0.6", "convert.bias_penalty=0.1", "evaluate.num_problems=3", "oracle.num_problems=3", "oracle.budget=60",
+    "convert.hard_assignment=0.6", "convert.bias_penalty=0.1", "convert.first_option_weight=1", "evaluate.num_problems=3", "oracle.num_problems=3", "oracle.budget=60",
     "engine.num_slots=32", "engine.max_new_tokens=12",
 ]  # fmt: skip
 TRAINING = [

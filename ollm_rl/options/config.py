@@ -63,7 +63,7 @@ class ConvertConfig(Config):
     )
     hard_assignment: float = setting(1.0, "cover: share of the canonical option in q", at_least=0, at_most=1)
     first_option_weight: float = setting(
-        1.0, "cover: weight of option 0's cross-entropy on every gold token", at_least=0
+        6.0, "cover: weight of option 0's cross-entropy on every gold token", at_least=0
     )
     off_shortlist_penalty: float = setting(0.1, "weight of keeping options to their shortlists", at_least=0)
     bias_penalty: float = setting(
