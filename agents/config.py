@@ -36,7 +36,7 @@ class GRPOConfig(AgentConfig):
     learning_rate: float = setting(6e-4, "of Adam", above=0)
     minibatches: int = setting(2, "optimiser steps of a pass", at_least=1)
     num_iterations: int = setting(2, "passes per iteration", at_least=1)
-    beta: float = setting(0.05, "weight of the KL to the prior (k3 estimator)", at_least=0)
+    beta: float = setting(0.02, "weight of the KL to the prior (k3 estimator)", at_least=0)
     use_bias_correction_kl: bool = setting(True, "that KL times the probability ratio")
     epsilon: float = setting(0.2, "clipping range of the probability ratio, below 1", at_least=0)
     epsilon_high: float | None = setting(0.28, "the same above 1; null: `epsilon`", at_least=0)
