@@ -130,7 +130,8 @@ def test_solutions_that_the_backbone_cannot_read_are_left_out(tiny, problems, mo
 def test_processes_of_a_launcher_share_the_shards(tmp_path):
     """`accelerate launch` with two processes on the CPU: the same plug-in as one process makes, but for copies."""
     keys = ["backbone=tiny", "backbone.dtype=float32", "convert.num_solutions=1200", "convert.num_heldout=20"]
-    keys += ["convert.epochs=1", "convert.prior_epochs=1", f"runs_dir={tmp_path}/runs"]
+    keys += ["convert.reader_epochs=1", "convert.epochs=1", "convert.prior_epochs=1", f"runs_dir={tmp_path}/runs"]
+    keys += [f"plugin.{part}_width=48" for part in ("reader", "encoder", "decoder", "prior")]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "ollm_rl"]
     for name, command in (("two", launch), ("one", [sys.executable, "-m", "ollm_rl"])):
         env = os.environ | {"OLLM_RL_CACHE": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
