@@ -30,7 +30,7 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.modules import REPORT, PlugIn
 from ollm_rl.options.optimization import Progress
 from ollm_rl.options.quality import COLLAPSED, measure
-from ollm_rl.options.reader_training import cached_reader
+from ollm_rl.options.reader_training import cached_reader, reader_key
 from ollm_rl.options.reading import read_states
 from ollm_rl.options.training import convert as train_plugin
 from ollm_rl.tasks import SPLITS, Problem, Task
@@ -76,7 +76,8 @@ def convert(
             )
     train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
     text = [(p.problem, p.solution) for p in train + heldout]
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v5")
+    over = [reader_key(backbone, prompter, train, heldout, config)] if config.plugin.reader_depth else []
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v5", *over)
     path = cache_dir() / "plugins" / key
     with made_by_one(path):
         if (path / REPORT).exists():

@@ -43,6 +43,7 @@ from ollm_rl.options.standardize import Standardize
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 
+VERSION = "v3"  # of what the same settings make
 FIT_TEXTS = 256  # that the mean and deviation of the layers' states are taken from
 
 
@@ -62,6 +63,19 @@ class Guess(nn.Module):
         return bias[:, None]
 
 
+def reader_key(
+    backbone: Backbone, prompter: Prompter, train: list[Problem], heldout: list[Problem], config: ConversionConfig
+) -> str:
+    """The reader's name in the cache. Plug-ins have it in theirs: what was begun on one reader does not go on over another."""
+    sizes = {k: v for k, v in asdict(config.plugin).items() if k.startswith("reader_")}
+    fit = {k: v for k, v in asdict(config).items() if k.startswith("reader_")}
+    fit |= {k: getattr(config, k) for k in ("batch_size", "weight_decay", "easy_keep_prob", "seed", "bias_penalty")}
+    text = [(p.problem, p.solution) for p in train + heldout]
+    return key_of(
+        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, VERSION
+    )
+
+
 def cached_reader(
     backbone: Backbone, prompter: Prompter, train: list[Problem], heldout: list[Problem], config: ConversionConfig,
     log_metrics: Callable[[int, dict[str, Any]], None] | None = None,
@@ -74,14 +88,7 @@ def cached_reader(
     Raises:
         TrainingError: a loss or a weight is not finite any more.
     """
-    sizes = {k: v for k, v in asdict(config.plugin).items() if k.startswith("reader_")}
-    fit = {k: v for k, v in asdict(config).items() if k.startswith("reader_")}
-    fit |= {k: getattr(config, k) for k in ("batch_size", "weight_decay", "easy_keep_prob", "seed", "bias_penalty")}
-    text = [(p.problem, p.solution) for p in train + heldout]
-    key = key_of(
-        backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, "v3"
-    )
-    path = cache_dir() / "readers" / key
+    path = cache_dir() / "readers" / reader_key(backbone, prompter, train, heldout, config)
     us = processes()
     with made_by_one(path):
         if not (path / "reader.json").exists():

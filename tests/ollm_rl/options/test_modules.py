@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn, canonical
 from ollm_rl.options.option_lm import OptionLM
@@ -43,10 +43,24 @@ def test_conversion_improves_on_the_backbone(tiny, objective):
 
 
 @pytest.mark.slow
-def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reader_epochs": 2},
+        # as docs/options.md has it without a reader
+        {
+            "plugin": PlugInConfig(reader_depth=0),
+            "hard_assignment": 0.7,
+            "bias_penalty": 0.1,
+            "first_option_weight": 1.0,
+        },
+    ],
+    ids=["reader", "no_reader"],
+)
+def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2, settings):
     task = ChainSum()
     prompter = Prompter.for_task(smollm2, task)
-    config = ConversionConfig(num_solutions=600, num_heldout=10, prior_epochs=0, reader_epochs=2)
+    config = ConversionConfig(num_solutions=600, num_heldout=10, prior_epochs=0, **settings)
     plugin = convert(smollm2, task, config)
     problems = task.problems("tune", 60, 0)
     states = read_states(smollm2, prompter, problems, config.plugin.shortlist, plugin.reader).all().hidden.float()

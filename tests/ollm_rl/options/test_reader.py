@@ -1,6 +1,7 @@
 """The reader: the same states by every way that leads to them, its training, and what is stored for it."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -142,6 +143,29 @@ def test_the_seed_determines_a_conversion_with_a_reader(tiny, tmp_path, monkeypa
             found.append(convert(tiny.backbone, tiny.task, ConversionConfig(**settings, seed=seed, plugin=sizes)))
     same, again, other = (plugin.digest() for plugin in found)
     assert same == again != other
+
+
+def test_a_plug_in_does_not_go_on_over_another_reader(tiny, tmp_path, monkeypatch):
+    """Neither a finished one is taken from the cache, nor the training of one gone on with."""
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
+    settings = dict(num_solutions=40, num_heldout=20, epochs=2, prior_epochs=1, reader_epochs=1, batch_size=256)
+    config = ConversionConfig(**settings, plugin=PlugInConfig(reader_depth=1, reader_width=24))
+    expected = convert(tiny.backbone, tiny.task, config)
+    assert convert(tiny.backbone, tiny.task, config).path == expected.path
+    shutil.rmtree(tmp_path / "plugins")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as another:
+        another.setattr("ollm_rl.options.reader_training.VERSION", "of another code")
+        another.setattr("ollm_rl.options.training._train_prior", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            convert(tiny.backbone, tiny.task, config)
+    assert [*tmp_path.glob("plugins/*.training/state.pt")]
+    again = convert(tiny.backbone, tiny.task, config)
+    assert again.path == expected.path and again.digest() == expected.digest()
+    assert [*tmp_path.glob("plugins/*.training/state.pt")], "it went on with what the other reader had begun"
 
 
 @pytest.mark.parametrize("states", ["stored", "recomputed"])
