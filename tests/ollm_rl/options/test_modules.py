@@ -46,9 +46,10 @@ def test_conversion_improves_on_the_backbone(tiny, objective):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"reader_epochs": 2},
+        {"num_solutions": 600, "reader_epochs": 2},
         # as docs/options.md has it without a reader
         {
+            "num_solutions": 1000,
             "plugin": PlugInConfig(reader_depth=0),
             "hard_assignment": 0.7,
             "bias_penalty": 0.1,
@@ -60,7 +61,7 @@ def test_conversion_improves_on_the_backbone(tiny, objective):
 def test_shortlist_decodes_like_the_whole_head_on_smollm2(smollm2, settings):
     task = ChainSum()
     prompter = Prompter.for_task(smollm2, task)
-    config = ConversionConfig(num_solutions=600, num_heldout=10, prior_epochs=0, **settings)
+    config = ConversionConfig(num_heldout=10, prior_epochs=0, **settings)
     plugin = convert(smollm2, task, config)
     problems = task.problems("tune", 60, 0)
     states = read_states(smollm2, prompter, problems, config.plugin.shortlist, plugin.reader).all().hidden.float()
