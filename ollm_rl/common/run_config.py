@@ -31,7 +31,7 @@ from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
 COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
-FREE = (*COMPARISON, "resume", "name", "runs_dir", "rollout.address", "tune.max_concurrent")
+FREE = (*COMPARISON, "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent")
 # What runs did that know nothing of a setting, where its default is another now.
 BEFORE = {"plugin.reader_depth": 0}
 # Defaults of `agent=grpo` that were others.

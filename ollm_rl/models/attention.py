@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ollm_rl.errors import BackboneError
+from ollm_rl.models.kernels import LANES, Kernels, kernels
 
 IMPLEMENTATION = "ollm_rl"
 _current = threading.local()  # `kv`: the cache of the forward call that this thread is in
@@ -42,6 +43,7 @@ class KVCache:
     def __init__(self, slots: int, capacity: int, prefix: "KVCache | None" = None):
         self.slots, self.capacity = slots, capacity
         self.prefix = prefix
+        self.compiled = True  # use compiled functions where they can be had
         self.prefix_length = prefix.capacity if prefix is not None else 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -49,7 +51,9 @@ class KVCache:
         self.rows: Tensor | None = None  # (n,): the rows of the call; None for rows 0 to n - 1
         self.span = 0  # keys [0, span) are looked at
         self.spread = 0  # rows [0, spread) take part in products, those of the call among them; 0: only those
-        self.visible = torch.zeros(0)  # (n, 1, 1, t, span) additive mask
+        self._visible: Tensor | None = None  # (n, 1, 1, t, span) additive mask
+        self._steps: tuple[Tensor, Tensor] | None = None  # of a step on a CPU: rows (n, 1) and own positions (n,)
+        self._shared: dict[int, tuple[Tensor, Tensor]] = {}  # of a prefix: layers as `Kernels.attend` reads them
 
     @property
     def num_bytes(self) -> int:
@@ -68,9 +72,7 @@ class KVCache:
         # Copying the keys of a call's rows moves three times what reading them does: for most of the rows, all are read.
         upto = 0 if rows is None else int(rows.max()) + 1
         self.spread = upto if rows is not None and upto < 3 * len(rows) else 0
-        hidden = torch.arange(self.span, device=positions.device) > positions[..., None]
-        self.visible = torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, float("-inf"))
-        self.visible = self.visible[:, None, None]
+        self._visible = self._steps = None
         self._written = False
         _current.kv = self
         try:
@@ -83,14 +85,54 @@ class KVCache:
                 f"back: model.set_attn_implementation('{IMPLEMENTATION}')."
             )
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
-        n, heads, t, dim = key.shape
+    @property
+    def visible(self) -> Tensor:
+        """What is added to the scores (n, 1, 1, t, span) of the call: minus infinity where a key comes later."""
+        if self._visible is None:
+            hidden = torch.arange(self.span, device=self.positions.device) > self.positions[..., None]
+            self._visible = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            self._visible = self._visible[:, None, None]
+        return self._visible
+
+    def _layer(self, layer: int, heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, allocated now if the call is the first to write it."""
         self._written = True
         if layer not in self.keys:
-            self.keys[layer] = _zeros(key, self.slots, heads, self.capacity, dim)
+            self.keys[layer] = _zeros(key, self.slots, heads, self.capacity, key.shape[-1])
             self.values[layer] = _zeros(value, self.slots, heads, self.capacity, value.shape[-1])
-        keys, values = self.keys[layer], self.values[layer]
+        return self.keys[layer], self.values[layer]
+
+    def step(
+        self, functions: Kernels, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
+        turns: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attention of a call of one token a row, in one compiled function that stores the new pair as well.
+
+        Arguments as in `Kernels.attend`; a layer of which the prefix has nothing looks at the own tokens only.
+        """  # fmt: skip
+        keys, values = self._layer(layer, key.shape[1], key, value)
+        if self._steps is None:
+            rows = torch.arange(len(key)) if self.rows is None else self.rows
+            self._steps = rows.contiguous(), self.positions[:, 0].contiguous()
+        rows, at = self._steps
+        shared = None if self.prefix is None else self.prefix.as_shared(layer)
+        return functions.attend(query, key, value, turns, keys, values, rows[:, None], at, shared, scaling)
+
+    def as_shared(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """This cache's only row as the prefix of others, see `Kernels.attend`; None if nothing of the layer was written."""
+        if layer not in self._shared and layer in self.keys:
+            keys, values = self.keys[layer][0], self.values[layer][0]
+            padded = -(-self.capacity // LANES) * LANES
+            transposed = keys.new_zeros(keys.shape[0], keys.shape[2], padded)
+            transposed[..., : self.capacity] = keys.transpose(1, 2)
+            self._shared[layer] = transposed, values
+        return self._shared.get(layer)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
+        n, heads, t, _ = key.shape
+        keys, values = self._layer(layer, heads, key, value)
+        self._shared.pop(layer, None)
         if t == 1:
             rows = torch.arange(n, device=key.device) if self.rows is None else self.rows.to(key.device)
             at = self.positions[:, 0].to(key.device)  # layers of a model spread over GPUs have devices of their own
@@ -168,11 +210,17 @@ def attend(
     if kwargs.get("s_aux") is not None:
         raise BackboneError("it uses attention sinks, which the engine does not have")
     layer = module.layer_idx
-    keys, values = kv.write(layer, key, value)
     n, heads, t, dim = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
     scaling = dim**-0.5 if scaling is None else scaling
+    narrow = sliding_window is not None and kv.prefix_length + kv.span > sliding_window
+    if t == 1 and softcap is None and alibi is None and not narrow and kv.compiled:
+        functions = _functions(query, value)
+        if functions is not None:
+            one = (each[:, :, 0].contiguous() for each in (query, key, value))
+            return kv.step(functions, layer, *one, scaling)[:, None], None
+    keys, values = kv.write(layer, key, value)
     # A reader's blocks look at the row's own tokens only: the prefix has no keys for them.
     span, prefix = kv.span, kv.prefix_length if kv.prefix is not None and layer in kv.prefix.keys else 0
 
@@ -202,6 +250,14 @@ def attend(
         by_head = weights[..., :prefix].transpose(0, 1).reshape(kv_heads, n * group * t, prefix)
         out = out + torch.matmul(by_head, prefix_values).view(kv_heads, n, group * t, -1).transpose(0, 1)
     return out.reshape(n, heads, t, -1).transpose(1, 2).contiguous(), None
+
+
+def _functions(query: Tensor, value: Tensor) -> Kernels | None:
+    """The compiled functions, where they can be used."""
+    size = query.shape[-1]
+    if query.device.type != "cpu" or size % (2 * LANES) or value.shape[-1] != size:
+        return None
+    return kernels(query.dtype)
 
 
 def _capped(

@@ -21,6 +21,7 @@ from ollm_rl.errors import BackboneError, ConfigurationError
 from ollm_rl.models import driving
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.config import BackboneConfig
+from ollm_rl.models.packed import PackedBody, PackedSteps
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import smollm2_dir
 from ollm_rl.models.tiny import tiny_model, tiny_tokenizer
@@ -72,6 +73,7 @@ class Backbone:
         tokenizer: its tokenizer.
         fingerprint: hash of architecture and weights; checkpoints made for another backbone are refused by it.
         revision: the commit on the hub that it is, if it comes from there.
+        compiled: decode steps on a CPU may use compiled functions and packed weights.
         logit_scale: what the architecture multiplies the head's logits by.
         context_limit: most positions of a text, None for any number, and the setting of the model that says so.
 
@@ -87,12 +89,14 @@ class Backbone:
     dtype_reason: str
     fingerprint: str = ""
     revision: str | None = None
+    compiled: bool = True
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
         self.fingerprint = self.fingerprint or _fingerprint(self.model)
         self._rows: dict[int, Tensor] = {}  # by thread
         self._tapped: set[int] = set()  # layers that have a hook
+        self._steps = PackedSteps(self.model, self.body, self.head)
         ids = getattr(self.model.generation_config, "eos_token_id", None)
         ids = ids if ids is not None else self.model.config.eos_token_id
         eos = set(ids if isinstance(ids, list) else [ids]) | {self.tokenizer.eos_token_id}
@@ -185,6 +189,10 @@ class Backbone:
             return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span, reader)[:1]
         beat()
         absolute = positions + kv.prefix_length
+        kv.compiled = self.compiled
+        packed = self._steps.get() if self.compiled and tokens.shape[1] == 1 else None
+        if packed is not None:
+            return self._step(packed, tokens, positions, absolute, kv, rows, span, reader)
         with kv.call(positions, rows, span), self.tap(reader.layers if reader is not None else ()) as taps:
             out = self.body(input_ids=tokens, position_ids=absolute, use_cache=False)
             states: Tensor = out.last_hidden_state
@@ -192,13 +200,29 @@ class Backbone:
                 states = torch.cat([states, reader(taps(states), absolute).to(states.dtype)], -1)
         return states
 
+    @staticmethod
+    def _step(
+        packed: PackedBody, tokens: Tensor, positions: Tensor, absolute: Tensor, kv: KVCache, rows: Tensor | None,
+        span: int | None, reader: StatesReader | None,
+    ) -> Tensor:
+        """`hidden` of one token a row, by packed weights."""  # fmt: skip
+        layers = () if reader is None else reader.layers
+        with kv.call(positions, rows, span):
+            states, found = packed.hidden(tokens[:, 0], absolute[:, 0], kv, set(layers))
+            if reader is not None:
+                taps = torch.cat([found.get(layer, states) for layer in layers], -1)
+                states = torch.cat([states, reader(taps[:, None], absolute)[:, 0].to(states.dtype)], -1)
+        return states[:, None]
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (n, vocab) of hidden states (n, d), as the model itself computes them.
 
         Columns beyond d are a reader's, and not the head's business.
         """
-        return self.after_head(self.head(hidden[..., : self.hidden_size]))
+        own = hidden[..., : self.hidden_size]
+        packed = self._steps.get() if self.compiled and own.dim() == 2 else None
+        return self.after_head(self.head(own) if packed is None else packed.head(own.contiguous()))
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the head (n, S, d) of token ids (n, S), in memory that this thread's next call overwrites.
@@ -256,6 +280,7 @@ def load_backbone(
     device: str = BackboneConfig.device,
     revision: str | None = BackboneConfig.revision,
     quantization: str | None = BackboneConfig.quantization,
+    compiled: bool = BackboneConfig.compiled,
 ) -> Backbone:
     """Load a backbone by name.
 
@@ -265,6 +290,7 @@ def load_backbone(
         device: `auto` (a GPU of its own for each process of `accelerate launch`), `cpu`, `cuda`, `cuda:1`, ..., or `balanced`: spread over all GPUs by accelerate.
         revision: branch, tag or commit on the hub.
         quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
+        compiled: decode steps on a CPU by compiled functions and packed weights, where they can be had.
 
     Raises:
         BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
@@ -286,7 +312,7 @@ def load_backbone(
         )
     log.info("backbone %s in %s on %s: %s", name, str(kind).removeprefix("torch."), place, reason)
     commit = getattr(model.config, "_commit_hash", None) or revision
-    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit)
+    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit, compiled=compiled)
 
 
 def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device, str]:

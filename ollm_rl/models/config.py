@@ -26,6 +26,9 @@ class BackboneConfig(Config):
         "auto", "auto, cpu, cuda, cuda:N, or balanced: over all GPUs, for models that one does not hold"
     )
     quantization: str | None = setting(None, "of the body's weights, by bitsandbytes", choices=("8bit", "4bit"))
+    compiled: bool = setting(
+        True, "on a CPU, decode steps by functions that the machine's C compiler makes, and weights packed for them"
+    )
     shape: dict[str, Any] | None = setting(
         None, "architecture for --dry-run; null reads it from the model's own configuration"
     )

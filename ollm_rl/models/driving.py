@@ -7,6 +7,7 @@ state that is not keys and values. So every model is tried when it is loaded: so
 and without, against its own `model(input_ids).logits`.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ollm_rl.errors import BackboneError
 from ollm_rl.models.attention import IMPLEMENTATION, AttentionNotReached, KVCache, attend, current
+
+log = logging.getLogger(__name__)
 
 PREFIX, PROMPTS, STEPS = 7, (5, 3, 2), 3  # tokens
 MARGIN = 4.0  # times the model's own rounding differences
@@ -105,15 +108,22 @@ def set_up(backbone: Any) -> None:
     try:
         prepare(model)
         _find_logit_scale(backbone, tokens, own)
+    except Exception as error:
+        raise _refusal(backbone, _reason(error)) from error
+    if backbone.compiled and (complaint := _complaint(backbone, tokens, own, noise)):
+        log.info("decode steps of backbone '%s' are not compiled: %s", backbone.name, complaint)
+        backbone.compiled = False
+    if not backbone.compiled and (complaint := _complaint(backbone, tokens, own, noise)):
+        raise _refusal(backbone, complaint)
+
+
+def _complaint(backbone: Any, tokens: Tensor, own: Tensor, noise: Tensor) -> str:
+    """How the engine's steps differ from the model's `own` logits by more than `noise` explains; empty if they do not."""
+    try:
         found = [_driven(backbone, tokens, prefix) for prefix in (0, PREFIX)]
     except Exception as error:
-        reason = f"it ends in {_first_line(error)}"
-        if isinstance(error, AttentionNotReached):
-            reason = "its attention does not go through transformers' attention interface"
-        elif isinstance(error, BackboneError):
-            reason = str(error)
-        raise _refusal(backbone, reason) from error
-    strict = backbone.dtype == torch.float32 and getattr(model, "hf_quantizer", None) is None
+        return _reason(error)
+    strict = backbone.dtype == torch.float32 and getattr(backbone.model, "hf_quantizer", None) is None
     floor = float(own.abs().max()) * (EXACT if strict else max(EXACT, COARSE * torch.finfo(backbone.dtype).eps))
     for (logits, reached), how in zip(found, ("", " after a shared prefix"), strict=True):
         off = (logits - own[:, -logits.shape[1] :])[reached].abs().amax(-1)
@@ -121,10 +131,14 @@ def set_up(backbone: Any) -> None:
         size = float(off.max() if strict else off.mean())
         allowed = MARGIN * float(noise.max() if strict else noise.mean()) + floor
         if not size <= allowed:
-            raise _refusal(
-                backbone,
-                f"the engine's logits{how} are off by {size:.2g}, where rounding explains {allowed:.2g}",
-            )
+            return f"the engine's logits{how} are off by {size:.2g}, where rounding explains {allowed:.2g}"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AttentionNotReached):
+        return "its attention does not go through transformers' attention interface"
+    return str(error) if isinstance(error, BackboneError) else f"it ends in {_first_line(error)}"
 
 
 def _tokens(backbone: Any, total: int) -> Tensor:

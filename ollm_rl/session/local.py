@@ -119,6 +119,7 @@ def shared_backbone(
     device: str = BackboneConfig.device,
     revision: str | None = BackboneConfig.revision,
     quantization: str | None = BackboneConfig.quantization,
+    compiled: bool = BackboneConfig.compiled,
 ) -> Backbone:
     """A frozen LM, loaded once per process: notebook, environments and command line share one in memory.
 
@@ -131,6 +132,7 @@ def shared_backbone(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ..., or `balanced` (over all GPUs).
         revision: branch, tag or commit on the hub.
         quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
+        compiled: decode steps on a CPU by compiled functions and packed weights, where they can be had.
 
     Raises:
         BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
@@ -138,9 +140,9 @@ def shared_backbone(
     """
     kind, place, _ = resolve(dtype, device)
     where = "balanced" if device == "balanced" else str(place)
-    key = name, kind, where, revision, quantization  # `auto` is what it means
+    key = name, kind, where, revision, quantization, compiled  # `auto` is what it means
     if key not in _LOADED:
-        _LOADED[key] = load_backbone(name, dtype, device, revision, quantization)
+        _LOADED[key] = load_backbone(name, dtype, device, revision, quantization, compiled)
     return _LOADED[key]
 
 
