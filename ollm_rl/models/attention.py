@@ -115,17 +115,14 @@ class KVCache:
             rows = torch.arange(len(key)) if self.rows is None else self.rows
             self._steps = rows.contiguous(), self.positions[:, 0].contiguous()
         rows, at = self._steps
-        shared = None if self.prefix is None else self.prefix.as_shared(layer)
+        shared = None if self.prefix is None else self.prefix.as_shared(layer, functions)
         return functions.attend(query, key, value, turns, keys, values, rows[:, None], at, shared, scaling)
 
-    def as_shared(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def as_shared(self, layer: int, functions: Kernels) -> tuple[Tensor, Tensor] | None:
         """This cache's only row as the prefix of others, see `Kernels.attend`; None if nothing of the layer was written."""
         if layer not in self._shared and layer in self.keys:
             keys, values = self.keys[layer][0], self.values[layer][0]
-            padded = -(-self.capacity // LANES) * LANES
-            transposed = keys.new_zeros(keys.shape[0], keys.shape[2], padded)
-            transposed[..., : self.capacity] = keys.transpose(1, 2)
-            self._shared[layer] = transposed, values
+            self._shared[layer] = functions.prefix_keys(keys), values
         return self._shared.get(layer)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

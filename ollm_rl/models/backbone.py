@@ -184,15 +184,15 @@ class Backbone:
         rows of `kv`, by default the first n; `span` how many of its own keys are looked at.
         Returns (n, t, d) in the backbone's dtype, or (n, t, d + r) with what `reader` makes of the states beside them.
         """
+        packed = self._packed()
+        if packed is not None:
+            return self._hidden_packed(packed, tokens, positions, kv, rows, span, reader)
         if tokens.numel() == 1:  # twice: products of one row have a kernel, and roundings, of their own
             pair = torch.zeros(2, dtype=torch.long, device=tokens.device) if rows is None else rows.expand(2)
             return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span, reader)[:1]
         beat()
         absolute = positions + kv.prefix_length
         kv.compiled = self.compiled
-        packed = self._steps.get() if self.compiled and tokens.shape[1] == 1 else None
-        if packed is not None:
-            return self._step(packed, tokens, positions, absolute, kv, rows, span, reader)
         with kv.call(positions, rows, span), self.tap(reader.layers if reader is not None else ()) as taps:
             out = self.body(input_ids=tokens, position_ids=absolute, use_cache=False)
             states: Tensor = out.last_hidden_state
@@ -200,19 +200,49 @@ class Backbone:
                 states = torch.cat([states, reader(taps(states), absolute).to(states.dtype)], -1)
         return states
 
+    def _packed(self) -> PackedBody | None:
+        return self._steps.get() if self.compiled else None
+
     @staticmethod
-    def _step(
-        packed: PackedBody, tokens: Tensor, positions: Tensor, absolute: Tensor, kv: KVCache, rows: Tensor | None,
-        span: int | None, reader: StatesReader | None,
+    def _hidden_packed(
+        packed: PackedBody, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None, span: int | None,
+        reader: StatesReader | None,
     ) -> Tensor:
-        """`hidden` of one token a row, by packed weights."""  # fmt: skip
+        """`hidden`, all tokens side by side, by packed weights."""  # fmt: skip
+        beat()
+        n, t = tokens.shape
+        kv.compiled = True
+        if t > 1:
+            rows = (torch.arange(n) if rows is None else rows).repeat_interleave(t)
+        own = positions.reshape(-1, 1)
         layers = () if reader is None else reader.layers
-        with kv.call(positions, rows, span):
-            states, found = packed.hidden(tokens[:, 0], absolute[:, 0], kv, set(layers))
+        with kv.call(own, rows, span):
+            states, found = packed.hidden(tokens.reshape(-1), own[:, 0] + kv.prefix_length, kv, set(layers))
             if reader is not None:
                 taps = torch.cat([found.get(layer, states) for layer in layers], -1)
-                states = torch.cat([states, reader(taps[:, None], absolute)[:, 0].to(states.dtype)], -1)
-        return states[:, None]
+                read = reader(taps[:, None], own + kv.prefix_length)[:, 0]
+                states = torch.cat([states, read.to(states.dtype)], -1)
+        return states.view(n, t, -1)
+
+    def texts(
+        self, texts: Sequence[Sequence[int]], kv: KVCache, rows: Tensor | None = None, reader: StatesReader | None = None
+    ) -> list[Tensor]:
+        """Run whole texts, from their first own token on, into `rows` (n,) of `kv`, by default the first n: each one's states (length, s).
+
+        Texts of unequal lengths are not padded where the body is packed.
+        """
+        lengths = torch.tensor([len(text) for text in texts])
+        longest = int(lengths.max())
+        inside = torch.arange(longest) < lengths[:, None]
+        tokens = torch.zeros(inside.shape, dtype=torch.long)
+        tokens[inside] = torch.tensor([token for text in texts for token in text])
+        positions, device = torch.arange(longest).expand_as(tokens), self.device
+        if self._packed() is None:
+            states = self.hidden(tokens.to(device), positions.to(device), kv, rows, reader=reader)[inside.to(device)]
+        else:
+            each = (torch.arange(len(texts)) if rows is None else rows).repeat_interleave(lengths)
+            states = self.hidden(tokens[inside][:, None], positions[inside][:, None], kv, each, longest, reader)[:, 0]
+        return list(states.split(lengths.tolist()))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -220,9 +250,14 @@ class Backbone:
 
         Columns beyond d are a reader's, and not the head's business.
         """
+        return self.after_head(self.raw_logits(hidden))
+
+    @torch.inference_mode()
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """What the head gives, before `after_head`."""
         own = hidden[..., : self.hidden_size]
-        packed = self._steps.get() if self.compiled and own.dim() == 2 else None
-        return self.after_head(self.head(own) if packed is None else packed.head(own.contiguous()))
+        packed = self._packed() if own.dim() == 2 else None
+        return self.head(own) if packed is None else packed.head(own.contiguous())
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the head (n, S, d) of token ids (n, S), in memory that this thread's next call overwrites.

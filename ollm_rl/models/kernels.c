@@ -126,73 +126,117 @@ void gate(const num *both, num *out, long n, long f) {
         }
 }
 
+/* Factors of the products below. Where one instruction adds products in pairs, factors stand in pairs, as numbers of this
+   precision, which is how transformers has queries and weights too; elsewhere they are floats that stand alone. */
+#if BF16 && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define PAIR 2
+typedef num factor;
+typedef __m512i wide; /* L pairs */
+static inline wide loadw(const num *p) { return _mm512_loadu_si512(p); }
+static inline wide splatw(const factor *p) {
+    int32_t two;
+    memcpy(&two, p, sizeof two);
+    return _mm512_set1_epi32(two);
+}
+static inline vf madd(vf s, wide a, wide b) { return (vf)_mm512_dpbf16_ps((__m512)s, (__m512bh)a, (__m512bh)b); }
+static inline void storew(factor *p, vf x) { store(p, x); }
+static inline wide loadq(const factor *p) { return loadw(p); }
+/* Pairs of 32 columns of two rows, and of 16. */
+static inline void zip2(const num *a, const num *b, wide *out) {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                         35, 3, 34, 2, 33, 1, 32, 0);
+    __m512i x = loadw(a), y = b ? loadw(b) : _mm512_setzero_si512();
+    out[0] = _mm512_permutex2var_epi16(x, low, y);
+    out[1] = _mm512_permutex2var_epi16(x, _mm512_add_epi16(low, _mm512_set1_epi16(16)), y);
+}
+static inline wide zip1(const num *a, const num *b) {
+    __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
+    if (!b) return x;
+    return _mm512_or_si512(x, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b)), 16));
+}
+#else
+#define PAIR 1
+typedef float factor;
+typedef vf wide;
+static inline wide loadw(const num *p) { return load(p); }
+static inline wide splatw(const factor *p) { return splat(*p); }
+static inline vf madd(vf s, wide a, wide b) { return s + a * b; }
+static inline void storew(factor *p, vf x) { storef(p, x); }
+static inline wide loadq(const factor *p) { return loadf(p); }
+static inline void zip2(const num *a, const num *b, wide *out) { out[0] = load(a), out[1] = load(a + L); }
+static inline wide zip1(const num *a, const num *b) { return load(a); }
+#endif
+
+/* Columns [0, L w) of PAIR rows, of which there are `left`. Stored: they stand in pairs already, as in `paired` keys. */
+static inline __attribute__((always_inline)) void columns(
+    const num *b, long ldb, const int stored, long left, wide *out, const int w) {
+    if (stored)
+        for (int j = 0; j < w; j++) out[j] = loadw(b + PAIR * L * j);
+    else {
+        const num *other = PAIR > 1 && left > 1 ? b + ldb : NULL;
+        if (w == 1) out[0] = zip1(b, other);
+        else
+            for (int j = 0; j < w; j += 2) zip2(b + L * j, other ? other + L * j : NULL, out + j);
+    }
+}
+
 /* c (m, w vectors) += a (m, k) b (k, w vectors), m and w known to the compiler: all of c in registers. */
 static inline __attribute__((always_inline)) void tile(
-    const float *a, long lda, const num *b, long ldb, float *c, long ldc, long k, const int m, const int w) {
+    const factor *a, long lda, const num *b, long ldb, const int stored, float *c, long ldc, long k, const int m, const int w) {
     vf acc[6][4];
     for (int i = 0; i < m; i++)
         for (int j = 0; j < w; j++) acc[i][j] = loadf(c + i * ldc + L * j);
-    for (long p = 0; p < k; p++) {
-        vf row[4];
-        for (int j = 0; j < w; j++) row[j] = load(b + p * ldb + L * j);
+    for (long p = 0; p < k; p += PAIR) {
+        wide row[4];
+        columns(b + p * ldb, ldb, stored, k - p, row, w);
         for (int i = 0; i < m; i++) {
-            vf x = splat(a[i * lda + p]);
-            for (int j = 0; j < w; j++) acc[i][j] += x * row[j];
+            wide x = splatw(a + i * lda + p);
+            for (int j = 0; j < w; j++) acc[i][j] = madd(acc[i][j], x, row[j]);
         }
     }
     for (int i = 0; i < m; i++)
         for (int j = 0; j < w; j++) storef(c + i * ldc + L * j, acc[i][j]);
 }
 
-#define TILES(m)                                                       \
-    case m:                                                            \
-        if (wide) tile(x, lda, y, ldb, z, ldc, k, m, 4);               \
-        else tile(x, lda, y, ldb, z, ldc, k, m, 1);                    \
+#define TILES(m)                                                      \
+    case m:                                                           \
+        if (w == 4) tile(x, lda, y, ldb, stored, z, ldc, k, m, 4);    \
+        else tile(x, lda, y, ldb, stored, z, ldc, k, m, 1);           \
         break;
 
-/* c (m, n) += a (m, k) b (k, n). */
-static void product(const float *a, long lda, const num *b, long ldb, float *c, long ldc, long m, long n, long k) {
+/* c (m, n) += a (m, k) b (k, n); where k is no multiple of PAIR, a has zeros behind it. */
+static inline __attribute__((always_inline)) void product(
+    const factor *a, long lda, const num *b, long ldb, const int stored, float *c, long ldc, long m, long n, long k) {
     for (long j = 0; j < n;) {
-        int wide = n - j >= 4 * L;
+        int w = n - j >= 4 * L ? 4 : 1;
         for (long i = 0; i < m; i += 6) {
-            const float *x = a + i * lda;
-            const num *y = b + j;
+            const factor *x = a + i * lda;
+            const num *y = b + (stored ? PAIR * j : j);
             float *z = c + i * ldc + j;
             switch (m - i < 6 ? m - i : 6) {
                 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
             }
         }
-        j += wide ? 4 * L : L;
+        j += w * L;
     }
 }
 
-#if BF16 && defined(__AVX512BF16__)
-#include <immintrin.h>
-#define PAIRS (2 * L) /* numbers of a vector of this precision: their products in pairs are one instruction */
-static inline vf pairs(vf s, const num *a, const num *b) {
-    __m512i x, y;
-    memcpy(&x, a, sizeof x);
-    memcpy(&y, b, sizeof y);
-    return (vf)_mm512_dpbf16_ps((__m512)s, (__m512bh)x, (__m512bh)y);
-}
-typedef num asked; /* what queries are multiplied as: numbers of the precision, as transformers has them */
-#else
-#define PAIRS L
-static inline vf pairs(vf s, const float *a, const num *b) { return s + loadf(a) * load(b); }
-typedef float asked;
-#endif
+/* How many numbers stand together in the prefix's keys. */
+long paired(void) { return PAIR; }
 
 /* scores (m, ld) of m queries (m, d) to `run` keys that stand one after the other. */
 static inline __attribute__((always_inline)) void dots(
-    const asked *q, long m, const num *key, long run, float *scores, long ld, const long d) {
+    const factor *q, long m, const num *key, long run, float *scores, long ld, const long d) {
     long t = 0;
     for (; t + L <= run; t += L)
         for (long i = 0; i < m; i++) {
             vf four[4];
             for (int a = 0; a < 4; a++) {
                 vf s[4] = {splat(0), splat(0), splat(0), splat(0)};
-                for (long j = 0; j < d; j += PAIRS)
-                    for (int b = 0; b < 4; b++) s[b] = pairs(s[b], q + i * d + j, key + (t + 4 * a + b) * d + j);
+                for (long j = 0; j < d; j += PAIR * L)
+                    for (int b = 0; b < 4; b++)
+                        s[b] = madd(s[b], loadq(q + i * d + j), loadw(key + (t + 4 * a + b) * d + j));
                 four[a] = fold2(fold1(s[0], s[1]), fold1(s[2], s[3]));
             }
             storef(scores + i * ld + t, fold8(fold4(four[0], four[1]), fold4(four[2], four[3])));
@@ -200,76 +244,88 @@ static inline __attribute__((always_inline)) void dots(
     for (; t < run; t++)
         for (long i = 0; i < m; i++) {
             vf s = splat(0);
-            for (long j = 0; j < d; j += PAIRS) s = pairs(s, q + i * d + j, key + t * d + j);
+            for (long j = 0; j < d; j += PAIR * L) s = madd(s, loadq(q + i * d + j), loadw(key + t * d + j));
             scores[i * ld + t] = sum(s);
         }
 }
 
-/* A head's numbers as floats, turned by its position's cosines and sines (d each) if there are any, and scaled. */
-static inline void turned(const num *x, const num *cosines, const num *sines, float scale, float *out, num *kept, long d) {
-    for (long j = 0; j < d; j += L) {
-        vf v = load(x + j);
-        if (cosines) {
-            long half = d / 2, other = j < half ? j + half : j - half;
-            vf partner = load(x + other) * load(sines + j);
-            v = rounded(rounded(v * load(cosines + j)) + rounded(j < half ? -partner : partner));
-        }
-        if (kept) store(kept + j, v);
-        if (out) storef(out + j, v * scale);
-    }
+/* A head's numbers, turned by its position's cosines and sines (d each) if there are any: those j of a vector. */
+static inline vf turned(const num *x, const num *cosines, const num *sines, long j, long d) {
+    vf v = load(x + j);
+    if (!cosines) return v;
+    long half = d / 2, other = j < half ? j + half : j - half;
+    vf partner = load(x + other) * load(sines + j);
+    return rounded(rounded(v * load(cosines + j)) + rounded(j < half ? -partner : partner));
 }
 
-/* Attention of one new token of each of n rows to [prefix | own tokens], itself included, which is written first.
+/* Scores (end numbers, of which some are minus infinity) to weights that sum to one. */
+static inline void softmax(float *x, factor *out, long end) {
+    vf m = splat(-INFINITY), total = splat(0);
+    float most = -INFINITY;
+    for (long j = 0; j < end; j += L) m = max(m, loadf(x + j));
+    for (int j = 0; j < L; j++) most = m[j] > most ? m[j] : most;
+    for (long j = 0; j < end; j += L) {
+        vf e = vexp(loadf(x + j) - most);
+        total += e;
+        storef(x + j, e);
+    }
+    float share = 1.0f / sum(total);
+    for (long j = 0; j < end; j += L) storew(out + j, loadf(x + j) * share);
+}
 
-   q, k, v: (n, heads or kv_heads, d) with so many numbers from row to row, not yet turned if cosines, sines (n, d) are given.
-   keys, values: (blocks, kv_heads, block, d); row i's token t is in block table[i * table_row + t / block].
-   at: (n,) own position of the new token. prefix_keys: (kv_heads, d, padded), transposed, zero behind the prefix's tokens;
+/* Attention of each of n new tokens to [prefix | own tokens of its text up to itself]; new tokens are stored first, so that several
+   may be of one text.
+
+   q, k, v: (n, heads or kv_heads, d) with so many numbers from token to token, not yet turned if cosines, sines (n, d) are given.
+   keys, values: (blocks, kv_heads, block, d); token t of i's text is in block table[i * table_row + t / block].
+   at: (n,) own position of the new token. prefix_keys: (kv_heads, d / PAIR, padded, PAIR), zero behind the prefix's tokens;
    prefix_values: (kv_heads, prefix, d). out: (n, heads, d). Returns 0, or 1 where there was no memory. */
 int attend(const num *q, long q_row, const num *k, long k_row, const num *v, long v_row, const num *cosines,
            const num *sines, num *keys, num *values, long block, const int64_t *table, long table_row,
            const int64_t *at, const num *prefix_keys, const num *prefix_values, long prefix, long padded, num *out,
            float scale, long n, long heads, long kv_heads, long d) {
-    long group = heads / kv_heads, parts = (n + ROWS - 1) / ROWS, longest = 0;
+    long group = heads / kv_heads, parts = (n + ROWS - 1) / ROWS, longest = 0, queries = ROWS * group;
     int failed = 0;
     for (long i = 0; i < n; i++) longest = at[i] > longest ? at[i] : longest;
-    long ld = padded + (longest + L) / L * L, queries = ROWS * group;
+    long ld = padded + (longest + L) / L * L;
 #pragma omp parallel if (parts * kv_heads > 1)
     {
-        float *query = malloc(queries * (3 * d + ld) * sizeof(float)), *sums = query + queries * d,
-              *scores = sums + queries * d;
-        asked *narrow = (asked *)(scores + queries * ld);
-        if (!query) {
+        float *sums = malloc(queries * (2 * d + 2 * ld) * sizeof(float)), *scores = sums + queries * d;
+        factor *query = (factor *)(scores + queries * ld), *weights = query + queries * d;
+        if (!sums) {
 #pragma omp atomic write
             failed = 1;
         }
-#pragma omp for schedule(dynamic)
-        for (long task = 0; task < parts * kv_heads; task++) {
-            if (!query) continue;
-            long head = task / parts, first = task % parts * ROWS, rows = n - first < ROWS ? n - first : ROWS;
-            memset(sums, 0, rows * group * d * sizeof(float));
-            for (long r = 0; r < rows; r++) {
-                long i = first + r, t = at[i];
+#pragma omp for schedule(static)
+        for (long i = 0; i < n; i++)
+            for (long head = 0; head < kv_heads; head++) {
                 const num *c = cosines ? cosines + i * d : NULL, *s = cosines ? sines + i * d : NULL;
-                for (long g = 0; g < group; g++)
-                    turned(q + i * q_row + (head * group + g) * d, c, s, scale, query + (r * group + g) * d, NULL, d);
-                long place = ((table[i * table_row + t / block] * kv_heads + head) * block + t % block) * d;
-                turned(k + i * k_row + head * d, c, s, 1, NULL, keys + place, d);
+                long place = ((table[i * table_row + at[i] / block] * kv_heads + head) * block + at[i] % block) * d;
+                for (long j = 0; j < d; j += L) store(keys + place + j, turned(k + i * k_row + head * d, c, s, j, d));
                 memcpy(values + place, v + i * v_row + head * d, d * sizeof(num));
             }
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < parts * kv_heads; task++) {
+            if (!sums) continue;
+            long head = task / parts, first = task % parts * ROWS, rows = n - first < ROWS ? n - first : ROWS;
+            long m = rows * group;
+            memset(sums, 0, m * d * sizeof(float));
+            for (long r = 0; r < rows; r++)
+                for (long g = 0; g < group; g++) {
+                    long i = first + r;
+                    const num *c = cosines ? cosines + i * d : NULL, *s = cosines ? sines + i * d : NULL;
+                    for (long j = 0; j < d; j += L)
+                        storew(query + (r * group + g) * d + j,
+                               turned(q + i * q_row + (head * group + g) * d, c, s, j, d) * scale);
+                }
             if (prefix) {
-                for (long m = 0; m < rows * group; m++) memset(scores + m * ld, 0, padded * sizeof(float));
-                product(query, d, prefix_keys + head * d * padded, padded, scores, ld, rows * group, padded, d);
+                for (long i = 0; i < m; i++) memset(scores + i * ld, 0, padded * sizeof(float));
+                product(query, d, prefix_keys + head * d * padded, padded, 1, scores, ld, m, padded, d);
             }
             for (long r = 0; r < rows; r++) {
-                long i = first + r, len = at[i] + 1;
+                long i = first + r, len = at[i] + 1, end = padded + (len + L - 1) / L * L;
                 float *mine = scores + r * group * ld;
-                const asked *own = narrow + r * group * d;
-                for (long j = r * group * d; j < (r + 1) * group * d; j += L)
-#if PAIRS > L
-                    store(narrow + j, loadf(query + j));
-#else
-                    storef(narrow + j, loadf(query + j));
-#endif
+                const factor *own = query + r * group * d;
                 for (long t = 0; t < len; t += block) {
                     const num *key = keys + (table[i * table_row + t / block] * kv_heads + head) * block * d;
                     long run = len - t < block ? len - t : block;
@@ -277,38 +333,27 @@ int attend(const num *q, long q_row, const num *k, long k_row, const num *v, lon
                     else if (d == 128) dots(own, group, key, run, mine + padded + t, ld, 128);
                     else dots(own, group, key, run, mine + padded + t, ld, d);
                 }
-                for (long g = 0; g < group; g++) { /* to weights that sum to one */
-                    float *x = mine + g * ld, most = -INFINITY;
-                    long end = padded + (len + L - 1) / L * L;
+                for (long g = 0; g < group; g++) {
+                    float *x = mine + g * ld;
                     for (long j = prefix; j < padded; j++) x[j] = -INFINITY;
                     for (long j = padded + len; j < end; j++) x[j] = -INFINITY;
-                    vf m = splat(-INFINITY), total = splat(0);
-                    for (long j = 0; j < end; j += L) m = max(m, loadf(x + j));
-                    for (int j = 0; j < L; j++) most = m[j] > most ? m[j] : most;
-                    for (long j = 0; j < end; j += L) {
-                        vf e = vexp(loadf(x + j) - most);
-                        total += e;
-                        storef(x + j, e);
-                    }
-                    float share = 1.0f / sum(total);
-                    for (long j = 0; j < end; j += L) storef(x + j, loadf(x + j) * share);
+                    softmax(x, weights + (r * group + g) * ld, end);
                 }
             }
-            if (prefix)
-                product(scores, ld, prefix_values + head * prefix * d, d, sums, d, rows * group, d, prefix);
+            if (prefix) product(weights, ld, prefix_values + head * prefix * d, d, 0, sums, d, m, d, prefix);
             for (long r = 0; r < rows; r++) {
                 long i = first + r, len = at[i] + 1;
                 for (long t = 0; t < len; t += block) {
                     const num *value = values + (table[i * table_row + t / block] * kv_heads + head) * block * d;
                     long run = len - t < block ? len - t : block;
-                    product(scores + r * group * ld + padded + t, ld, value, d, sums + r * group * d, d, group, d, run);
+                    product(weights + r * group * ld + padded + t, ld, value, d, 0, sums + r * group * d, d, group, d, run);
                 }
                 for (long g = 0; g < group; g++)
                     for (long j = 0; j < d; j += L)
                         store(out + (i * heads + head * group + g) * d + j, loadf(sums + (r * group + g) * d + j));
             }
         }
-        free(query);
+        free(sums);
     }
     return failed;
 }

@@ -37,6 +37,8 @@ class Kernels:
         self._gate.argtypes, self._gate.restype = (p, p, n, n), None
         self._attend.argtypes = (p, n, p, n, p, n, p, p, p, p, n, p, n, p, p, p, n, n, p, x, n, n, n, n)
         self._attend.restype = ctypes.c_int
+        library.paired.restype = n
+        self._paired = library.paired()
 
     def add_norm(self, h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         """Add `delta` (n, d) to `h` (n, d) in place, if there is one; the RMS norm of the sum, times `weight` (d,)."""
@@ -53,18 +55,26 @@ class Kernels:
         self._gate(both.data_ptr(), out.data_ptr(), n, f // 2)
         return out
 
+    def prefix_keys(self, keys: Tensor) -> Tensor:
+        """A prefix's keys (kv_heads, p, e), transposed and padded with zeros to whole vectors, as `attend` reads them."""
+        kv_heads, length, e = keys.shape
+        padded = -(-length // LANES) * LANES
+        laid = keys.new_zeros(kv_heads, e // self._paired, padded, self._paired)
+        laid[:, :, :length] = keys.view(kv_heads, length, e // self._paired, self._paired).transpose(1, 2)
+        return laid
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, turns: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor,
         table: Tensor, at: Tensor, prefix: tuple[Tensor, Tensor] | None, scaling: float,
     ) -> Tensor:
-        """Attention of one new token a row to a shared prefix and to the row's own tokens, to which it is added first.
+        """Attention of new tokens to a shared prefix and to the own tokens of their texts, which they are added to first.
 
         Args:
-            query, key, value: (n, heads, e), (n, kv_heads, e); rows may stand apart from each other.
+            query, key, value: (n, heads, e), (n, kv_heads, e); tokens may stand apart from each other, and be of one text.
             turns: cosines and sines (n, e) of a rotary embedding that query and key do not have yet.
-            keys, values: (blocks, kv_heads, b, e). table: (n, m) int64, the blocks that hold a row's tokens, in order.
-            at: (n,) int64, the new token's place among the row's own.
-            prefix: its keys, transposed and padded with zeros to whole vectors (kv_heads, e, p), and values (kv_heads, prefix, e).
+            keys, values: (blocks, kv_heads, b, e). table: (n, m) int64, the blocks that hold a text's tokens, in order.
+            at: (n,) int64, the new token's place among its text's own.
+            prefix: what `prefix_keys` makes of its keys, and its values (kv_heads, p, e).
 
         Returns:
             (n, heads, e).

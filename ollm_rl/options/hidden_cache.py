@@ -207,30 +207,18 @@ def _batch_states(
 ) -> tuple[HiddenStates, Tensor | None]:
     """The positions of (number, prompt, solution) triples, one after the other, and what `reader` gives at all their tokens."""
     device = backbone.device
-    longest = max(len(prompt) + len(solution) - 1 for _, prompt, solution in batch)
-    tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-    inside = torch.zeros(len(batch), longest, dtype=torch.bool)
-    rows: list[int] = []
-    columns: list[int] = []
-    gold: list[int] = []
-    owner: list[int] = []
-    for row, (index, prompt, solution) in enumerate(batch):
-        ids = prompt + solution[:-1]
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        inside[row, : len(ids)] = True
-        rows += [row] * len(solution)
-        columns += range(len(prompt) - 1, len(ids))
-        gold += solution
-        owner += [index] * len(solution)
-    positions = torch.arange(longest, device=device).expand(len(batch), -1)
-    kv = KVCache(len(batch), longest, prefix)
-    everywhere = backbone.hidden(tokens.to(device), positions, kv, reader=reader)
-    hidden = everywhere[rows, columns, : backbone.hidden_size]
-    taps = None if reader is None else everywhere[inside.to(device)][:, backbone.hidden_size :].cpu()
+    ids = [prompt + solution[:-1] for _, prompt, solution in batch]
+    kv = KVCache(len(batch), max(map(len, ids)), prefix)
+    everywhere = backbone.texts(ids, kv, reader=reader)
+    d = backbone.hidden_size
+    hidden = torch.cat([s[len(prompt) - 1 :, :d] for s, (_, prompt, _) in zip(everywhere, batch, strict=True)])
+    taps = None if reader is None else torch.cat(everywhere)[:, d:].cpu()
+    gold = [token for *_, solution in batch for token in solution]
+    owner = [index for index, _, solution in batch for _ in solution]
     target_ids = torch.tensor(gold, device=device)
     parts = []
     for h, x in zip(hidden.split(512), target_ids.split(512), strict=True):
-        logits = backbone.head(h)
+        logits = backbone.raw_logits(h)
         entropy = torch.cat(
             [_entropy(backbone.after_head(few)) for few in logits.split(16)]
         )  # whole rows in cache: 10 times faster

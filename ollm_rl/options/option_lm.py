@@ -1,5 +1,6 @@
 """An option LM: a frozen backbone with a plug-in, hidden states in, options out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ class OptionLM:
     ) -> Tensor:
         """What the plug-in and policies read, (n, t, s), after new tokens; arguments as in `Backbone.hidden`."""
         return self.backbone.hidden(tokens, positions, kv, rows, span, self.reader)
+
+    def last_states(self, texts: Sequence[Sequence[int]], kv: KVCache, rows: Tensor) -> Tensor:
+        """What they read, (n, s), after the last token of whole texts, which are written into `rows` (n,)."""
+        return torch.stack([states[-1] for states in self.backbone.texts(texts, kv, rows, self.reader)])
 
     @torch.inference_mode()
     def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:

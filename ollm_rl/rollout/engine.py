@@ -245,14 +245,8 @@ class RolloutEngine:
             longest = len(prompts[by_length[-1]])
             few = max(1, PREFILL_TOKENS // longest)
             part, by_length = by_length[-few:], by_length[:-few]
-            tokens = torch.zeros(len(part), longest, dtype=torch.long)
-            for i, at in enumerate(part):
-                tokens[i, : len(prompts[at])] = torch.tensor(prompts[at])
-            positions = torch.arange(longest, device=self.device).expand(len(part), -1)
             where = torch.tensor(part, device=self.device)
-            everywhere = self.lm.states(tokens.to(self.device), positions, self.kv, rows[where])
-            last = torch.tensor([len(prompts[at]) - 1 for at in part], device=self.device)
-            hidden[where] = everywhere[torch.arange(len(part), device=self.device), last]
+            hidden[where] = self.lm.last_states([prompts[at] for at in part], self.kv, rows[where])
         return hidden
 
     @torch.inference_mode()
