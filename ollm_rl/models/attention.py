@@ -9,6 +9,7 @@ where keys and values are. (As a keyword argument of the forward call it would n
 down to their attention.) Outside of such a call attention is the ordinary one, so ``model.generate`` still works.
 """
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ollm_rl.errors import BackboneError
+from ollm_rl.models.blocks import Blocks
 from ollm_rl.models.kernels import LANES, Kernels, kernels
 
 IMPLEMENTATION = "ollm_rl"
@@ -37,11 +39,12 @@ class KVCache:
     """Keys and values of `slots` rows of at most `capacity` own tokens after an optional shared prefix.
 
     Layers are allocated when they are first written, with the shapes that the model produces:
-    ``(slots, kv_heads, capacity, head_dim)``.
+    ``(slots, kv_heads, capacity, head_dim)``; or, where rows share `blocks`, ``(blocks + 1, kv_heads, size, head_dim)``. Rows
+    that share blocks have to `reserve` what is to be written.
     """
 
-    def __init__(self, slots: int, capacity: int, prefix: "KVCache | None" = None):
-        self.slots, self.capacity = slots, capacity
+    def __init__(self, slots: int, capacity: int, prefix: "KVCache | None" = None, blocks: Blocks | None = None):
+        self.slots, self.capacity, self.blocks = slots, capacity, blocks
         self.prefix = prefix
         self.compiled = True  # use compiled functions where they can be had
         self.prefix_length = prefix.capacity if prefix is not None else 0
@@ -52,13 +55,37 @@ class KVCache:
         self.span = 0  # keys [0, span) are looked at
         self.spread = 0  # rows [0, spread) take part in products, those of the call among them; 0: only those
         self._visible: Tensor | None = None  # (n, 1, 1, t, span) additive mask
-        self._steps: tuple[Tensor, Tensor] | None = None  # of a step on a CPU: rows (n, 1) and own positions (n,)
+        self._steps: tuple[Tensor, Tensor] | None = None  # of a step on a CPU: blocks (n, m) and own positions (n,)
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}  # of a prefix: layers as `Kernels.attend` reads them
 
     @property
     def num_bytes(self) -> int:
         """Memory of the layers that have been written."""
         return sum(t.numel() * t.element_size() for side in (self.keys, self.values) for t in side.values())
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of a row of `capacity` tokens, of the layers that have been written."""
+        return sum(t[0, :, 0].numel() * t.element_size() for side in (self.keys, self.values) for t in side.values()) * self.capacity
+
+    def clear(self) -> None:
+        """No row has any tokens."""
+        if self.blocks is not None:
+            self.blocks.clear()
+
+    def drop(self, rows: Tensor) -> None:
+        """These rows have no tokens any more."""
+        if self.blocks is not None:
+            self.blocks.drop(rows.cpu().numpy())
+
+    def reserve(self, rows: Tensor, lengths: Tensor) -> None:
+        """Room for so many tokens (n,) in the rows (n,).
+
+        Raises:
+            CacheFullError: there is not enough.
+        """
+        if self.blocks is not None:
+            self.blocks.reserve(rows.cpu().numpy(), lengths.cpu().numpy())
 
     @contextmanager
     def call(self, positions: Tensor, rows: Tensor | None = None, span: int | None = None) -> Iterator[None]:
@@ -98,9 +125,22 @@ class KVCache:
         """Keys and values of a layer, allocated now if the call is the first to write it."""
         self._written = True
         if layer not in self.keys:
-            self.keys[layer] = _zeros(key, self.slots, heads, self.capacity, key.shape[-1])
-            self.values[layer] = _zeros(value, self.slots, heads, self.capacity, value.shape[-1])
+            self._allocate(layer, heads, key, value)
         return self.keys[layer], self.values[layer]
+
+    def _allocate(self, layer: int, heads: int, key: Tensor, value: Tensor) -> None:
+        """Memory of a layer, for numbers like those of `key` and `value`."""
+        shape = (self.slots, heads, self.capacity)
+        if self.blocks is not None:
+            shape = (self.blocks.count + 1, heads, self.blocks.size)
+        self.keys[layer], self.values[layer] = (_zeros(each, *shape, each.shape[-1]) for each in (key, value))
+
+    def _table(self, rows: Tensor | None, n: int, device: torch.device) -> Tensor:
+        """The blocks (n, m) of rows (n,), of the first n if None, as far as `span` reaches; a row is a block where none are shared."""
+        if self.blocks is None:
+            return (torch.arange(n, device=device) if rows is None else rows.to(device))[:, None]
+        table = torch.from_numpy(self.blocks.table)[:, : self.blocks.of(max(1, self.span))]
+        return (table[:n] if rows is None else table[rows.cpu()]).to(device)
 
     def step(
         self, functions: Kernels, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
@@ -112,11 +152,9 @@ class KVCache:
         """  # fmt: skip
         keys, values = self._layer(layer, key.shape[1], key, value)
         if self._steps is None:
-            rows = torch.arange(len(key)) if self.rows is None else self.rows
-            self._steps = rows.contiguous(), self.positions[:, 0].contiguous()
-        rows, at = self._steps
+            self._steps = self._table(self.rows, len(key), key.device), self.positions[:, 0].contiguous()
         shared = None if self.prefix is None else self.prefix.as_shared(layer, functions)
-        return functions.attend(query, key, value, turns, keys, values, rows[:, None], at, shared, scaling)
+        return functions.attend(query, key, value, turns, keys, values, *self._steps, shared, scaling)
 
     def as_shared(self, layer: int, functions: Kernels) -> tuple[Tensor, Tensor] | None:
         """This cache's only row as the prefix of others, see `Kernels.attend`; None if nothing of the layer was written."""
@@ -126,10 +164,17 @@ class KVCache:
         return self._shared.get(layer)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new (n, kv_heads, t, head_dim) pair; views of all slots' visible span, for `product`."""
+        """Store the new (n, kv_heads, t, head_dim) pair; what of all slots is visible, for `product`, or of the call's rows if
+        rows share blocks."""
         n, heads, t, _ = key.shape
         keys, values = self._layer(layer, heads, key, value)
         self._shared.pop(layer, None)
+        if self.blocks is not None:
+            table, at = self._table(self.rows, n, key.device), self.positions.to(key.device)
+            block, place = table.gather(1, at // self.blocks.size), at % self.blocks.size
+            keys[block, :, place], values[block, :, place] = key.transpose(1, 2), value.transpose(1, 2)
+            found = (side[table].transpose(1, 2).flatten(2, 3)[:, :, : self.span] for side in (keys, values))
+            return next(found), next(found)
         if t == 1:
             rows = torch.arange(n, device=key.device) if self.rows is None else self.rows.to(key.device)
             at = self.positions[:, 0].to(key.device)  # layers of a model spread over GPUs have devices of their own
@@ -144,7 +189,7 @@ class KVCache:
 
     def product(self, x: Tensor, stored: Tensor) -> Tensor:
         """x (n, kv_heads, a, b) of the call's rows times what the cache has of them: stored (slots, kv_heads, b, c)."""
-        if self.rows is None:
+        if self.rows is None or self.blocks is not None:
             return torch.matmul(x, stored[: len(x)])
         rows = self.rows.to(x.device)
         if not self.spread:
@@ -153,13 +198,54 @@ class KVCache:
         among[rows] = x
         return torch.matmul(among, stored[: self.spread])[rows]
 
-    def copy_rows(self, source: "KVCache", from_rows: Tensor, to_rows: Tensor, length: int) -> None:
-        """Copy the first `length` own tokens of `source`'s rows into rows of this cache."""
+    def select(self, rows: Tensor, lengths: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was, which has `lengths[i]` tokens; only rows that move are copied, or of those that
+        share blocks the last block of rows that are named again."""
+        if self.blocks is not None:
+            self._copy_blocks(self.blocks.select(rows.cpu().numpy(), lengths.cpu().numpy()))
+            return
+        target = torch.arange(len(rows), device=rows.device)
+        moved = rows != target
+        if moved.any():
+            self.copy_rows(self, rows[moved], target[moved], lengths[moved])
+
+    def _copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        if pairs:
+            source, target = torch.tensor(pairs).unbind(1)
+            for side in (self.keys, self.values):
+                for tensor in side.values():
+                    tensor[target.to(tensor.device)] = tensor[source.to(tensor.device)]
+
+    def copy_rows(self, source: "KVCache", from_rows: Tensor, to_rows: Tensor, lengths: Tensor) -> None:
+        """Copy the first `lengths` (m,) own tokens of `source`'s rows (m,) into rows (m,) of this cache."""
+        if source is self and self.blocks is not None:
+            each = zip(from_rows.tolist(), to_rows.tolist(), lengths.tolist(), strict=True)
+            self._copy_blocks([pair for pair in itertools.starmap(self.blocks.share, each) if pair is not None])
+            return
+        longest = int(lengths.max())
+        if self.blocks is not None:
+            self.drop(to_rows)
+            self.reserve(to_rows, lengths)
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
-            for layer, tensor in theirs.items():
+            for layer in theirs:
                 if layer not in mine:
-                    mine[layer] = _zeros(tensor, self.slots, tensor.shape[1], self.capacity, tensor.shape[3])
-                mine[layer][to_rows, :, :length] = tensor[from_rows, :, :length]
+                    self._allocate(layer, theirs[layer].shape[1], source.keys[layer], source.values[layer])
+                mine_rows, tensor = mine[layer], theirs[layer]
+                if self.blocks is None and source.blocks is None:
+                    mine_rows[to_rows, :, :longest] = tensor[from_rows, :, :longest]
+                    continue
+                block, place = source._places(from_rows, lengths, longest, tensor.device)
+                to_block, to_place = self._places(to_rows, lengths, longest, tensor.device)
+                mine_rows[to_block, :, to_place] = tensor[block, :, place]
+
+    def _places(self, rows: Tensor, lengths: Tensor, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Block and place in it (m, longest) of the rows' tokens; beyond a row's own some place where no harm is done."""
+        at = torch.arange(longest, device=device).expand(len(rows), -1)
+        if self.blocks is None:
+            return rows.to(device)[:, None].expand(-1, longest), at
+        table = torch.from_numpy(self.blocks.table)[rows.cpu()].to(device)
+        block = table.gather(1, (at // self.blocks.size).clamp(max=table.shape[1] - 1))
+        return block.masked_fill(at >= lengths.to(device)[:, None], 0), at % self.blocks.size
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:

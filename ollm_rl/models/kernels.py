@@ -72,7 +72,7 @@ class Kernels:
         Args:
             query, key, value: (n, heads, e), (n, kv_heads, e); tokens may stand apart from each other, and be of one text.
             turns: cosines and sines (n, e) of a rotary embedding that query and key do not have yet.
-            keys, values: (blocks, kv_heads, b, e). table: (n, m) int64, the blocks that hold a text's tokens, in order.
+            keys, values: (blocks, kv_heads, b, e). table: (n, m) int64, the blocks that hold a text's tokens, in order; its rows may stand apart.
             at: (n,) int64, the new token's place among its text's own.
             prefix: what `prefix_keys` makes of its keys, and its values (kv_heads, p, e).
 
@@ -88,7 +88,7 @@ class Kernels:
             length, padded = prefix[1].shape[1], prefix[0].shape[2]
         failed = self._attend(
             query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0), cosines, sines,
-            keys.data_ptr(), values.data_ptr(), keys.shape[2], table.data_ptr(), table.shape[1], at.data_ptr(), shared, given,
+            keys.data_ptr(), values.data_ptr(), keys.shape[2], table.data_ptr(), table.stride(0), at.data_ptr(), shared, given,
             length, padded, out.data_ptr(), scaling, n, heads, key.shape[1], e,
         )  # fmt: skip
         if failed:

@@ -117,19 +117,19 @@ class PackedSteps:
     def __init__(self, model: Any, body: Any, head: nn.Linear):
         self.model, self.body, self.head = model, body, head
         self._packed: PackedBody | None = None
-        self._watched: list[tuple[Any, str, Any, Any, Tensor, int, Any]] | None = None
+        self._watched: list[tuple[Any, str, Any, Any, Tensor, int | None, Any]] | None = None
 
     def get(self) -> PackedBody | None:
         """It, for the weights as they are now: asked at every step, for weights change in place, and adapters come and go."""
         if self._watched is None or not all(
-            owner.get(name) is module and own.get("weight") is weight and weight._version == version
+            owner.get(name) is module and own.get("weight") is weight and (version is None or weight._version == version)
             and (own is module._parameters or _state(module) == state)
             for owner, name, module, own, weight, version, state in self._watched
         ):
             self._packed = self._watched = None  # the old one goes before the new one is made
             projections = list(self._projections())
             self._watched = [
-                (owner, name, module, base._parameters, base.weight, base.weight._version, _state(module))
+                (owner, name, module, base._parameters, base.weight, _version(base.weight), _state(module))
                 for owner, name, module in projections
                 for base in [_base(module)]
                 if isinstance(getattr(base, "weight", None), Tensor)
@@ -163,6 +163,11 @@ class PackedSteps:
 def _base(module: Any) -> Any:
     """A linear module, without its adapter."""
     return getattr(module, "base_layer", module)
+
+
+def _version(weight: Tensor) -> int | None:
+    """Grows when it changes in place; None for one that was made in inference mode, which has none."""
+    return None if weight.is_inference() else weight._version
 
 
 def _state(module: Any) -> Any:

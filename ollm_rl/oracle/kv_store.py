@@ -20,8 +20,7 @@ class KeptTexts:
 
     def __init__(self, engine: RolloutEngine, gib: float):
         self.engine = engine
-        row = engine.kv.num_bytes // engine.kv.slots
-        self.cache = KVCache(max(1, int(gib * 2**30 / row)), engine.kv.capacity, engine.prefix)
+        self.cache = KVCache(max(1, int(gib * 2**30 / engine.kv.row_bytes)), engine.kv.capacity, engine.prefix)
         self.free = list(range(self.cache.slots))
         self.owners: dict[int, list[int]] = {}  # id of a search -> its rows
 
@@ -35,8 +34,8 @@ class KeptTexts:
             self.owners.setdefault(id(search), []).append(row)
         device = self.engine.device
         source = torch.tensor([row for _, _, row in texts[: len(taken)]], device=device)
-        longest = int(self.engine.lengths[source].max())
-        self.cache.copy_rows(self.engine.kv, source, torch.tensor(taken, device=device), longest)
+        lengths = self.engine.lengths[source]
+        self.cache.copy_rows(self.engine.kv, source, torch.tensor(taken, device=device), lengths)
 
     def forget(self, search: Search) -> None:
         """A search has ended: its rows are free."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,14 @@ from ollm_rl.common.profiler import Profiler
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
+from ollm_rl.models.blocks import Blocks
 from ollm_rl.models.cuda_graphs import GraphedSteps
 from ollm_rl.options.option_lm import OptionLM, Options
 from ollm_rl.rollout.config import EngineConfig
 from ollm_rl.tasks.prompts import Prompter
 
+BLOCK = 64  # tokens of a block of the cache, where rows share it: if texts may have
+FEW = 8  # of them; of shorter ones all that the budget holds have room for the longest
 PREFILL_TOKENS = 2048  # that go through the body at a time: its activations are not part of the cache's budget
 
 
@@ -41,10 +45,8 @@ def slots_within(
     """
     if kv_cache_gib is None:
         return num_slots
-    one, shape = prefill_prefix(backbone, backbone.eos_ids[:1]), backbone.geometry
-    assert one is not None
-    read = reader_depth * 2 * shape.kv_heads * shape.head_dim * backbone.dtype.itemsize  # of own tokens only
-    shared, per_slot = prefix_tokens * one.num_bytes, own_tokens * (one.num_bytes + read)
+    shared, per_token = cache_bytes(backbone, reader_depth, prefix_tokens)
+    per_slot = own_tokens * per_token
     fitting = int((kv_cache_gib * 2**30 - shared) // per_slot)
     if fitting < 1:
         raise ConfigurationError(
@@ -53,6 +55,14 @@ def slots_within(
             f"of them {_gib(shared + num_slots * per_slot)}. Raise it, or lower engine.max_new_tokens."
         )
     return min(num_slots, fitting)
+
+
+def cache_bytes(backbone: Backbone, reader_depth: int, prefix_tokens: int) -> tuple[int, int]:
+    """Memory of the shared prefix's keys and values, and of those of one own token."""
+    one, shape = prefill_prefix(backbone, backbone.eos_ids[:1]), backbone.geometry
+    assert one is not None
+    read = reader_depth * 2 * shape.kv_heads * shape.head_dim * backbone.dtype.itemsize  # of own tokens only
+    return prefix_tokens * one.num_bytes, one.num_bytes + read
 
 
 def _gib(size: int) -> str:
@@ -100,6 +110,9 @@ class RolloutEngine:
         settings: those of `EngineConfig`.
 
     Attributes:
+        num_slots: rows that may all become as long as texts may.
+        max_rows: rows at once: more than `num_slots` where the budget of the cache does not hold so many of the longest. Whoever has
+            more than `num_slots` asks `holds` before rows are admitted, and `lacking` before they are forked or advanced.
         hidden: (n, s), what plug-in and policies read of the n active rows: first the d columns that the head reads, then what
             the plug-in's reader adds.
         logits: (n, vocab), the backbone's own next-token logits.
@@ -139,9 +152,38 @@ class RolloutEngine:
         own = max_prompt_tokens + self.max_new_tokens
         depth, prefix = self.lm.plugin.config.reader_depth, len(self.prompter.prefix)
         self.num_slots = slots_within(self.backbone, depth, prefix, own, self.most_slots, self.kv_cache_gib)
-        self.kv = KVCache(self.num_slots, own, self.prefix)
+        self.max_rows, blocks = self.num_slots, None
+        if self.num_slots < self.most_slots and own >= FEW * BLOCK and (count := self._blocks_within(own)) >= -(-own // BLOCK):
+            self.num_slots, self.max_rows = count // -(-own // BLOCK), self.most_slots
+            blocks = Blocks(self.max_rows, count, BLOCK, own)
+        self.kv = KVCache(self.max_rows, own, self.prefix, blocks)
         self.graphs = GraphedSteps(self.lm.states, self.kv, self.device)
         self.graphs.enabled &= self.cuda_graphs
+
+    def _blocks_within(self, own_tokens: int) -> int:
+        """How many blocks the cache budget holds beside the shared prefix."""
+        assert self.kv_cache_gib is not None
+        shared, per_token = cache_bytes(self.backbone, self.lm.plugin.config.reader_depth, len(self.prompter.prefix))
+        return int((self.kv_cache_gib * 2**30 - shared) // (per_token * BLOCK)) - 1  # one is nobody's
+
+    def holds(self, lengths: Sequence[int]) -> int:
+        """How many more texts of so many tokens, in this order, can be begun: each active row may get a block more before."""
+        most = self.max_rows - len(self.lengths)
+        if (blocks := self.kv.blocks) is None:
+            return min(most, len(lengths))
+        left, n = blocks.free - len(self.lengths), 0
+        for length in lengths[:most]:
+            left -= blocks.of(length) + 1
+            if left < 0:
+                break
+            n += 1
+        return n if n or len(self.lengths) else min(1, len(lengths))
+
+    def lacking(self, rows: Sequence[int]) -> int:
+        """How many blocks the cache is short of to `fork` these rows; never any if they are at most `num_slots`."""
+        if (blocks := self.kv.blocks) is None:
+            return 0
+        return blocks.lacking(np.array(rows), self.lengths.cpu().numpy()[rows])
 
     def check_room(self, prompt_tokens: int, room: int | None = None) -> None:
         """As the function of that name, for prompts of so many tokens after the shared prefix; `room` as in `admit`."""
@@ -158,6 +200,7 @@ class RolloutEngine:
 
     def clear(self) -> None:
         """Drop all active rows."""
+        self.kv.clear()
         s, v, k = self.lm.plugin.state_size, self.backbone.vocab_size, self.lm.num_options
         empty = torch.zeros(0, dtype=torch.long, device=self.device)
         self.lengths = empty  # own tokens written per row
@@ -183,8 +226,9 @@ class RolloutEngine:
         Args:
             room: new tokens that they may get, by default `max_new_tokens`.
         """
-        if len(prompts) > self.free:
-            raise ConfigurationError(f"{len(prompts)} prompts for {self.free} free slots; raise engine.num_slots")
+        free = self.max_rows - len(self.lengths)
+        if len(prompts) > free:
+            raise ConfigurationError(f"{len(prompts)} prompts for {free} free slots; raise engine.num_slots")
         self.replace(self._extend(len(prompts)), prompts, room)
 
     @torch.inference_mode()
@@ -194,7 +238,7 @@ class RolloutEngine:
         What they say next is not known before they are advanced.
         """
         new = self._extend(len(rows))
-        self.kv.copy_rows(kept, rows, new, int(lengths.max()))
+        self.kv.copy_rows(kept, rows, new, lengths)
         self.lengths[new] = lengths
         return new
 
@@ -227,14 +271,16 @@ class RolloutEngine:
             if len(rows) > self.num_slots:
                 raise ConfigurationError(f"{len(rows)} prompts of {longest} tokens; engine.kv_cache_gib holds fewer")
         first = rows[torch.tensor(list(place.values()), device=self.device)]
+        self.kv.drop(rows)
+        self.kv.reserve(first, torch.tensor([len(prompt) for prompt in place]))
         with self.profiler.part("prefill"):
             hidden = self._prefill(first, list(place))
         order = {prompt: i for i, prompt in enumerate(place)}
         source = torch.tensor([order[tuple(p)] for p in prompts], device=self.device)
         again = (first[source] != rows).nonzero()[:, 0]
-        if len(again):
-            self.kv.copy_rows(self.kv, first[source[again]], rows[again], longest)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        if len(again):
+            self.kv.copy_rows(self.kv, first[source[again]], rows[again], lengths[again])
         self._look(rows, hidden, lengths, source)
 
     def _prefill(self, rows: Tensor, prompts: list[tuple[int, ...]]) -> Tensor:
@@ -253,6 +299,7 @@ class RolloutEngine:
     def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
         """Append one token (m,) to each of `rows` (m,), by default (in order) to all, and look at the new states."""
         at = torch.arange(len(self.lengths), device=self.device) if rows is None else rows
+        self.kv.reserve(at, self.lengths[at] + 1)
         with self.profiler.part("decode"):
             if rows is None and self.graphs.enabled:
                 hidden = self.graphs.hidden(tokens, self.lengths)
@@ -295,11 +342,7 @@ class RolloutEngine:
         self.advance(tokens)
 
     def _move(self, rows: Tensor) -> None:
-        target = torch.arange(len(rows), device=self.device)
-        moved = rows != target
-        if moved.any():
-            longest = int(self.lengths[rows[moved]].max())
-            self.kv.copy_rows(self.kv, rows[moved], target[moved], longest)
+        self.kv.select(rows, self.lengths[rows])
         self.lengths = self.lengths[rows]
 
     def release(self, done: Tensor) -> Tensor:

@@ -99,9 +99,11 @@ class _Rollout:
         engine = self.engine
         shared: list[list[_Row]] = []  # the episodes of each engine row
         while waiting or shared:
-            free = engine.num_slots - sum(map(len, shared))  # any episode may come to need a row of its own
-            if waiting and (not shared or free >= min(len(waiting), max(1, engine.num_slots // REFILL))):
-                shared += self._begin([waiting.pop() for _ in range(min(free, len(waiting)))], prompts)
+            free = engine.max_rows - sum(map(len, shared))  # any episode may come to need a row of its own
+            if waiting and (not shared or free >= min(len(waiting), max(1, engine.max_rows // REFILL))):
+                next_ones = waiting[::-1][:free]
+                n = engine.holds([len(row.text(prompts)) for row in next_ones])
+                shared += self._begin([waiting.pop() for _ in range(n)], prompts)
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
             everybody = self.from_logits or not self.skip_forced
@@ -116,25 +118,35 @@ class _Rollout:
                 row.episode.append(token, latent, engine.eos_ids, row.max_new_tokens)
                 if row.episode.stop:
                     yield row.place, row.finish(engine.prompter)
-            shared = self._fork(shared)
+            shared = self._fork(shared, waiting)
 
     def _begin(self, new: Sequence["_Row"], prompts: list[list[int]]) -> list[list["_Row"]]:
         """Admit episodes with their prompts, those of one prompt as one row."""
         together: dict[tuple[int, ...], list[_Row]] = {}
         for row in new:
-            together.setdefault(tuple(prompts[row.place]), []).append(row)
-        self.engine.admit([list(prompt) for prompt in together])
+            together.setdefault(row.text(prompts), []).append(row)
+        if together:
+            longest = max(map(len, together))
+            most = max(len(text) + rows[0].left for text, rows in together.items())
+            self.engine.admit([list(text) for text in together], most - longest)
         return list(together.values())
 
     @torch.inference_mode()
-    def _fork(self, shared: list[list["_Row"]]) -> list[list["_Row"]]:
-        """Advance every row by its episodes' last token: drop ended episodes, fork rows whose episodes differ."""
+    def _fork(self, shared: list[list["_Row"]], waiting: list["_Row"]) -> list[list["_Row"]]:
+        """Advance every row by its episodes' last token: drop ended episodes, fork rows whose episodes differ.
+
+        Where the cache does not hold them all, the shortest wait, and are read anew, as far as they are, when there is room.
+        """
         branches: dict[tuple[int, int], list[_Row]] = {}
         for i, group in enumerate(shared):
             for row in group:
                 if not row.episode.stop:
                     branches.setdefault((i, row.episode.tokens[-1]), []).append(row)
         keys = list(branches)
+        while self.engine.lacking([row for row, _ in keys]):
+            shortest = min(keys, key=lambda key: len(branches[key][0].episode.tokens))
+            keys.remove(shortest)
+            waiting += branches[shortest]
         keys = [keys[i] for i in stay_in_place([row for row, _ in keys])]
         if keys:
             source, tokens = torch.tensor(keys, device=self.engine.device).unbind(1)
@@ -188,6 +200,15 @@ class _Row:
         self.mask: list[Tensor] = []
         self.z: list[Tensor] = []
         self.log_probs: list[Tensor] = []
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still get."""
+        return self.max_new_tokens - len(self.episode.tokens)
+
+    def text(self, prompts: list[list[int]]) -> tuple[int, ...]:
+        """Its own tokens so far, prompt included."""
+        return (*prompts[self.place], *self.episode.tokens)
 
     def uniform(self) -> float:
         """The random number of the current position: it depends on the episode's seed only."""

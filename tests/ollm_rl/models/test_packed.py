@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Mistr
 from ollm_rl.models import kernels as compiled
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
+from ollm_rl.models.blocks import Blocks
 from ollm_rl.models.tiny import tiny_tokenizer
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
@@ -186,3 +187,30 @@ def test_the_library_is_kept_and_a_cache_that_may_only_be_read_will_do(monkeypat
     assert [p.name for p in first.parent.iterdir()] == [first.name]
     monkeypatch.setenv("OLLM_RL_CACHE", "/proc/nowhere")
     assert compiled._built(False).exists()
+
+
+@pytest.mark.parametrize("compiled_steps", [True, False])
+@pytest.mark.parametrize("size", [5, 16])
+@torch.inference_mode()
+def test_rows_that_share_blocks_hold_the_same(size, compiled_steps):
+    lm = backbone(PACKED["llama"])
+    lm.compiled = compiled_steps
+    prefix = prefill_prefix(lm, [5, 6, 7])
+    texts, states = [[9, 8, 7] * 7, [11] * 16, [4, 5]], []
+    lengths = torch.tensor([len(text) for text in texts])
+    for blocks in (None, Blocks(6, 40, size, 40)):
+        kv = KVCache(6, 40, prefix, blocks)
+        kv.reserve(torch.arange(3), lengths)
+        found = lm.texts(texts, kv)
+        kv.select(torch.tensor([0, 2, 1, 0, 2]), lengths[[0, 2, 1, 0, 2]])
+        at = lengths[[0, 2, 1, 0, 2]]
+        for step in range(6):
+            kv.reserve(torch.arange(5), at + 1)
+            found.append(lm.hidden(torch.arange(5)[:, None] + 20 + step, at[:, None], kv)[:, 0])
+            at = at + 1
+        other = KVCache(3, 40, prefix, None if blocks is None else Blocks(3, 30, 7, 40))
+        other.copy_rows(kv, torch.tensor([4, 0]), torch.tensor([0, 2]), at[[4, 0]])
+        other.reserve(torch.tensor([0, 2]), at[[4, 0]] + 1)
+        found.append(lm.hidden(torch.tensor([[50], [51]]), at[[4, 0], None], other, torch.tensor([0, 2]))[:, 0])
+        states.append(torch.cat([each.flatten() for each in found]))
+    torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-5)

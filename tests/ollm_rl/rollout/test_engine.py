@@ -260,3 +260,35 @@ def test_texts_longer_than_the_backbone_reads_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(tiny.backbone, "context_limit", (prefix + 10, "attention_chunk_size"))
     with pytest.raises(ConfigurationError, match="attention_chunk_size"):
         tiny.new_engine(max_new_tokens=20)
+
+
+@pytest.mark.parametrize("budget", [2.1, 3.3, 6])
+def test_where_rows_share_blocks_more_texts_say_the_same(tiny, monkeypatch, budget):
+    """The budget holds `budget` of the longest texts; those that find no room wait, and are read anew."""
+    requests = [Request(p, 100 + i) for i, p in enumerate(varied_problems(24))] * 2
+    whole = RolloutEngine(tiny.lm, tiny.prompter, num_slots=48, max_new_tokens=60)
+    expected = episodes(whole, requests)
+    gib = (whole.kv.num_bytes * budget / 48 + whole.prefix.num_bytes) / 2**30
+    monkeypatch.setattr("ollm_rl.rollout.engine.BLOCK", 4)
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=48, max_new_tokens=60, kv_cache_gib=gib)
+    assert engine.num_slots < 10 and engine.max_rows == 48
+    most, waited = 0, 0
+    advance, lacking = engine.advance, engine.lacking
+
+    def counted(tokens, rows=None):
+        nonlocal most
+        advance(tokens, rows)
+        most = max(most, len(engine.lengths))
+
+    def asked(rows):
+        nonlocal waited
+        short = lacking(rows)
+        waited += bool(short)
+        return short
+
+    engine.advance, engine.lacking = counted, asked
+    assert [e.tokens for e in episodes(engine, requests)] == [e.tokens for e in expected]
+    assert most > engine.num_slots and waited
+    assert engine.kv.num_bytes + engine.prefix.num_bytes <= gib * 2**30
+    engine.clear()
+    assert engine.kv.blocks.free == engine.kv.blocks.count
