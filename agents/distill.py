@@ -123,7 +123,7 @@ class Distill(PolicyAgent):
     def _imitate(self, episodes: list[Episode], number: int) -> float | None:
         """Fit a copy of the prior to the episodes' latents; the last epoch's loss, None if there is nothing to imitate."""
         session = self.session
-        deciding = [e for e in episodes if e.num_decisions]
+        deciding = [e for e in episodes if e.num_kept]
         self.policy = LatentPolicy.from_prior(session.plugin)
         if not deciding:
             return None

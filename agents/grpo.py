@@ -142,14 +142,14 @@ class GRPO(PolicyAgent):
         rewards = torch.tensor([e.reward for e in episodes]).view(-1, self.config.num_generations)
         credit = pass_at_k_rewards(rewards, self.config.pass_at_k)
         advantages = group_advantages(credit, self.config.scale_rewards).flatten().to(self.session.backbone.device)
-        deciding = [e for e in episodes if e.num_decisions]
+        deciding = [e for e in episodes if e.num_kept]
         if not deciding:
             return {"num_decisions": 0}
         data = self.decisions(deciding)
-        advantage = advantages[[i for i, e in enumerate(episodes) if e.num_decisions]][data.owner]
+        advantage = advantages[[i for i, e in enumerate(episodes) if e.num_kept]][data.owner]
         with torch.no_grad():
             prior = _in_parts(self.prior, data)
-            counts = (-(prior.exp() * prior).sum(-1) > self.config.min_entropy).float()
+            counts = (-(prior.exp() * prior).sum(-1) > self.config.min_entropy).float() * data.weight
         shuffle = torch.Generator().manual_seed(self.session.seed * 1_000_003 + iteration)
         # Minibatches hold whole episodes, and only decisions that carry a gradient.
         per_minibatch = float(counts.sum()) / self.config.minibatches
@@ -205,7 +205,7 @@ class GRPO(PolicyAgent):
             entropy = -(now.exp() * now).sum(-1)[in_doubt].sum() / doubts
         return {
             "num_decisions": len(data),
-            "decisions_in_doubt": float(counts.mean()),
+            "decisions_in_doubt": float(in_doubt.float().mean()),
             "entropy": float(entropy),
             "kl_from_prior": float(from_prior),
             "approx_kl": float(np.mean(kls)) if kls else 0.0,

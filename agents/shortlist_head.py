@@ -30,7 +30,7 @@ from ollm_rl.options.modules import digest
 from ollm_rl.options.policies import choose
 from ollm_rl.options.reading import read_states
 from ollm_rl.options.standardize import Standardize
-from ollm_rl.rollout.episode import Decisions, Episode, owners
+from ollm_rl.rollout.episode import Decisions, Episode, owners, represented
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
@@ -243,9 +243,9 @@ class ShortlistHead(GRPO):
         there = ids == tokens[:, None]
         missing = ~there.any(1)  # its logits were rounded differently in another batch: it was the last of the list
         ids[missing, -1] = tokens[missing]
-        return Decisions(
-            hidden, (ids == tokens[:, None]).float().argmax(1), log_probs, ids, owners(episodes).to(hidden.device)
-        )
+        places = (ids == tokens[:, None]).float().argmax(1)
+        owner, weight = (of(episodes).to(hidden.device) for of in (owners, represented))
+        return Decisions(hidden, places, log_probs, ids, owner, weight)
 
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:

@@ -2,7 +2,7 @@
 
     python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
         [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
-        [--sections peers occupancy environments growth memory reader step gpu] [--llama-cpp BUILD GGUF]
+        [--sections peers occupancy environments growth memory reader step long gpu] [--llama-cpp BUILD GGUF]
 
 The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
 one after the other:
@@ -17,7 +17,7 @@ one after the other:
 `tokens_per_s` counts a group's shared beginning for every sample, as `generate` computes it; `rows_per_s` counts what went
 through the model. `ratio_to_limit` compares tokens a second; `ratio_to_rows` is the time of the engine's own steps, bare, over its
 whole time, prefill included. Medians over repetitions.
-The other sections are in `rollout_sections.py` and `rollout_step.py`. Prints one JSON line last; `--check` ends with 1 if a ratio is more
+The other sections are in `rollout_sections.py`, `rollout_step.py` and `rollout_long.py`. Prints one JSON line last; `--check` ends with 1 if a ratio is more
 than 10% below that file's.
 """
 
@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import rollout_long
 import rollout_sections as sections
 import rollout_step
 import torch
@@ -49,7 +50,7 @@ from ollm_rl.session.local import Session, make_session
 
 RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
-SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "gpu")
+SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "long", "gpu")
 
 
 class Traced(RolloutEngine):
@@ -235,6 +236,9 @@ def main() -> int:
             result[name] = sections.environments(session, repeats=given.repeats)
         elif name == "step":
             result[name] = rollout_step.step(session, repeats=given.repeats)
+        elif name == "long":
+            small = make_session("tiny", given.task, dtype="float32", convert=QUICK)
+            result[name] = rollout_long.long(session, small, repeats=given.repeats)
         elif name == "reader":
             result[name] = sections.reader(session, repeats=given.repeats)
         else:

@@ -23,7 +23,9 @@ ROWS = (1, 8, 32, 64, 128)
 CONTEXT = 240  # tokens behind a step
 
 
-def step(session: Session, repeats: int = 5, rows: tuple[int, ...] = ROWS, context: int = CONTEXT, steps: int = 5) -> dict:
+def step(
+    session: Session, repeats: int = 5, rows: tuple[int, ...] = ROWS, context: int = CONTEXT, steps: int = 5
+) -> dict:
     """Milliseconds of a step at a context of so many tokens, medians of `repeats` in alternation.
 
     `shared`: the task's examples, which all rows share, are a part of the context; `own`: all of it is each row's own.
@@ -70,7 +72,9 @@ def _at(session: Session, rows: int, repeats: int, context: int, steps: int) -> 
         for name, peer in peers.items():
             taken[name].append(_seconds(peer, steps))
     ratios = {
-        name: median(a / b for a, b in zip(taken[name], taken["products"], strict=True)) for name in peers if name != "products"
+        name: median(a / b for a, b in zip(taken[name], taken["products"], strict=True))
+        for name in peers
+        if name != "products"
     }
     return {"ms": {name: round(1e3 * median(found), 2) for name, found in taken.items()}, "ratio_to_products": ratios}
 

@@ -66,7 +66,10 @@ class KVCache:
     @property
     def row_bytes(self) -> int:
         """Memory of a row of `capacity` tokens, of the layers that have been written."""
-        return sum(t[0, :, 0].numel() * t.element_size() for side in (self.keys, self.values) for t in side.values()) * self.capacity
+        return (
+            sum(t[0, :, 0].numel() * t.element_size() for side in (self.keys, self.values) for t in side.values())
+            * self.capacity
+        )
 
     def clear(self) -> None:
         """No row has any tokens."""
@@ -143,7 +146,13 @@ class KVCache:
         return (table[:n] if rows is None else table[rows.cpu()]).to(device)
 
     def step(
-        self, functions: Kernels, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
+        self,
+        functions: Kernels,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
         turns: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Attention of a call of one token a row, in one compiled function that stores the new pair as well.

@@ -205,7 +205,12 @@ class Backbone:
 
     @staticmethod
     def _hidden_packed(
-        packed: PackedBody, tokens: Tensor, positions: Tensor, kv: KVCache, rows: Tensor | None, span: int | None,
+        packed: PackedBody,
+        tokens: Tensor,
+        positions: Tensor,
+        kv: KVCache,
+        rows: Tensor | None,
+        span: int | None,
         reader: StatesReader | None,
     ) -> Tensor:
         """`hidden`, all tokens side by side, by packed weights."""  # fmt: skip
@@ -225,7 +230,11 @@ class Backbone:
         return states.view(n, t, -1)
 
     def texts(
-        self, texts: Sequence[Sequence[int]], kv: KVCache, rows: Tensor | None = None, reader: StatesReader | None = None
+        self,
+        texts: Sequence[Sequence[int]],
+        kv: KVCache,
+        rows: Tensor | None = None,
+        reader: StatesReader | None = None,
     ) -> list[Tensor]:
         """Run whole texts, from their first own token on, into `rows` (n,) of `kv`, by default the first n: each one's states (length, s).
 

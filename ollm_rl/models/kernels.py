@@ -64,8 +64,17 @@ class Kernels:
         return laid
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, turns: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor,
-        table: Tensor, at: Tensor, prefix: tuple[Tensor, Tensor] | None, scaling: float,
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        turns: tuple[Tensor, Tensor] | None,
+        keys: Tensor,
+        values: Tensor,
+        table: Tensor,
+        at: Tensor,
+        prefix: tuple[Tensor, Tensor] | None,
+        scaling: float,
     ) -> Tensor:
         """Attention of new tokens to a shared prefix and to the own tokens of their texts, which they are added to first.
 

@@ -29,7 +29,9 @@ class Packed:
 
     weight: Tensor
     bias: Tensor | None
-    adapters: list[tuple[Tensor, Tensor, float] | None]  # of each projection: A (r, d), B (outputs, r) and the factor of B A
+    adapters: list[
+        tuple[Tensor, Tensor, float] | None
+    ]  # of each projection: A (r, d), B (outputs, r) and the factor of B A
     sizes: list[int]
 
     @classmethod
@@ -87,7 +89,9 @@ class PackedBody:
         self.norm = _norm(body.norm)
         self.head = Packed.of([head])
 
-    def hidden(self, tokens: Tensor, positions: Tensor, kv: KVCache, taps: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, kv: KVCache, taps: set[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """States (n, d) after one token (n,) a row at `positions` (n,) from the text's start, inside of `KVCache.call`; and
         those of the layers `taps`, as `Backbone.tap` counts them."""
         functions, heads, size = self.functions, self.heads, self.size
@@ -122,7 +126,9 @@ class PackedSteps:
     def get(self) -> PackedBody | None:
         """It, for the weights as they are now: asked at every step, for weights change in place, and adapters come and go."""
         if self._watched is None or not all(
-            owner.get(name) is module and own.get("weight") is weight and (version is None or weight._version == version)
+            owner.get(name) is module
+            and own.get("weight") is weight
+            and (version is None or weight._version == version)
             and (own is module._parameters or _state(module) == state)
             for owner, name, module, own, weight, version, state in self._watched
         ):

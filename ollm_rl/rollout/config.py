@@ -20,5 +20,10 @@ class EngineConfig(Config):
     kv_cache_gib: float | None = setting(
         None, "budget of the KV cache; fewer episodes at once if it holds fewer; null: what num_slots take", above=0
     )
+    kept_decisions: int | None = setting(
+        None,
+        "decision points of an episode that are kept to learn from, drawn evenly, where long texts have many; null: all",
+        at_least=1,
+    )
     cuda_graphs: bool = setting(True, "on a GPU, replay decode steps where that can be done")
     profile: bool = setting(False, "say where the time of rollouts goes")

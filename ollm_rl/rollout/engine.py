@@ -133,7 +133,7 @@ class RolloutEngine:
             config.max_new_tokens,
             config.kv_cache_gib,
         )
-        self.cuda_graphs = config.cuda_graphs
+        self.cuda_graphs, self.kept_decisions = config.cuda_graphs, config.kept_decisions
         self.eos_ids = self.backbone.eos_ids
         self.profiler = Profiler(config.profile)
         self.check_room(1)
@@ -153,7 +153,11 @@ class RolloutEngine:
         depth, prefix = self.lm.plugin.config.reader_depth, len(self.prompter.prefix)
         self.num_slots = slots_within(self.backbone, depth, prefix, own, self.most_slots, self.kv_cache_gib)
         self.max_rows, blocks = self.num_slots, None
-        if self.num_slots < self.most_slots and own >= FEW * BLOCK and (count := self._blocks_within(own)) >= -(-own // BLOCK):
+        if (
+            self.num_slots < self.most_slots
+            and own >= FEW * BLOCK
+            and (count := self._blocks_within(own)) >= -(-own // BLOCK)
+        ):
             self.num_slots, self.max_rows = count // -(-own // BLOCK), self.most_slots
             blocks = Blocks(self.max_rows, count, BLOCK, own)
         self.kv = KVCache(self.max_rows, own, self.prefix, blocks)

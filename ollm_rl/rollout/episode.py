@@ -33,10 +33,11 @@ class Episode:
         tokens: generated token ids, the end-of-text token included where it was reached.
         latents: the latent of every token; -1 where the options agreed and nobody was asked.
         stop: `eos` (end of text) or `length` (token budget spent).
-        hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points. Of a policy over the vocabulary, every
+        hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points that were kept. Of a policy over the vocabulary, every
             position is one, z is its token, and there is no mask.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
             `equal`, `different` or `no_answer`, empty if the judge gives none.
+        dropped_decisions: decision points that were not kept (`engine.kept_decisions`); those that were are an even sample.
         policy_version: updates that the policy had seen, where rollouts run beside learning.
     """
 
@@ -53,6 +54,7 @@ class Episode:
     answer: str | None = None
     reward: float = 0.0
     verdict: str = ""
+    dropped_decisions: int = 0
     policy_version: int | None = None
 
     def append(self, token: int, latent: int, eos_ids: Sequence[int], max_new_tokens: int) -> None:
@@ -73,6 +75,12 @@ class Episode:
 
     @property
     def num_decisions(self) -> int:
+        """Decision points, kept or not."""
+        return self.num_kept + self.dropped_decisions
+
+    @property
+    def num_kept(self) -> int:
+        """Decision points at which states are at hand."""
         return 0 if self.z is None else len(self.z)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +105,8 @@ class Episode:
 class Decisions:
     """The decision points of many episodes, flattened to N rows, as a latent policy learns from them.
 
-    hidden: (N, d), z: (N,), log_probs: (N,), mask: (N, K), owner: (N,) index of the episode.
+    hidden: (N, d), z: (N,), log_probs: (N,), mask: (N, K), owner: (N,) index of the episode. weight: (N,) how many of the
+    episode's decision points each stands for.
     """
 
     hidden: Tensor
@@ -105,12 +114,13 @@ class Decisions:
     log_probs: Tensor
     mask: Tensor
     owner: Tensor
+    weight: Tensor
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> "Decisions":
         names = ("hidden", "z", "log_probs", "mask")
         hidden, z, log_probs, mask = (torch.cat([getattr(e, n) for e in episodes]) for n in names)
-        return cls(hidden, z, log_probs, mask, owners(episodes).to(z.device))
+        return cls(hidden, z, log_probs, mask, owners(episodes).to(z.device), represented(episodes).to(z.device))
 
     def __len__(self) -> int:
         return len(self.z)
@@ -118,11 +128,16 @@ class Decisions:
 
 def owners(episodes: Sequence[Episode]) -> Tensor:
     """(N,) the index of the episode that each decision belongs to."""
-    counts = torch.tensor([e.num_decisions for e in episodes])
+    counts = torch.tensor([e.num_kept for e in episodes])
     return torch.arange(len(episodes)).repeat_interleave(counts)
 
 
-_PLAIN = ("seed", "stop", "text", "answer", "reward", "verdict")
+def represented(episodes: Sequence[Episode]) -> Tensor:
+    """(N,) how many of its episode's decisions each kept one stands for."""
+    return torch.tensor([e.num_decisions / e.num_kept for e in episodes for _ in range(e.num_kept)])
+
+
+_PLAIN = ("seed", "stop", "text", "answer", "reward", "verdict", "dropped_decisions")
 
 
 def pack(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -131,8 +146,8 @@ def pack(episodes: Sequence[Episode]) -> dict[str, Any]:
     packed["tokens"] = np.array([t for e in episodes for t in e.tokens], dtype=np.int32)
     packed["latents"] = np.array([z for e in episodes for z in e.latents], dtype=np.int16)
     packed["lengths"] = [len(e.tokens) for e in episodes]
-    packed["counts"] = [e.num_decisions for e in episodes]
-    deciding = [e for e in episodes if e.num_decisions]
+    packed["counts"] = [e.num_kept for e in episodes]
+    deciding = [e for e in episodes if e.num_kept]
     if deciding:
         packed["z"] = torch.cat([_known(e.z) for e in deciding]).to(torch.int32).cpu().numpy()
         packed["log_probs"] = torch.cat([_known(e.log_probs) for e in deciding]).cpu().numpy()

@@ -82,7 +82,9 @@ def rollout(
             "Raise engine.max_new_tokens."
         )
     engine.clear()
-    waiting = [_Row(i, r, r.max_new_tokens or engine.max_new_tokens) for i, r in enumerate(requests)][::-1]
+    waiting = [
+        _Row(i, r, r.max_new_tokens or engine.max_new_tokens, engine.kept_decisions) for i, r in enumerate(requests)
+    ][::-1]
     prompts = [engine.prompter.encode(r.problem) for r in requests]
     engine.make_room(max(map(len, prompts), default=0))
     yield from _Rollout(engine, act, skip_forced, keep_hidden, from_logits).run(waiting, prompts)
@@ -191,8 +193,8 @@ class _Rollout:
 class _Row:
     """An episode under way; it shares an engine row with those that have said the same."""
 
-    def __init__(self, place: int, request: Request, max_new_tokens: int):
-        self.place, self.request = place, request
+    def __init__(self, place: int, request: Request, max_new_tokens: int, kept: int | None = None):
+        self.place, self.request, self.kept = place, request, kept
         self.episode = Episode(request.problem, request.seed)
         self.max_new_tokens = max_new_tokens
         self.uniforms = np.random.default_rng(request.seed).random(max_new_tokens, dtype=np.float32)
@@ -200,6 +202,9 @@ class _Row:
         self.mask: list[Tensor] = []
         self.z: list[Tensor] = []
         self.log_probs: list[Tensor] = []
+        self.decided: list[int] = []  # which of its decisions they are
+        self.num_decisions = 0
+        self.draw = np.random.default_rng((request.seed, 1)) if kept is not None else None
 
     @property
     def left(self) -> int:
@@ -215,19 +220,25 @@ class _Row:
         return float(self.uniforms[len(self.episode.tokens)])
 
     def decide(self, hidden: Tensor | None, mask: Tensor | None, z: Tensor, log_prob: Tensor) -> None:
-        if hidden is not None:
-            self.hidden.append(hidden)
-        if mask is not None:
-            self.mask.append(mask)
-        self.z.append(z)
-        self.log_probs.append(log_prob)
+        """Remember a decision: every one, or as many as are kept, an even sample of those so far (Vitter 1985, algorithm R)."""
+        at, self.num_decisions = len(self.z), self.num_decisions + 1
+        if self.draw is not None and self.kept is not None and self.num_decisions > self.kept:
+            at = int(self.draw.integers(self.num_decisions))
+            if at >= self.kept:
+                return
+        for mine, new in ((self.hidden, hidden), (self.mask, mask), (self.z, z), (self.log_probs, log_prob)):
+            if new is not None:
+                # Of what is kept for long a copy: a row of the step's tensor would keep all rows.
+                mine[at : at + 1] = [new if self.draw is None else new.clone()]
+        self.decided[at : at + 1] = [self.num_decisions]
 
     def finish(self, prompter: Prompter) -> Episode:
         episode = self.episode
+        episode.dropped_decisions = self.num_decisions - len(self.z)
         if self.z:
-            episode.hidden = torch.stack(self.hidden) if self.hidden else None
-            episode.mask = torch.stack(self.mask) if self.mask else None
-            episode.z = torch.stack(self.z)
-            episode.log_probs = torch.stack(self.log_probs)
+            order = sorted(range(len(self.z)), key=self.decided.__getitem__)
+            for name in ("hidden", "mask", "z", "log_probs"):
+                found = getattr(self, name)
+                setattr(episode, name, torch.stack([found[i] for i in order]) if found else None)
         episode.text = prompter.decode(episode.tokens)
         return episode

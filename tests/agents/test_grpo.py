@@ -13,7 +13,10 @@ from agents.objective import decision_weights, group_advantages, grpo_loss, pass
 from agents.prior import Prior
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.options.policies import Sampling
+from ollm_rl.rollout.episode import pack, unpack
 from ollm_rl.rollout.judge import Judge
+from ollm_rl.rollout.sampler import Request, _Row, rollout
 
 QUICK = dict(total_episodes=64, num_generations=4, problems_per_iteration=4, num_problems=20, learning_rate=1e-3)
 
@@ -64,8 +67,9 @@ def test_weights_of_decisions():
     assert weights("bnpo", 6.0) == weights("bnpo")
 
 
-def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch):
-    """The reward is the share of decisions with a high latent: a bandit that any policy gradient must solve."""
+@pytest.mark.parametrize("kept", [None, 4])
+def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch, kept):
+    """The reward is the share of decisions with a high latent: a bandit that any policy gradient must solve, also from some of them."""
 
     class Latents(Judge):
         def __call__(self, episodes):
@@ -74,6 +78,7 @@ def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch):
                 e.reward = sum(z > 4 for z in chosen) / max(len(chosen), 1)
 
     monkeypatch.setattr(tiny, "judge", Latents(len))
+    monkeypatch.setattr(tiny.engine, "kept_decisions", kept)
     settings = {**QUICK, "total_episodes": 960, "num_generations": 8, "learning_rate": 3e-3, "beta": 0.0}
     agent, run = GRPO(tiny, **settings, target_kl=0.0), Run(tmp_path, "easy", "")
     agent.learn(run)
@@ -129,3 +134,57 @@ def test_a_loaded_policy_goes_on_learning(tiny, tmp_path, monkeypatch):
     before = [p.clone() for p in agent.policy.net.parameters()]
     agent.learn(Run(tmp_path, "run", ""))
     assert any(not torch.equal(a, b) for a, b in zip(before, agent.policy.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_the_gradient_from_some_decisions_is_on_average_that_from_all(tiny, loss_type):
+    """Two of an episode's decisions are kept: the mean gradient over many such samples, and over how they are drawn, is the whole one."""
+    agent = GRPO(tiny, loss_type=loss_type, **QUICK)
+    requests = [Request(p, i) for i, p in enumerate(tiny.problems("train", 6))]
+    act = Sampling(agent.policy)
+
+    def thinned(episode, kept, seed):
+        row = _Row(0, Request(episode.problem, seed), 99, kept)
+        for values in zip(episode.hidden, episode.mask, episode.z, episode.log_probs, strict=True):
+            row.decide(*values)
+        return row.finish(tiny.prompter)
+
+    def gradient(some):
+        data = agent.decisions(some)
+        advantage = torch.tensor([1.0, -0.5, 0.3, 0.8, -1.0, 0.2])[data.owner]
+        total = sum(e.num_decisions for e in some)
+        weights = decision_weights(data.owner, data.weight, loss_type, 20, len(some), total)
+        new = agent.policy(data.hidden, data.mask).gather(1, data.z[:, None])[:, 0]
+        loss = (grpo_loss(new, data.log_probs, advantage, 0.2, 0.28) * weights).sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.policy.net.parameters()))])
+
+    whole = [e for _, e in sorted(rollout(tiny.new_engine(), requests, act), key=lambda found: found[0])]
+    assert min(e.num_decisions for e in whole) > 4
+    full = gradient(whole)
+    samples = []
+    for seed in range(400):
+        some = [thinned(e, 2, 1000 * (seed + 1) + i) for i, e in enumerate(whole)]
+        assert all(e.num_kept == 2 and e.num_decisions == w.num_decisions for e, w in zip(some, whole, strict=True))
+        samples.append(gradient(some))
+    found = torch.stack(samples)
+    off, chance = float((found.mean(0) - full).norm()), float(found.var(0).sum().sqrt()) / 400**0.5
+    assert off < 1.5 * chance, "more than chance explains"
+    assert chance < 0.5 * full.norm()
+
+
+def test_kept_decisions_are_some_of_all_and_the_texts_stay_the_same(tiny):
+    requests = [Request(p, i) for i, p in enumerate(tiny.problems("train", 6))]
+    agent = GRPO(tiny, **QUICK)
+    found = []
+    for kept in (None, 3):
+        engine = tiny.new_engine(kept_decisions=kept)
+        found.append([e for _, e in sorted(rollout(engine, requests, Sampling(agent.policy)), key=lambda f: f[0])])
+    for whole, some in zip(*found, strict=True):
+        assert some.tokens == whole.tokens and some.num_kept == min(3, whole.num_kept)
+        assert some.num_decisions == whole.num_decisions
+        at = [int((whole.hidden == h).all(-1).nonzero()[0]) for h in some.hidden]
+        assert (
+            at == sorted(at) and torch.equal(some.z, whole.z[at]) and torch.equal(some.log_probs, whole.log_probs[at])
+        )
+    [again] = unpack(pack(found[1][:1]), [requests[0].problem])
+    assert again.num_decisions == found[1][0].num_decisions and torch.equal(again.z, found[1][0].z)
