@@ -310,8 +310,8 @@ def attend(
     if t == 1 and softcap is None and alibi is None and not narrow and kv.compiled:
         functions = _functions(query, value)
         if functions is not None:
-            one = (each[:, :, 0].contiguous() for each in (query, key, value))
-            return kv.step(functions, layer, *one, scaling)[:, None], None
+            q, k, v = (each[:, :, 0].contiguous() for each in (query, key, value))
+            return kv.step(functions, layer, q, k, v, scaling)[:, None], None
     keys, values = kv.write(layer, key, value)
     # A reader's blocks look at the row's own tokens only: the prefix has no keys for them.
     span, prefix = kv.span, kv.prefix_length if kv.prefix is not None and layer in kv.prefix.keys else 0

@@ -251,7 +251,7 @@ class Backbone:
         else:
             each = (torch.arange(len(texts)) if rows is None else rows).repeat_interleave(lengths)
             states = self.hidden(tokens[inside][:, None], positions[inside][:, None], kv, each, longest, reader)[:, 0]
-        return list(states.split(lengths.tolist()))
+        return list(torch.split(states, lengths.tolist()))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

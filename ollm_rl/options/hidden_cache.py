@@ -207,9 +207,9 @@ def _batch_states(
 ) -> tuple[HiddenStates, Tensor | None]:
     """The positions of (number, prompt, solution) triples, one after the other, and what `reader` gives at all their tokens."""
     device = backbone.device
-    ids = [prompt + solution[:-1] for _, prompt, solution in batch]
-    kv = KVCache(len(batch), max(map(len, ids)), prefix)
-    everywhere = backbone.texts(ids, kv, reader=reader)
+    read = [prompt + solution[:-1] for _, prompt, solution in batch]
+    kv = KVCache(len(batch), max(map(len, read)), prefix)
+    everywhere = backbone.texts(read, kv, reader=reader)
     d = backbone.hidden_size
     hidden = torch.cat([s[len(prompt) - 1 :, :d] for s, (_, prompt, _) in zip(everywhere, batch, strict=True)])
     taps = None if reader is None else torch.cat(everywhere)[:, d:].cpu()
