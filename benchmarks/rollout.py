@@ -2,7 +2,8 @@
 
     python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
         [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
-        [--sections peers occupancy environments growth memory reader step long gpu] [--llama-cpp BUILD GGUF]
+        [--sections peers occupancy environments growth memory reader step long engines gpu]
+        [--llama-cpp BUILD GGUF] [--vllm PYTHON]
 
 The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
 one after the other:
@@ -17,7 +18,7 @@ one after the other:
 `tokens_per_s` counts a group's shared beginning for every sample, as `generate` computes it; `rows_per_s` counts what went
 through the model. `ratio_to_limit` compares tokens a second; `ratio_to_rows` is the time of the engine's own steps, bare, over its
 whole time, prefill included. Medians over repetitions.
-The other sections are in `rollout_sections.py`, `rollout_step.py` and `rollout_long.py`. Prints one JSON line last; `--check` ends with 1 if a ratio is more
+The other sections are in `rollout_sections.py`, `rollout_step.py`, `rollout_long.py` and `rollout_peers.py`. Prints one JSON line last; `--check` ends with 1 if a ratio is more
 than 10% below that file's.
 """
 
@@ -33,6 +34,7 @@ from statistics import median
 from typing import Any
 
 import rollout_long
+import rollout_peers
 import rollout_sections as sections
 import rollout_step
 import torch
@@ -48,9 +50,15 @@ from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.sampler import Request, rollout
 from ollm_rl.session.local import Session, make_session
 
-RATIOS = ("ratio_to_generate", "ratio_to_limit", "ratio_to_rows")
+# Ratios that `--check` guards, by where they stand in the result; the larger the better, or the smaller.
+LARGER = (
+    "ratio_to_generate", "ratio_to_limit", "ratio_to_rows", "engines.unshared.ratio_to_vllm", "engines.groups.ratio_to_vllm",
+    "engines.unshared.ratio_to_llama_cpp", "engines.groups.ratio_to_llama_cpp", "long.at_once_over_whole",
+    "long.seconds.blocks_over_whole", "long.short_in_blocks_over_whole",
+)  # fmt: skip
+SMALLER = tuple(f"step.{n}.ratio_to_products.{kind}" for n in rollout_step.ROWS for kind in ("shared", "own"))
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
-SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "long", "gpu")
+SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "long", "engines", "gpu")
 
 
 class Traced(RolloutEngine):
@@ -191,12 +199,24 @@ def measure(work: Workload, batches: list[int], repeats: int) -> dict[str, Any]:
 
 
 def worse(result: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """The ratios that are more than 10% below the committed ones."""
-    return [
-        f"{name} is {result[name]:.2f}, more than 10% below the committed {committed[name]:.2f}"
-        for name in RATIOS
-        if name in result and result[name] < 0.9 * committed[name]
-    ]
+    """The ratios of both that are more than 10% worse than the committed ones."""
+    complaints = []
+    for name in (*LARGER, *SMALLER):
+        now, before = _at(result, name), _at(committed, name)
+        if now is None or before is None:
+            continue
+        if name in LARGER and now < 0.9 * before:
+            complaints.append(f"{name} is {now:.2f}, more than 10% below the committed {before:.2f}")
+        if name in SMALLER and now > 1.1 * before:
+            complaints.append(f"{name} is {now:.2f}, more than 10% above the committed {before:.2f}")
+    return complaints
+
+
+def _at(found: Any, name: str) -> float | None:
+    """What stands under a dotted name."""
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def main() -> int:
@@ -214,6 +234,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--llama-cpp", nargs=2, type=Path, metavar=("BUILD", "GGUF"))
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", type=Path)
     given = parser.parse_args()
@@ -236,17 +257,15 @@ def main() -> int:
             result[name] = sections.environments(session, repeats=given.repeats)
         elif name == "step":
             result[name] = rollout_step.step(session, repeats=given.repeats)
+        elif name == "engines":
+            if given.vllm or given.llama_cpp:
+                result[name] = rollout_peers.engines(session, given.vllm, given.llama_cpp, given.repeats)
         elif name == "long":
-            small = make_session("tiny", given.task, dtype="float32", convert=QUICK)
-            result[name] = rollout_long.long(session, small, repeats=given.repeats)
+            result[name] = rollout_long.long(session, repeats=given.repeats)
         elif name == "reader":
             result[name] = sections.reader(session, repeats=given.repeats)
         else:
             result[name] = getattr(sections, name)(session)
-    if given.llama_cpp:
-        result["llama_cpp"] = sections.llama_cpp(*given.llama_cpp, given.new_tokens)
-        if "rows_per_s" in result:
-            result["ratio_to_llama_cpp"] = result["rows_per_s"] / result["llama_cpp"]["tokens_per_s"]
     session.close()
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

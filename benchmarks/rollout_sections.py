@@ -4,8 +4,6 @@
 """
 
 import gc
-import json
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -392,22 +390,6 @@ def training_rates(backbone: Backbone, length: int, texts: int = 4, rank: int = 
     return {name: texts * length / median(found[1:]) for name, found in taken.items()}
 
 
-def llama_cpp(build: Path, gguf: Path, tokens: int = 64, batches: Sequence[int] = (1, 8, 32, 64, 128)) -> dict:
-    """Tokens a second of llama.cpp's batched decode (`llama-batched-bench`) at every batch size, and the best of them.
-
-    Args:
-        build: the directory with its programs. gguf: the same model in its format, bf16.
-    """
-    program = build / "llama-batched-bench"
-    if not program.is_file() or not gguf.is_file():
-        raise SystemExit(f"--llama-cpp: expected {program} and the model file {gguf}")
-    sizes = ["-c", str(2 * tokens * max(batches)), "-npp", str(tokens), "-ntg", str(tokens)]
-    command = [str(program), "-m", str(gguf), *sizes, "-npl", ",".join(map(str, batches)), "--output-format", "jsonl"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    rates = {str(run["pl"]): run["speed_tg"] for run in map(json.loads, (x for x in lines if x.startswith("{")))}
-    return {"tokens_per_s": max(rates.values()), "by_batch": rates}
-
-
 class _NoPrefix:
     """In a prompter's place where prompts are tokens."""
 
@@ -420,6 +402,13 @@ def _seconds(run: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def seconds_of(run: Callable[[], Any]) -> tuple[float, Any]:
+    """What it takes, and gives."""
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:

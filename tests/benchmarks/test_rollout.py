@@ -8,7 +8,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import oracle as oracle_benchmark
 import rollout as rollout_benchmark
+import rollout_long
 import rollout_sections as sections
+import rollout_step
 
 from ollm_rl.models.backbone import load_backbone
 from ollm_rl.oracle.search import Frontier, Search
@@ -23,6 +25,23 @@ def test_a_ratio_that_fell_by_more_than_a_tenth_is_named():
     )
     complaints = rollout_benchmark.worse({"ratio_to_generate": 8.9, "ratio_to_limit": 0.9}, committed)
     assert len(complaints) == 1 and "ratio_to_generate is 8.90" in complaints[0]
+
+
+def test_a_step_that_takes_a_tenth_more_of_its_products_is_named():
+    def step(shared):
+        return {"step": {"32": {"ratio_to_products": {"shared": shared, "own": 1.0}}}}
+
+    assert rollout_benchmark.worse(step(1.05), step(1.0)) == []
+    assert rollout_benchmark.worse({"ratio_to_rows": 0.1}, step(1.0)) == []
+    [complaint] = rollout_benchmark.worse(step(1.2), step(1.0))
+    assert "step.32.ratio_to_products.shared is 1.20, more than 10% above the committed 1.00" in complaint
+
+
+def test_steps_and_long_texts_are_measured(tiny):
+    [found] = rollout_step.step(tiny, repeats=1, rows=(3,), context=20, steps=1).values()
+    assert set(found["ratio_to_products"]) == {"shared", "own", "uncompiled"} and min(found["ms"].values()) > 0
+    long = rollout_long.long(tiny, rows_of_budget=2, texts=24, length=64, most=1024, repeats=1)
+    assert long["at_once_over_whole"] > 2 and long["episodes"]["whole"]["most_at_once"] == 2
 
 
 def test_long_tailed_lengths_have_the_mean_and_the_tail():
