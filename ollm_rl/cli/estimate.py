@@ -11,6 +11,7 @@ from ollm_rl.common.cache import cache_dir
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import BackboneError
 from ollm_rl.models.backbone import Geometry
+from ollm_rl.models.packed import KNOWN
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import SHAPE
 from ollm_rl.models.tiny import tiny_model
@@ -109,11 +110,20 @@ def _rollout_line(config: DictConfig, plugin: PlugIn, model: Any, weights: float
     sizes = plugin.config
     step = slots * (head.shape[0] * (width + 4) + sizes.shortlist * plugin.hidden_size * width)
     step += slots * sizes.num_options * (plugin.hidden_size + 2 * sizes.decoder_width) * 4
-    total = weights + cache + plugin.num_parameters * 4 + step
+    packed = weights if _packs(config.backbone, model.config) else 0.0
+    total = weights + packed + cache + plugin.num_parameters * 4 + step
+    again = f", again packed for decoding {_gib(packed)}" if packed else ""
     return (
-        f"memory for rollouts: {_gib(total)} (weights {_gib(weights)}, KV cache {_gib(cache)} for {slots} slots of "
+        f"memory for rollouts: {_gib(total)} (weights {_gib(weights)}{again}, KV cache {_gib(cache)} for {slots} slots of "
         f"{length} tokens, plug-in {_gib(plugin.num_parameters * 4)}, a step's logits and options {_gib(step)})"
     )
+
+
+def _packs(backbone: DictConfig, shape: Any) -> bool:
+    """Whether decode steps hold the weights a second time."""
+    device = str(backbone.device)
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return on_cpu and backbone.compiled and not backbone.quantization and shape.model_type in KNOWN
 
 
 def _precision(dtype: str) -> tuple[str, int]:

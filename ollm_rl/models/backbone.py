@@ -21,6 +21,7 @@ from ollm_rl.errors import BackboneError, ConfigurationError
 from ollm_rl.models import driving
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.config import BackboneConfig
+from ollm_rl.models.kernels import why_not
 from ollm_rl.models.packed import PackedBody, PackedSteps
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import smollm2_dir
@@ -199,6 +200,19 @@ class Backbone:
             if reader is not None:
                 states = torch.cat([states, reader(taps(states), absolute).to(states.dtype)], -1)
         return states
+
+    @property
+    def how_it_decodes(self) -> str:
+        """In words: what decode steps are made of, and why of nothing faster."""
+        if self.device.type != "cpu":
+            return f"decode steps on {self.device.type}"
+        if not self.compiled:
+            return "decode steps are not compiled"
+        if self._packed() is not None:
+            return "decode steps are compiled, weights packed"
+        if reason := why_not(self.dtype):
+            return f"decode steps are not compiled: {reason}"
+        return "decode steps have compiled attention; weights of this architecture are not packed"
 
     def _packed(self) -> PackedBody | None:
         return self._steps.get() if self.compiled else None
@@ -426,7 +440,7 @@ def describe(backbone: Backbone) -> str:
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "positions": backbone.context_limit[0],
     }
-    return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits"
+    return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits; {backbone.how_it_decodes}"
 
 
 def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:

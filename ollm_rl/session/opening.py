@@ -93,4 +93,4 @@ def _check_cache_budget(backbone: Backbone, task: Task, engine: dict[str, Any], 
     prefix, own = len(Prompter.for_task(backbone, task).prefix), engine["max_prompt_tokens"] + budget
     slots = slots_within(backbone, reader_depth, prefix, own, engine["num_slots"], engine["kv_cache_gib"])
     if slots < engine["num_slots"]:
-        log.info("engine.kv_cache_gib=%s holds %d episodes at once", engine["kv_cache_gib"], slots)
+        log.info("engine.kv_cache_gib=%s holds %d of the longest episodes at once", engine["kv_cache_gib"], slots)
