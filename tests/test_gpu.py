@@ -45,6 +45,15 @@ def test_graphs_say_what_ordinary_steps_say(on_gpu):
     assert not on_gpu.engine.graphs.enabled
 
 
+def test_graphs_read_blocks_that_rows_share(on_gpu, monkeypatch):
+    """In which keys and values move from step to step, while a captured graph reads them at one address."""
+    monkeypatch.setattr("ollm_rl.rollout.engine.BLOCK", 4)
+    replayed = beside(on_gpu, kv_cache_gib=1e-4)
+    assert replayed.engine.kv.blocks is not None
+    assert texts(replayed) == texts(on_gpu)
+    assert replayed.engine.graphs.enabled and len(replayed.engine.graphs._steps) > 1
+
+
 def test_a_gpu_says_what_a_cpu_says(on_gpu):
     """But for the few texts in which two sums of another order round to another choice."""
     backbone = shared_backbone("tiny", "float32", "cpu")

@@ -54,6 +54,7 @@ class KVCache:
         self.rows: Tensor | None = None  # (n,): the rows of the call; None for rows 0 to n - 1
         self.span = 0  # keys [0, span) are looked at
         self.spread = 0  # rows [0, spread) take part in products, those of the call among them; 0: only those
+        self._tables: dict[torch.device, Tensor] = {}  # of blocks, where layers are; as they were at the last `reserve`
         self._visible: Tensor | None = None  # (n, 1, 1, t, span) additive mask
         self._steps: tuple[Tensor, Tensor] | None = None  # of a step on a CPU: blocks (n, m) and own positions (n,)
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}  # of a prefix: layers as `Kernels.attend` reads them
@@ -89,6 +90,9 @@ class KVCache:
         """
         if self.blocks is not None:
             self.blocks.reserve(rows.cpu().numpy(), lengths.cpu().numpy())
+            for device, table in self._tables.items():
+                if device.type != "cpu":
+                    table.copy_(torch.from_numpy(self.blocks.table))
 
     @contextmanager
     def call(self, positions: Tensor, rows: Tensor | None = None, span: int | None = None) -> Iterator[None]:
@@ -142,8 +146,11 @@ class KVCache:
         """The blocks (n, m) of rows (n,), of the first n if None, as far as `span` reaches; a row is a block where none are shared."""
         if self.blocks is None:
             return (torch.arange(n, device=device) if rows is None else rows.to(device))[:, None]
-        table = torch.from_numpy(self.blocks.table)[:, : self.blocks.of(max(1, self.span))]
-        return (table[:n] if rows is None else table[rows.cpu()]).to(device)
+        if device not in self._tables:
+            # On a CPU the very same memory; elsewhere a copy that stays in its place, for a CUDA graph reads it there.
+            self._tables[device] = torch.from_numpy(self.blocks.table).to(device)
+        table = self._tables[device][:, : self.blocks.of(max(1, self.span))]
+        return table[:n] if rows is None else table[rows.to(device)]
 
     def step(
         self,

@@ -7,8 +7,9 @@ from ollm_rl.models.cuda_graphs import GraphedSteps
 from ollm_rl.rollout.engine import RolloutEngine
 
 
-def prepared(tiny) -> RolloutEngine:
-    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=9, max_new_tokens=20)
+def prepared(tiny, kv_cache_gib=None) -> RolloutEngine:
+    engine = RolloutEngine(tiny.lm, tiny.prompter, num_slots=9, max_new_tokens=20, kv_cache_gib=kv_cache_gib)
+    assert (engine.kv.blocks is not None) == (kv_cache_gib is not None)
     engine.admit([[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]])
     return engine
 
@@ -20,11 +21,14 @@ def called_not_replayed(steps: GraphedSteps) -> GraphedSteps:
     return steps
 
 
-def test_a_padded_step_is_an_ordinary_one(tiny):
+@pytest.mark.parametrize("kv_cache_gib", [None, 1e-4])
+def test_a_padded_step_is_an_ordinary_one(tiny, kv_cache_gib, monkeypatch):
+    monkeypatch.setattr("ollm_rl.rollout.engine.BLOCK", 4)
     tokens = torch.tensor([20, 21, 22])
-    expected, engine = prepared(tiny), prepared(tiny)
+    expected, engine = prepared(tiny), prepared(tiny, kv_cache_gib)
     expected.advance(tokens)
     steps = called_not_replayed(GraphedSteps(tiny.lm.states, engine.kv, tiny.backbone.device))
+    engine.kv.reserve(torch.arange(3), engine.lengths + 1)
     found = steps.hidden(tokens, engine.lengths)
     assert list(steps._steps) == [(4, 64)]
     torch.testing.assert_close(found, expected.hidden, atol=1e-5, rtol=1e-4)
