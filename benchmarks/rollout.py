@@ -120,7 +120,8 @@ class Workload:
         start = time.perf_counter()
         for lengths in steps:
             tokens = torch.ones(len(lengths), 1, dtype=torch.long, device=self.backbone.device)
-            hidden = self.backbone.hidden(tokens, lengths[:, None], self.kv)[:, 0]
+            states = self.backbone.hidden if lm is None else lm.states
+            hidden = states(tokens, lengths[:, None], self.kv)[:, 0]
             logits = self.backbone.logits(hidden)
             if lm is not None:
                 lm.options(hidden, logits)

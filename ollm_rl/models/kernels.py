@@ -5,10 +5,12 @@ as long as the layer's matrix products. Compiled, they are three. The library is
 a compiler decodes as before, and says so once.
 """
 
+import atexit
 import ctypes
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -144,19 +146,18 @@ def _built(bf16: bool) -> Path:
     path = cache_dir() / "kernels" / f"{key}.so"
     if path.exists():
         return path
-    folder = path.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=path.parent)
     except OSError:  # a cache that may only be read: built anew in every process
-        folder = made = Path(tempfile.mkdtemp(prefix="ollm_rl_kernels_"))
-        path = folder / path.name
-    fresh = made / "fresh.so"
-    command = [*compiler, *FLAGS, f"-DBF16={int(bf16)}", str(SOURCE), "-o", str(fresh), "-lm"]
-    subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    fresh.replace(path)  # whole, or not at all: others may be looking for it
-    if made != folder:
-        made.rmdir()
+        own = tempfile.mkdtemp(prefix="ollm_rl_kernels_")
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        path, scratch = Path(own) / path.name, tempfile.TemporaryDirectory(dir=own)
+    with scratch as made:
+        fresh = Path(made) / path.name
+        command = [*compiler, *FLAGS, f"-DBF16={int(bf16)}", str(SOURCE), "-o", str(fresh), "-lm"]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        fresh.replace(path)  # whole, or not at all: others may be looking for it
     return path
 
 

@@ -1,5 +1,8 @@
 """Decode steps by compiled functions and packed weights give what ordinary ones give, row by row."""
 
+import ctypes
+import platform
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -214,3 +217,26 @@ def test_rows_that_share_blocks_hold_the_same(size, compiled_steps):
         found.append(lm.hidden(torch.tensor([[50], [51]]), at[[4, 0], None], other, torch.tensor([0, 2]))[:, 0])
         states.append(torch.cat([each.flatten() for each in found]))
     torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processors_without_pairs_of_products_attend_alike(dtype, monkeypatch, tmp_path):
+    if platform.machine() != "x86_64" or not torch.cpu._is_avx2_supported():
+        pytest.skip("another processor")
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
+    flags = tuple(flag.replace("-march=native", "-march=x86-64-v3") for flag in compiled.FLAGS)
+    native = compiled.kernels(dtype)
+    monkeypatch.setattr(compiled, "FLAGS", flags)
+    other = compiled.Kernels(ctypes.CDLL(str(compiled._built(dtype == torch.bfloat16))))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(7, heads, 64).to(dtype) for heads in (6, 2, 2))
+    at = torch.tensor([0, 3, 16, 31, 40, 47, 33])
+    prefix = torch.randn(2, 2, 21, 64).to(dtype)
+    found = []
+    for functions in (native, other):
+        keys, values = (torch.randn(7, 2, 48, 64, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (1, 2))
+        shared = functions.prefix_keys(prefix[0]), prefix[1]
+        table = torch.arange(7)[:, None]
+        found.append(functions.attend(query, key, value, None, keys, values, table, at, shared, 0.125))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
