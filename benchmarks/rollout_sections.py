@@ -148,12 +148,10 @@ def _bare_steps(session: Session, lengths: list[int]) -> float:
     """Seconds a step of one row through body and head, at these lengths."""
     backbone = session.backbone
     kv = KVCache(1, max(lengths) + 1, prefill_prefix(backbone, session.prompter.prefix))
-    body, token = backbone.model.base_model, torch.ones(1, 1, dtype=torch.long, device=backbone.device)
+    token = torch.ones(1, 1, dtype=torch.long, device=backbone.device)
     start = time.perf_counter()
     for length in lengths:
-        at = torch.full((1, 1), length, device=backbone.device)
-        with kv.call(at):
-            hidden = body(input_ids=token, position_ids=at + kv.prefix_length, use_cache=False).last_hidden_state
+        hidden = backbone.hidden(token, torch.full((1, 1), length, device=backbone.device), kv)
         int(backbone.logits(hidden[:, 0]).argmax())
     return (time.perf_counter() - start) / len(lengths)
 

@@ -46,7 +46,7 @@ class KVCache:
     def __init__(self, slots: int, capacity: int, prefix: "KVCache | None" = None, blocks: Blocks | None = None):
         self.slots, self.capacity, self.blocks = slots, capacity, blocks
         self.prefix = prefix
-        self.compiled = True  # use compiled functions where they can be had
+        self.compiled = False  # the call may use compiled functions
         self.prefix_length = prefix.capacity if prefix is not None else 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -95,13 +95,15 @@ class KVCache:
                     table.copy_(torch.from_numpy(self.blocks.table))
 
     @contextmanager
-    def call(self, positions: Tensor, rows: Tensor | None = None, span: int | None = None) -> Iterator[None]:
+    def call(
+        self, positions: Tensor, rows: Tensor | None = None, span: int | None = None, compiled: bool = False
+    ) -> Iterator[None]:
         """Around one forward call whose i-th row holds tokens at own `positions[i]`: (n, t) int64.
 
         `rows` (n,) names the rows of the call; without it they are the first n, which costs no copy. `span`: how many
-        own keys are looked at, if it is known.
+        own keys are looked at, if it is known. `compiled`: attention may be a compiled function, where there is one.
         """
-        self.positions, self.rows = positions, rows
+        self.positions, self.rows, self.compiled = positions, rows, compiled
         self.span = int(positions.max()) + 1 if span is None else span
         # Copying the keys of a call's rows moves three times what reading them does: for most of the rows, all are read.
         upto = 0 if rows is None else int(rows.max()) + 1
@@ -131,6 +133,7 @@ class KVCache:
     def _layer(self, layer: int, heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, allocated now if the call is the first to write it."""
         self._written = True
+        self._shared.pop(layer, None)
         if layer not in self.keys:
             self._allocate(layer, heads, key, value)
         return self.keys[layer], self.values[layer]
@@ -165,7 +168,7 @@ class KVCache:
         """Attention of a call of one token a row, in one compiled function that stores the new pair as well.
 
         Arguments as in `Kernels.attend`; a layer of which the prefix has nothing looks at the own tokens only.
-        """  # fmt: skip
+        """
         keys, values = self._layer(layer, key.shape[1], key, value)
         if self._steps is None:
             self._steps = self._table(self.rows, len(key), key.device), self.positions[:, 0].contiguous()
@@ -184,7 +187,6 @@ class KVCache:
         rows share blocks."""
         n, heads, t, _ = key.shape
         keys, values = self._layer(layer, heads, key, value)
-        self._shared.pop(layer, None)
         if self.blocks is not None:
             table, at = self._table(self.rows, n, key.device), self.positions.to(key.device)
             block, place = table.gather(1, at // self.blocks.size), at % self.blocks.size

@@ -90,7 +90,7 @@ class Backbone:
     dtype_reason: str
     fingerprint: str = ""
     revision: str | None = None
-    compiled: bool = True
+    compiled: bool = BackboneConfig.compiled
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -193,8 +193,10 @@ class Backbone:
             return self.hidden(tokens.expand(2, 1), positions.expand(2, 1), kv, pair, span, reader)[:1]
         beat()
         absolute = positions + kv.prefix_length
-        kv.compiled = self.compiled
-        with kv.call(positions, rows, span), self.tap(reader.layers if reader is not None else ()) as taps:
+        with (
+            kv.call(positions, rows, span, self.compiled),
+            self.tap(reader.layers if reader is not None else ()) as taps,
+        ):
             out = self.body(input_ids=tokens, position_ids=absolute, use_cache=False)
             states: Tensor = out.last_hidden_state
             if reader is not None:
@@ -227,15 +229,14 @@ class Backbone:
         span: int | None,
         reader: StatesReader | None,
     ) -> Tensor:
-        """`hidden`, all tokens side by side, by packed weights."""  # fmt: skip
+        """`hidden`, all tokens side by side, by packed weights."""
         beat()
         n, t = tokens.shape
-        kv.compiled = True
         if t > 1:
             rows = (torch.arange(n) if rows is None else rows).repeat_interleave(t)
         own = positions.reshape(-1, 1)
         layers = () if reader is None else reader.layers
-        with kv.call(own, rows, span):
+        with kv.call(own, rows, span, compiled=True):
             states, found = packed.hidden(tokens.reshape(-1), own[:, 0] + kv.prefix_length, kv, set(layers))
             if reader is not None:
                 taps = torch.cat([found.get(layer, states) for layer in layers], -1)
@@ -260,11 +261,13 @@ class Backbone:
         tokens = torch.zeros(inside.shape, dtype=torch.long)
         tokens[inside] = torch.tensor([token for text in texts for token in text])
         positions, device = torch.arange(longest).expand_as(tokens), self.device
-        if self._packed() is None:
+        packed = self._packed()
+        if packed is None:
             states = self.hidden(tokens.to(device), positions.to(device), kv, rows, reader=reader)[inside.to(device)]
         else:
             each = (torch.arange(len(texts)) if rows is None else rows).repeat_interleave(lengths)
-            states = self.hidden(tokens[inside][:, None], positions[inside][:, None], kv, each, longest, reader)[:, 0]
+            apart = tokens[inside][:, None], positions[inside][:, None]
+            states = self._hidden_packed(packed, *apart, kv, each, longest, reader)[:, 0]
         return list(torch.split(states, lengths.tolist()))
 
     @torch.inference_mode()

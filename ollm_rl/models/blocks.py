@@ -87,6 +87,8 @@ class Blocks:
         Returns:
             which blocks have to be copied, and to which ones: those that are not full, of rows that are named again.
         """
+        if np.array_equal(rows, np.arange(len(rows))) and not self.used[len(rows) :].any():
+            return []  # all stay where they are
         table, used = self.table[rows], self.used[rows]
         for mine, n in zip(table, used, strict=True):
             self.references[mine[:n]] += 1

@@ -1,7 +1,7 @@
 /* What a decode step does besides its matrix products, for one precision: -DBF16=1 or 0. See kernels.py.
 
    Numbers are computed in float32 and rounded where transformers rounds them. Rows never see each other, and a row's result does
-   not depend on how many there are. Vectors are the compiler's own (GCC and Clang), so nothing here is of one processor. */
+   not depend on how many there are. Vectors are the compiler's own (GCC's; Clang has the same), so but for the marked part nothing here is of one processor. */
 
 #include <math.h>
 #include <stdint.h>

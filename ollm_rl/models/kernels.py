@@ -89,7 +89,7 @@ class Kernels:
 
         Returns:
             (n, heads, e).
-        """  # fmt: skip
+        """
         n, heads, e = query.shape
         out = query.new_empty(n, heads, e)
         cosines, sines = (0, 0) if turns is None else (turns[0].data_ptr(), turns[1].data_ptr())

@@ -116,12 +116,15 @@ def _norm(module: Any) -> tuple[Tensor, float]:
 
 
 class PackedSteps:
-    """The packed body of a model, made anew when its weights have changed, and None where there can be none."""
+    """The packed body of a model, made anew when its weights have changed, and None where there can be none.
+
+    A change is noticed where PyTorch counts it, or where a weight lies elsewhere: not what is written through `weight.data`.
+    """
 
     def __init__(self, model: Any, body: Any, head: nn.Linear):
         self.model, self.body, self.head = model, body, head
         self._packed: PackedBody | None = None
-        self._watched: list[tuple[Any, str, Any, Any, Tensor, int | None, Any]] | None = None
+        self._watched: list[tuple[Any, str, Any, Any, Tensor, int | None, int, Any]] | None = None
 
     def get(self) -> PackedBody | None:
         """It, for the weights as they are now: asked at every step, for weights change in place, and adapters come and go."""
@@ -129,19 +132,30 @@ class PackedSteps:
             owner.get(name) is module
             and own.get("weight") is weight
             and (version is None or weight._version == version)
+            and weight.data_ptr() == place
             and (own is module._parameters or _state(module) == state)
-            for owner, name, module, own, weight, version, state in self._watched
+            for owner, name, module, own, weight, version, place, state in self._watched
         ):
             self._packed = self._watched = None  # the old one goes before the new one is made
             projections = list(self._projections())
-            self._watched = [
-                (owner, name, module, base._parameters, base.weight, _version(base.weight), _state(module))
+            watched = [
+                (
+                    owner,
+                    name,
+                    module,
+                    base._parameters,
+                    base.weight,
+                    _version(base.weight),
+                    base.weight.data_ptr(),
+                    _state(module),
+                )
                 for owner, name, module in projections
                 for base in [_base(module)]
                 if isinstance(getattr(base, "weight", None), Tensor)
             ]
             functions = kernels(self.head.weight.dtype) if self._fits([m for _, _, m in projections]) else None
-            self._packed = None if functions is None else PackedBody(self.body, self.head, functions)
+            made = None if functions is None else PackedBody(self.body, self.head, functions)
+            self._packed, self._watched = made, watched
         return self._packed
 
     def _projections(self) -> Iterator[tuple[Any, str, Any]]:
@@ -177,10 +191,13 @@ def _version(weight: Tensor) -> int | None:
 
 
 def _state(module: Any) -> Any:
-    """What a module does with its adapters."""
+    """What a module does with its adapters, and where the weights of those in use lie."""
     if _base(module) is module:
         return None
-    return module.merged, module.disable_adapters, list(module.active_adapters)
+    active = list(module.active_adapters)
+    sides = (getattr(module, "lora_A", {}), getattr(module, "lora_B", {}))
+    places = [side[name].weight.data_ptr() for side in sides for name in active if name in side]
+    return module.merged, module.disable_adapters, active, places
 
 
 def _is_known(module: Any, dtype: torch.dtype) -> bool:

@@ -6,8 +6,9 @@ free rows, `advance` feeds one token per row and recomputes hidden states and op
 the oracle drive them themselves.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,18 +171,17 @@ class RolloutEngine:
         shared, per_token = cache_bytes(self.backbone, self.lm.plugin.config.reader_depth, len(self.prompter.prefix))
         return int((self.kv_cache_gib * 2**30 - shared) // (per_token * BLOCK)) - 1  # one is nobody's
 
-    def holds(self, lengths: Sequence[int]) -> int:
+    def holds(self, lengths: Iterable[int]) -> int:
         """How many more texts of so many tokens, in this order, can be begun: each active row may get a block more before."""
-        most = self.max_rows - len(self.lengths)
-        if (blocks := self.kv.blocks) is None:
-            return min(most, len(lengths))
-        left, n = blocks.free - len(self.lengths), 0
-        for length in lengths[:most]:
-            left -= blocks.of(length) + 1
-            if left < 0:
-                break
+        blocks, n = self.kv.blocks, 0
+        left = 0 if blocks is None else blocks.free - len(self.lengths)
+        for length in itertools.islice(lengths, self.max_rows - len(self.lengths)):
+            if blocks is not None:
+                left -= blocks.of(length) + 1
+                if left < 0 and (n or len(self.lengths)):  # one alone always has room
+                    break
             n += 1
-        return n if n or len(self.lengths) else min(1, len(lengths))
+        return n
 
     def lacking(self, rows: Sequence[int]) -> int:
         """How many blocks the cache is short of to `fork` these rows; never any if they are at most `num_slots`."""

@@ -103,8 +103,7 @@ class _Rollout:
         while waiting or shared:
             free = engine.max_rows - sum(map(len, shared))  # any episode may come to need a row of its own
             if waiting and (not shared or free >= min(len(waiting), max(1, engine.max_rows // REFILL))):
-                next_ones = waiting[::-1][:free]
-                n = engine.holds([len(row.text(prompts)) for row in next_ones])
+                n = engine.holds(len(prompts[row.place]) + len(row.episode.tokens) for row in waiting[: -free - 1 : -1])
                 shared += self._begin([waiting.pop() for _ in range(n)], prompts)
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)

@@ -144,6 +144,24 @@ def test_weights_that_change_and_adapters_that_learn_are_followed():
     torch.testing.assert_close(texts.run(True), learned, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("what", ["weight", "adapter"])
+def test_weights_that_are_replaced_are_followed(what):
+    lm = backbone(PACKED["llama"])
+    model = get_peft_model(lm.model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.eval()
+    texts = Texts(lm, 5)
+    before = texts.run(True)
+    module = lm.model.model.layers[0].self_attn.q_proj
+    if what == "weight":
+        module.base_layer.weight.data = module.base_layer.weight.data * 2
+    else:
+        for side in (module.lora_A, module.lora_B):
+            side["default"].weight = torch.nn.Parameter(torch.randn_like(side["default"].weight), requires_grad=False)
+    after = texts.run(True)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, texts.run(False), atol=5e-5, rtol=1e-4)
+
+
 def test_a_number_that_is_none_stays_with_its_row():
     lm = backbone(PACKED["llama"], torch.bfloat16)
     with torch.no_grad():
