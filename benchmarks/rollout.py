@@ -2,7 +2,7 @@
 
     python benchmarks/rollout.py [--problems 32] [--samples 8] [--new-tokens 64] [--repeats 3] [--seed 0]
         [--batches 32 64 128 256] [--dtype bfloat16] [--plugin DIRECTORY] [--out FILE] [--check FILE]
-        [--sections peers occupancy environments growth memory reader step long engines gpu]
+        [--sections peers occupancy environments growth memory reader step long paper engines gpu]
         [--llama-cpp BUILD GGUF] [--vllm PYTHON]
 
 The workload is GRPO's: samples of every problem from the prior, after the task's few-shot examples. In every repetition all peers run
@@ -58,7 +58,7 @@ LARGER = (
 )  # fmt: skip
 SMALLER = tuple(f"step.{n}.ratio_to_products.{kind}" for n in rollout_step.ROWS for kind in ("shared", "own"))
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
-SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "long", "engines", "gpu")
+SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "long", "paper", "engines", "gpu")
 
 
 class Traced(RolloutEngine):
@@ -263,6 +263,8 @@ def main() -> int:
                 result[name] = rollout_peers.engines(session, given.vllm, given.llama_cpp, given.repeats)
         elif name == "long":
             result[name] = rollout_long.long(session, repeats=given.repeats)
+        elif name == "paper":
+            result[name] = rollout_long.paper(session)
         elif name == "reader":
             result[name] = sections.reader(session, repeats=given.repeats)
         else:

@@ -2,6 +2,7 @@
 
 `benchmarks/rollout.py --sections long` calls this. Lengths are log-normal (sigma 1), of mean 1,000 and at most 8,192 tokens, and do not
 depend on what is said. `whole`: every row has room for the longest text, as many rows as the budget holds; `blocks`: rows share it.
+`--sections paper` calls `paper`: the paper's 1.5B shape with 8,192 new tokens.
 """
 
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rollout_sections import long_tailed
+from rollout_sections import long_tailed, random_lm, seconds_of
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from agents.random import Random
@@ -18,6 +19,7 @@ from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.tiny import tiny_tokenizer
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.engine import RolloutEngine, cache_bytes
 from ollm_rl.rollout.sampler import Request, rollout
@@ -136,3 +138,70 @@ def _short(session: Session, most: int, repeats: int, texts: int = 64, tokens: i
 
     play(whole), play(blocks)
     return median(play(whole) / play(blocks) for _ in range(repeats))
+
+
+class _OwnOnly:
+    """In a prompter's place where prompts are tokens and nothing is shared."""
+
+    prefix: list[int] = []
+
+
+@torch.inference_mode()
+def paper(
+    session: Session, gib: float = 2.0, most: int = 8192, length: int = 1000, behind: tuple[int, ...] = (64, 1024, 4096, 8128),
+    steps: int = 3, num_slots: int = 64, lm: OptionLM | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Memory, rows and tokens a second of the paper's 1.5B shape, random weights, at texts of up to `most` new tokens.
+
+    `whole`: as many rows as the budget holds of the longest texts, all with so many tokens behind them. `blocks`: as many rows as the
+    same budget holds of texts that are under way to lengths of mean `length`, each at a place that is drawn evenly.
+
+    Args:
+        gib: `engine.kv_cache_gib`.
+        num_slots: the most rows. lm: another shape.
+    """
+    lm = random_lm("deepseek_r1_1_5b", session.backbone) if lm is None else lm
+    lm.backbone.context_limit = (None, "")
+    _, per_token = cache_bytes(lm.backbone, 0, 1)
+    found: dict[str, Any] = {
+        "kv_cache_gib": gib, "new_tokens": most, "cache_bytes_per_token": per_token,
+        "weights_gib": sum(p.numel() * p.element_size() for p in lm.backbone.model.parameters()) / 2**30,
+        "how": lm.backbone.how_it_decodes,
+    }  # fmt: skip
+    lengths = long_tailed(num_slots, 0, length, most)
+    under_way = (lengths * np.random.default_rng(0).random(num_slots)).astype(int).clip(1)
+    for name, kind in (("whole", Whole), ("blocks", Watched)):
+        engine = kind(
+            lm, _OwnOnly(), num_slots=num_slots, max_new_tokens=most, max_prompt_tokens=64, kv_cache_gib=gib,
+            cuda_graphs=name == "whole",
+        )  # fmt: skip
+        engine.at_once, engine.waits = [], 0
+        rows, at = [], 0
+        if name == "whole":
+            rows = [[n] * engine.num_slots for n in behind]
+        else:
+            free = num_slots * engine.kv.capacity if engine.kv.blocks is None else engine.kv.blocks.free
+            while at < num_slots and sum(-(-int(n) // 64) + 1 for n in under_way[: at + 1]) <= free:
+                at += 1
+            rows = [under_way[:at].tolist()]
+        found[name] = {}
+        for each in rows:
+            found[name][f"after {round(mean(each))}"] = _rate_behind(engine, each, steps)
+        found[name]["cache_gib"] = engine.kv.num_bytes / 2**30
+        del engine
+    return found
+
+
+def _rate_behind(engine: Any, behind: list[int], steps: int) -> dict[str, float]:
+    """Rows, and tokens a second of steps of these rows, so many own tokens behind each."""
+    engine.clear()
+    engine.admit([[3 + i % 100] for i in range(len(behind))])
+    engine.lengths = torch.tensor(behind, device=engine.device)
+    engine.kv.reserve(torch.arange(len(behind)), engine.lengths.cpu())
+    taken = []
+    for _ in range(steps + 2):
+        engine.lengths = torch.tensor(behind, device=engine.device)
+        seconds, _ = seconds_of(lambda: engine.advance(engine.options.tokens[:, 0]))
+        taken.append(seconds)
+    middle = median(taken[2:])
+    return {"rows": len(behind), "ms": 1e3 * middle, "tokens_per_s": len(behind) / middle}

@@ -406,6 +406,8 @@ def seconds_of(run: Callable[[], Any]) -> tuple[float, Any]:
     """What it takes, and gives."""
     start = time.perf_counter()
     found = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start, found
 
 

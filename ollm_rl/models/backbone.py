@@ -21,7 +21,7 @@ from ollm_rl.errors import BackboneError, ConfigurationError
 from ollm_rl.models import driving
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.config import BackboneConfig
-from ollm_rl.models.kernels import why_not
+from ollm_rl.models.kernels import kernels, why_not
 from ollm_rl.models.packed import PackedBody, PackedSteps
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.models.smollm2 import smollm2_dir
@@ -285,6 +285,13 @@ class Backbone:
         packed = self._packed() if own.dim() == 2 else None
         return self.head(own) if packed is None else packed.head(own.contiguous())
 
+    def likeliest(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest logits (n, k) of each row of (n, vocab), and their tokens, in descending order."""
+        functions = kernels(logits.dtype) if self.compiled and logits.device.type == "cpu" else None
+        if functions is None:
+            return logits.topk(k, dim=-1)
+        return functions.top(logits.contiguous(), k)
+
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the head (n, S, d) of token ids (n, S), in memory that this thread's next call overwrites.
 
@@ -446,11 +453,11 @@ def describe(backbone: Backbone) -> str:
     return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits; {backbone.how_it_decodes}"
 
 
-def prefill_prefix(backbone: Backbone, tokens: list[int]) -> KVCache | None:
-    """Keys and values of the tokens that all prompts share."""
+def prefill_prefix(backbone: Backbone, tokens: list[int], into: KVCache | None = None) -> KVCache | None:
+    """Keys and values of the tokens that all prompts share; `into`: those that were computed before, to be overwritten."""
     if not tokens:
         return None
-    cache = KVCache(1, len(tokens))
+    cache = KVCache(1, len(tokens)) if into is None else into
     ids = torch.tensor([tokens], device=backbone.device)
     backbone.hidden(ids, torch.arange(len(tokens), device=backbone.device)[None], cache)
     return cache

@@ -1,10 +1,11 @@
 """Decode steps as CUDA graphs: on a GPU, launching a small model's kernels one by one takes longer than running them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ollm_rl.models.attention import KVCache
 
@@ -22,15 +23,22 @@ class GraphedSteps:
 
     Args:
         states: gives what is read (n, t, s) after tokens (n, t) at positions (n, t), with the cache, its rows and its span.
+        modules: what `states` runs.
     """
 
-    def __init__(self, states: States, kv: KVCache, device: torch.device):
-        self.states, self.kv = states, kv
+    def __init__(self, states: States, kv: KVCache, device: torch.device, modules: Sequence[nn.Module] = ()):
+        self.states, self.kv, self.modules = states, kv, modules
+        self._made_for = _how_they_run(modules)
         self.enabled = device.type == "cuda"
         self._steps: dict[tuple[int, int], Callable[[], Tensor]] = {}
         self._memory = torch.cuda.graph_pool_handle() if self.enabled else None  # one for all: they run one at a time
         self._tokens = torch.zeros(kv.slots, 1, dtype=torch.long, device=device)
         self._positions = torch.zeros(kv.slots, 1, dtype=torch.long, device=device)
+
+    @property
+    def stale(self) -> bool:
+        """Weights lie elsewhere, or modules do something else, than when this was made. Weights that changed in place are read anew."""
+        return self._made_for != _how_they_run(self.modules)
 
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -70,3 +78,14 @@ class GraphedSteps:
             return captured
 
         self._steps[rows, span] = replay
+
+
+def _how_they_run(modules: Sequence[nn.Module]) -> list[Any]:
+    """Where weights lie, and what layers do with adapters (peft)."""
+    found: list[Any] = []
+    for module in (part for whole in modules for part in whole.modules()):
+        adapted = hasattr(module, "base_layer")
+        adapters = (module.merged, module.disable_adapters, tuple(module.active_adapters)) if adapted else ()
+        places = [tensor.data_ptr() for tensor in (*module.parameters(False), *module.buffers(False))]
+        found.append((id(module), adapters, places))
+    return found

@@ -126,6 +126,51 @@ void gate(const num *both, num *out, long n, long f) {
         }
 }
 
+#if BF16
+typedef int16_t ordered;
+#else
+typedef int32_t ordered;
+#endif
+
+/* The number as an integer that is larger where it is. */
+static inline ordered order(const num *x) {
+    ordered bits;
+    memcpy(&bits, x, sizeof bits);
+    return bits ^ (bits < 0 ? (ordered)((1ull << (8 * sizeof bits - 1)) - 1) : 0);
+}
+
+/* The k largest of each row of x (n, v), in descending order, of equal ones the first, and -0 below 0: values (n, k) and their places. k <= v */
+void top(const num *x, num *values, int64_t *places, long n, long v, long k) {
+    const long part = 64;
+#pragma omp parallel for schedule(static) if (n > 1)
+    for (long i = 0; i < n; i++) {
+        const num *row = x + i * v;
+        int64_t *found = places + i * k;
+        long have = 0;
+        for (long j = 0; j < v; j += part) {
+            long end = j + part < v ? j + part : v;
+            if (have == k) { /* most parts have nothing that is larger than what was found */
+                ordered least = order(row + found[k - 1]), most = order(row + j);
+                if (end - j == part)
+                    for (long p = 0; p < part; p++) {
+                        ordered each = order(row + j + p);
+                        most = each > most ? each : most;
+                    }
+                else most = (ordered)((1ull << (8 * sizeof most - 1)) - 1);
+                if (most <= least) continue;
+            }
+            for (long p = j; p < end; p++) {
+                ordered each = order(row + p);
+                if (have == k && each <= order(row + found[k - 1])) continue;
+                long at = have < k ? have++ : k - 1;
+                for (; at > 0 && order(row + found[at - 1]) < each; at--) found[at] = found[at - 1];
+                found[at] = p;
+            }
+        }
+        for (long j = 0; j < k; j++) values[i * k + j] = row[found[j]];
+    }
+}
+
 /* Factors of the products below. Where one instruction adds products in pairs, factors stand in pairs, as numbers of this
    precision, which is how transformers has queries and weights too; elsewhere they are floats that stand alone. */
 #if BF16 && defined(__AVX512BF16__) && defined(__AVX512BW__)
@@ -273,6 +318,18 @@ static inline void softmax(float *x, factor *out, long end) {
     for (long j = 0; j < end; j += L) storew(out + j, loadf(x + j) * share);
 }
 
+/* Ask for the own keys and values of a row before they are needed: they lie apart, and memory is slower than the prefix's products. */
+static inline void ahead(const num *keys, const num *values, const int64_t *table, long block, long length, long head,
+                         long kv_heads, long d) {
+    for (long t = 0; t < length; t += block) {
+        long place = (table[t / block] * kv_heads + head) * block * d, run = length - t < block ? length - t : block;
+        for (long j = 0; j < run * d; j += 64 / (long)sizeof(num)) {
+            __builtin_prefetch(keys + place + j, 0, 2);
+            __builtin_prefetch(values + place + j, 0, 2);
+        }
+    }
+}
+
 /* Attention of each of n new tokens to [prefix | own tokens of its text up to itself]; new tokens are stored first, so that several
    may be of one text.
 
@@ -309,6 +366,8 @@ int attend(const num *q, long q_row, const num *k, long k_row, const num *v, lon
             if (!sums) continue;
             long head = task / parts, first = task % parts * ROWS, rows = n - first < ROWS ? n - first : ROWS;
             long m = rows * group;
+            for (long r = 0; r < rows; r++)
+                ahead(keys, values, table + (first + r) * table_row, block, at[first + r], head, kv_heads, d);
             memset(sums, 0, m * d * sizeof(float));
             for (long r = 0; r < rows; r++)
                 for (long g = 0; g < group; g++) {

@@ -39,6 +39,8 @@ class Kernels:
         self._gate.argtypes, self._gate.restype = (p, p, n, n), None
         self._attend.argtypes = (p, n, p, n, p, n, p, p, p, p, n, p, n, p, p, p, n, n, p, x, n, n, n, n)
         self._attend.restype = ctypes.c_int
+        self._top, library.top.restype = library.top, None
+        library.top.argtypes = (p, p, p, n, n, n)
         library.paired.restype = n
         self._paired = library.paired()
 
@@ -56,6 +58,13 @@ class Kernels:
         out = both.new_empty(n, f // 2)
         self._gate(both.data_ptr(), out.data_ptr(), n, f // 2)
         return out
+
+    def top(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest numbers (n, k) of each row of x (n, v) and their places, in descending order, of equal ones the first first."""
+        n, v = x.shape
+        values, places = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.long)
+        self._top(x.data_ptr(), values.data_ptr(), places.data_ptr(), n, v, k)
+        return values, places
 
     def prefix_keys(self, keys: Tensor) -> Tensor:
         """A prefix's keys (kv_heads, p, e), transposed and padded with zeros to whole vectors, as `attend` reads them."""

@@ -144,10 +144,14 @@ class RolloutEngine:
         self.clear()
 
     def refresh(self) -> None:
-        """Forget everything that was computed with the weights that the backbone had before; active rows are lost."""
+        """Forget everything that was computed with the weights that the backbone had before; active rows are lost.
+
+        The cache stays where it is, and so do CUDA graphs, unless weights lie elsewhere now.
+        """
         self.clear()
-        self.prefix = prefill_prefix(self.backbone, self.prompter.prefix)
-        self._allocate(self.kv.capacity - self.max_new_tokens)
+        prefill_prefix(self.backbone, self.prompter.prefix, self.prefix)
+        if self.graphs.stale:
+            self._make_graphs()
 
     def _allocate(self, max_prompt_tokens: int) -> None:
         own = max_prompt_tokens + self.max_new_tokens
@@ -162,7 +166,11 @@ class RolloutEngine:
             self.num_slots, self.max_rows = count // -(-own // BLOCK), self.most_slots
             blocks = Blocks(self.max_rows, count, BLOCK, own)
         self.kv = KVCache(self.max_rows, own, self.prefix, blocks)
-        self.graphs = GraphedSteps(self.lm.states, self.kv, self.device)
+        self._make_graphs()
+
+    def _make_graphs(self) -> None:
+        modules = [self.backbone.model] if self.lm.reader is None else [self.backbone.model, self.lm.reader]
+        self.graphs = GraphedSteps(self.lm.states, self.kv, self.device, modules)
         self.graphs.enabled &= self.cuda_graphs
 
     def _blocks_within(self, own_tokens: int) -> int:

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from ollm_rl.models.backbone import load_backbone
 from ollm_rl.models.cuda_graphs import GraphedSteps
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.tasks import make_task
+from ollm_rl.tasks.prompts import Prompter
 
 
 def prepared(tiny, kv_cache_gib=None) -> RolloutEngine:
@@ -61,3 +68,35 @@ def test_what_cannot_be_captured_falls_back(tiny, caplog):
     expected = tiny.lm.states(torch.full((3, 1), 20), engine.lengths[:, None], engine.kv)[:, 0]
     torch.testing.assert_close(steps.hidden(torch.tensor([20, 20, 20]), engine.lengths), expected)
     assert not steps.enabled and "without CUDA graphs" in caplog.text
+
+
+def test_weights_that_change_in_place_keep_graphs_and_others_do_not():
+    backbone = load_backbone("tiny", "float32", "cpu")
+    lm = OptionLM(backbone, PlugIn.beside(backbone, PlugInConfig()))
+    adapted = get_peft_model(backbone.model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    prompter = Prompter.for_task(backbone, make_task("chain_sum"))
+    engine = RolloutEngine(lm, prompter, num_slots=2, max_new_tokens=8)
+
+    def says_what_a_new_engine_says() -> None:
+        engine.refresh()
+        fresh = RolloutEngine(lm, prompter, num_slots=2, max_new_tokens=8)
+        for each in (engine, fresh):
+            each.admit([[5, 6, 7], [8, 9]])
+            each.advance(torch.tensor([20, 21]))
+        torch.testing.assert_close(engine.hidden, fresh.hidden, atol=1e-5, rtol=1e-4)
+
+    engine.admit([[5, 6, 7], [8, 9]])
+    graphs, before = engine.graphs, engine.hidden.clone()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight += 0.1
+    says_what_a_new_engine_says()
+    assert engine.graphs is graphs and not torch.allclose(engine.hidden, before, atol=1e-3)
+    with adapted.disable_adapter():
+        says_what_a_new_engine_says()
+        assert engine.graphs is not graphs
+    graphs, layer = engine.graphs, backbone.model.model.layers[0].mlp.down_proj.base_layer
+    layer.weight.data = layer.weight.data * 2
+    says_what_a_new_engine_says()
+    assert engine.graphs is not graphs

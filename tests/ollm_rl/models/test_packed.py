@@ -258,3 +258,17 @@ def test_processors_without_pairs_of_products_attend_alike(dtype, monkeypatch, t
         found.append(functions.attend(query, key, value, None, keys, values, table, at, shared, 0.125))
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 2000, 48), (2, 48, 48), (1, 70, 1), (5, 130, 48)])
+def test_the_largest_are_those_of_a_stable_sort(dtype, shape):
+    n, v, k = shape
+    functions = compiled.kernels(dtype)
+    if functions is None:
+        pytest.skip(compiled.why_not(dtype))
+    x = torch.randn(n, v, generator=torch.Generator().manual_seed(0)).round(decimals=1).to(dtype) + 0.0  # many are equal
+    x[0, :3], x[-1, 5] = float("-inf"), float("inf")
+    values, places = functions.top(x, k)
+    ordered = x.float().sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(places, ordered.indices[:, :k]) and torch.equal(values.float(), ordered.values[:, :k])
