@@ -6,6 +6,7 @@ settings, and has `learn`, `predict`, `save` and `load`; `docs/agents.md` shows 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class PolicyAgent(Agent):
     """An agent that acts by a `LatentPolicy`."""
 
     policy: LatentPolicy
+    policy_class: ClassVar[type[LatentPolicy]] = LatentPolicy
 
     @torch.inference_mode()
     def predict(
@@ -47,7 +49,10 @@ class PolicyAgent(Agent):
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:
         """KL in nats from the prior, summed over each episode's decision points."""
-        prior, found = LatentPolicy.from_prior(self.session.plugin), []
+        return self._divergence(episodes, LatentPolicy.from_prior(self.session.plugin))
+
+    def _divergence(self, episodes: Sequence[Episode], prior: Any) -> list[float]:
+        found = []
         for e in episodes:
             if e.hidden is None:
                 found.append(0.0)
@@ -65,13 +70,12 @@ class PolicyAgent(Agent):
 
     def save_weights(self, path: Path) -> None:
         check_weights("the policy", self.policy)
-        scale = self.policy.standardize
         with torch.no_grad():  # weights that are finite can be too large to calculate with
-            check_finite("what the policy says", self.policy((scale.mean + scale.std)[None]))
+            check_finite("what the policy says", self.policy(self.policy.example()))
         backbone = self.session.backbone
         options = self.session.plugin.digest()
         self.policy.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint, plugin=options)
 
     def load(self, path: str | Path) -> None:
         fingerprint, options = self.session.backbone.fingerprint, self.session.plugin.digest()
-        self.policy = LatentPolicy.from_pretrained(path, fingerprint, options).to(self.session.backbone.device)
+        self.policy = self.policy_class.from_pretrained(path, fingerprint, options).to(self.session.backbone.device)

@@ -62,6 +62,37 @@ class GRPOConfig(AgentConfig):
 
 
 @dataclass(frozen=True)
+class SteerConfig(GRPOConfig):
+    """Of `agents.controls.Steer`: GRPO's, and the gate."""
+
+    learning_rate: float = setting(1e-2, "of Adam", above=0)
+    gated: bool = setting(False, "the vector times sigmoid(w h + b), which is learned too")
+
+
+@dataclass(frozen=True)
+class FirstDecisionsConfig(GRPOConfig):
+    """Of `agents.controls.FirstDecisions`: GRPO's, and how many."""
+
+    decisions: int = setting(4, "of a text, at which it chooses; the prior chooses at all others", at_least=1)
+
+
+@dataclass(frozen=True)
+class LocalConfig(GRPOConfig):
+    """Of `agents.controls.Local`: GRPO's."""
+
+
+@dataclass(frozen=True)
+class BestPrefixConfig(AgentConfig):
+    """Of `agents.controls.BestPrefix`."""
+
+    num_openings: int = setting(24, "openings that are tried, the most frequent ones", at_least=1)
+    num_problems: int = setting(
+        200, "training problems: one sampled text each to find openings, one greedy answer for each of them", at_least=1
+    )
+    max_tokens: int = setting(16, "of an opening, at most", at_least=1)
+
+
+@dataclass(frozen=True)
 class ShortlistHeadConfig(GRPOConfig):
     """Of `agents.shortlist_head.ShortlistHead`: GRPO's, and those of the fit to solutions that comes before."""
 

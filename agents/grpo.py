@@ -54,7 +54,7 @@ class GRPO(PolicyAgent):
     def learn_from(self, policy: Any) -> None:
         """Go on with this policy, and a new optimiser."""
         self.policy = policy
-        self.optimizer = torch.optim.Adam(policy.net.parameters(), lr=self.config.learning_rate)
+        self.optimizer = torch.optim.Adam(policy.learned(), lr=self.config.learning_rate)
 
     def load(self, path: str | Path) -> None:
         super().load(path)
@@ -62,8 +62,12 @@ class GRPO(PolicyAgent):
 
     def start(self) -> None:
         """Begin with the plug-in's prior."""
-        self.learn_from(LatentPolicy.from_prior(self.session.plugin))
+        self.learn_from(self.new_policy())
         self.prior = deepcopy(self.policy).requires_grad_(False)
+
+    def new_policy(self) -> LatentPolicy:
+        """One that is the plug-in's prior."""
+        return LatentPolicy.from_prior(self.session.plugin)
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
         """Episodes of the policy as it is, with what `decisions` needs."""
@@ -139,9 +143,13 @@ class GRPO(PolicyAgent):
 
     def _update(self, episodes: list[Episode], iteration: int) -> dict:
         """A few small steps; figures for the log."""
-        rewards = torch.tensor([e.reward for e in episodes]).view(-1, self.config.num_generations)
-        credit = pass_at_k_rewards(rewards, self.config.pass_at_k)
-        advantages = group_advantages(credit, self.config.scale_rewards).flatten().to(self.session.backbone.device)
+        judged = torch.tensor([e.judged for e in episodes]).view(-1, self.config.num_generations)
+        rewards = torch.tensor([e.reward for e in episodes]).view_as(judged)
+        # An episode without a verdict is as good as the others of its group, and nothing is learned from it.
+        usual = (rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp_min(1)
+        credit = pass_at_k_rewards(torch.where(judged, rewards, usual), self.config.pass_at_k)
+        advantages = group_advantages(credit, self.config.scale_rewards) * judged
+        advantages = advantages.flatten().to(self.session.backbone.device)
         deciding = [e for e in episodes if e.num_kept]
         if not deciding:
             return {"num_decisions": 0}

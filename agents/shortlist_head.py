@@ -57,6 +57,10 @@ class ShortlistPolicy(nn.Module):
         rows_of[tokens] = torch.arange(1, len(tokens) + 1)
         self.register_buffer("rows_of", rows_of)
 
+    def learned(self) -> list[nn.Parameter]:
+        """What learning changes."""
+        return list(self.net.parameters())
+
     def change(self, x: Tensor, ids: Tensor) -> Tensor:
         """What the map adds (n, S) to the logits of tokens `ids` (n, S), for standardised states x (n, s)."""
         return torch.bmm(self.net(self.rows_of[ids]), x[:, :, None])[..., 0]

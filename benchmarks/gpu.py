@@ -74,7 +74,9 @@ class Work:
             mine = self.session
             backbone = mine.backbone if self.small else random_lm(SHAPE, mine.backbone).backbone
             plugin = PlugIn.beside(backbone, PlugInConfig()).eval()
-            self._made["large"] = Session(backbone, plugin, mine.task, mine.judge, {"max_new_tokens": 256, "profile": True})
+            self._made["large"] = Session(
+                backbone, plugin, mine.task, mine.judge, {"max_new_tokens": 256, "profile": True}
+            )
         return self._made["large"]
 
     def engine(self) -> dict[str, Any]:

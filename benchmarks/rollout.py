@@ -58,7 +58,19 @@ LARGER = (
 )  # fmt: skip
 SMALLER = tuple(f"step.{n}.ratio_to_products.{kind}" for n in rollout_step.ROWS for kind in ("shared", "own"))
 QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)  # of `tiny`, for its speed only
-SECTIONS = ("peers", "occupancy", "environments", "growth", "memory", "reader", "step", "long", "paper", "engines", "gpu")
+SECTIONS = (
+    "peers",
+    "occupancy",
+    "environments",
+    "growth",
+    "memory",
+    "reader",
+    "step",
+    "long",
+    "paper",
+    "engines",
+    "gpu",
+)
 
 
 class Traced(RolloutEngine):

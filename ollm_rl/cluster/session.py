@@ -132,7 +132,7 @@ class ClusterSession(BaseSession):
         """
         size = chunk or self.chunk_of(len(requests))
         distinct: dict[Any, Act] = {}
-        for each in [act, *(r.act for r in requests if r.act is not None)]:
+        for each in [act, *(a for r in requests for a in (r.act, r.then) if a is not None)]:
             distinct.setdefault(act_key(each), each)
         acts, number = list(distinct.values()), {key: i for i, key in enumerate(distinct)}
         start = time.monotonic()
@@ -141,8 +141,8 @@ class ClusterSession(BaseSession):
         tickets = []
         for at in range(0, len(requests), size):
             part = requests[at : at + size]
-            named = [number[act_key(r.act)] if r.act is not None else 0 for r in part]
-            bare = [replace(r, act=None) for r in part]
+            named = [tuple(0 if a is None else number[act_key(a)] for a in (r.act, r.then)) for r in part]
+            bare = [replace(r, act=None, then=None) for r in part]
             ticket = self.pool.submit(_roll, bare, named, skip_forced, keep_hidden, from_logits, common=common)
             self._under_way[ticket] = (part, version)
             tickets.append(ticket)
@@ -235,11 +235,11 @@ def _describe(session: BaseSession) -> tuple:
 
 
 def _roll(
-    session: BaseSession, acts: list[Act], requests: list[Request], named: list[int], skip_forced: bool, keep_hidden: bool,
-    from_logits: bool,
+    session: BaseSession, acts: list[Act], requests: list[Request], named: list[tuple[int, int]], skip_forced: bool,
+    keep_hidden: bool, from_logits: bool,
 ) -> dict:  # fmt: skip
     """A chunk of episodes, with their rewards."""
     settle(acts, session.backbone.device)
-    for request, i in zip(requests, named, strict=True):
-        request.act = acts[i]
+    for request, (first, then) in zip(requests, named, strict=True):
+        request.act, request.then = acts[first], acts[then]
     return pack(session.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits))

@@ -77,7 +77,7 @@ class Setting(NamedTuple):
         if self.kind is float:
             return f"a number{self._range()}"
         if self.kind is list:
-            return f"a list such as [{','.join(map(str, self.default or ['a', 'b']))}]"
+            return f"a list such as [{','.join(map(str, self.default or ([1, 0.5] if self.item is float else ['a', 'b'])))}]"
         if self.kind is str:
             return f"a text such as {self.default}" if self.default else "a text"
         return {bool: "true or false", dict: "settings such as {key:1}"}.get(self.kind, "a value")
@@ -125,7 +125,8 @@ class Setting(NamedTuple):
             return isinstance(value, str) and (not rules.get("choices") or value in rules["choices"])
         if self.kind is list:
             good = isinstance(value, list | tuple)
-            return good and all(self.item is None or type(item) is self.item for item in value)
+            kinds = (int, float) if self.item is float else (self.item,)
+            return good and all(self.item is None or type(item) in kinds for item in value)
         return isinstance(value, Mapping) if self.kind is dict else True
 
     def _within(self, value: float) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ollm_rl.common.settings import Config, setting
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.tasks.base import SPLITS
 
 
@@ -18,8 +19,19 @@ class EvaluateConfig(Config):
     samples: int = setting(8, "sampled answers per problem, for avg@k, pass@k and maj@k; 0: none", at_least=0)
     num_ood: int = setting(0, "test problems of each of the task's out-of-distribution variants", at_least=0)
     num_kl: int = setting(0, "problems for the KL from where training started", at_least=0)
+    hand_over: list[float] = setting(
+        [],
+        "greedy accuracy where the agent chooses at the first decisions only and the prior at all others: a number of decisions, or below 1 a share of those of the agent's own text, such as [1,2,4,8,0.25,0.5]",
+    )
     every: int | None = setting(None, "iterations between evaluations while training; null: none", at_least=1)
     every_problems: int = setting(50, "problems of split `tune` for those", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := [x for x in self.hand_over if x <= 0 or (x > 1 and x != int(x))]:
+            raise ConfigurationError(
+                f"evaluate.hand_over: {wrong[0]} is no number of decisions and no share; expected 1, 2, ... or a number between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)

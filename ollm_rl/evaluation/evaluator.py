@@ -3,8 +3,9 @@
 `evaluate_agent` is all of it in one call; `evaluate` and its neighbours are the parts that a run puts together.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import METRICS, whole_lines, write_json, write_rollouts
 from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.metrics import degeneration, results_row, share
-from ollm_rl.evaluation.records import Variant
+from ollm_rl.evaluation.records import Share, Variant
 from ollm_rl.evaluation.replay import replay, shown
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
+from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.agent import Agent, adapt
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
@@ -57,11 +58,9 @@ def evaluate(
     session = agent.acting_session or session
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
-    greedy, sampling = PolicyAdapter(agent, True), PolicyAdapter(agent, False)
     # All episodes of a problem go together, so that the engine runs what they share once.
-    requests = [
-        Request(p, x, sampling if i else greedy) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)
-    ]
+    requests = [agent.request(p, x, i == 0) for p, s in zip(problems, seeds, strict=True) for i, x in enumerate(s)]
+    sampling = PolicyAdapter(agent, False)
     with track(f"evaluate {name}", len(requests), "episodes") as bar:
         episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar)
     first = episodes[:: k + 1]
@@ -131,7 +130,7 @@ def evaluate_ood(session: Session, agent: Agent, settings: dict[str, Any], n: in
         engine = {**session.engine_settings, "max_new_tokens": task.max_new_tokens}
         other = Session(session.backbone, session.plugin, task, session.judge, engine, seed)
         other.prompter, other.chunk = session.prompter, session.chunk
-        requests = [Request(p, i) for i, p in enumerate(other.problems("test", n, seed))]
+        requests = [agent.request(p, i, True) for i, p in enumerate(other.problems("test", n, seed))]
         with track(f"evaluate on {name}", len(requests), "episodes") as bar:
             episodes = other.rollout(
                 requests, PolicyAdapter(agent, True), keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar
@@ -147,8 +146,33 @@ def kl_from_start(session: BaseSession, agent: Agent, problems: Sequence[Problem
     None for an agent that cannot tell (`divergence(episodes)`).
     """
     seeds = np.random.default_rng((seed, 1)).integers(2**31, size=len(problems)).tolist()
-    requests = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
+    requests = [agent.request(p, s, False) for p, s in zip(problems, seeds, strict=True)]
     session = agent.acting_session or session
     episodes = session.rollout(requests, PolicyAdapter(agent, False), from_logits=agent.acts_on_logits)
     nats = agent.divergence(episodes)
     return None if nats is None else float(np.mean(nats))
+
+
+def evaluate_hand_over(
+    session: BaseSession, agent: Agent, greedy: Sequence[Episode], after: Sequence[float], seed: int = 0
+) -> dict[str, Share]:
+    """Greedy accuracy where the agent chooses at the first decisions of a text only, and the plug-in's prior at all others.
+
+    What is left of the agent's gain over the prior after m decisions says how much of it was made there.
+
+    Args:
+        greedy: the agent's own episodes of the problems. after: numbers of decisions; below 1, shares of those that its own text has.
+    """
+    session, found = agent.acting_session or session, dict[str, Share]()
+    prior = Sampling(LatentPolicy.from_prior(session.plugin), deterministic=True)
+    for number in after:
+        requests = []
+        for i, episode in enumerate(greedy):
+            request = agent.request(episode.problem, i, True)
+            most = math.ceil(number * episode.num_decisions) if number < 1 else int(number)
+            most = most if request.hand_over is None else min(most, request.hand_over)
+            requests.append(replace(request, hand_over=most, then=prior))
+        with track(f"hand over after {number:g}", len(requests), "episodes") as bar:
+            episodes = session.rollout(requests, prior, keep_hidden=False, bar=bar)
+        found[f"{number:g}"] = share(sum(e.solved for e in episodes), len(episodes))
+    return found

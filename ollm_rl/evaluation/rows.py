@@ -40,6 +40,8 @@ class Scores(Record):
         no_answer_rate, repetition_rate, foreign_script_rate: shares of greedy texts that degenerate so.
         verdicts: how many greedy answers got which verdict.
         ood: by the name of the variant.
+        hand_over: of greedy texts in which the agent chose at the first decisions only, and the prior at all others; by the number of
+            decisions, or their share.
     """
 
     n_problems: int
@@ -55,6 +57,7 @@ class Scores(Record):
     verdicts: dict[str, int] = field(default_factory=dict)
     breakdown: Breakdown = field(default_factory=dict)
     ood: dict[str, Variant] = field(default_factory=dict)
+    hand_over: dict[str, Share] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
@@ -70,6 +73,7 @@ class Scores(Record):
             column: {v: Share.from_dict(s) for v, s in part.items()} for column, part in parts.items()
         }
         found["ood"] = {name: Variant.from_dict(v) for name, v in (found.get("ood") or {}).items()}
+        found["hand_over"] = {name: Share.from_dict(v) for name, v in (found.get("hand_over") or {}).items()}
         return super().from_dict(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class Row(AgentRow):
 
     def scores(self) -> Scores:
         """What greedy texts say: the `before` of an agent that begins as this one is."""
-        left_out = ("sampled", "breakdown", "extra")
+        left_out = ("sampled", "breakdown", "hand_over", "extra")
         return Scores(**{f.name: getattr(self, f.name) for f in fields(Scores) if f.name not in left_out})
 
 

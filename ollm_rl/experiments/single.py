@@ -9,7 +9,7 @@ from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import CheckpointError
-from ollm_rl.evaluation.evaluator import evaluate, evaluate_ood, kl_from_start
+from ollm_rl.evaluation.evaluator import evaluate, evaluate_hand_over, evaluate_ood, kl_from_start
 from ollm_rl.evaluation.records import Variant
 from ollm_rl.evaluation.replay import changes, replay, shown
 from ollm_rl.evaluation.results import Results, Scores
@@ -133,6 +133,8 @@ def _run_trial(
     row.directory, row.before = run.path, before
     row.add(learned)
     row.ood = _out_of_distribution(settings, session, agent, seed)
+    if (after := list(config.evaluate.hand_over)) and not agent.acts_on_logits:
+        row.hand_over = evaluate_hand_over(session, agent, found.greedy, after, seed)
     if n := config.evaluate.num_kl:
         row.kl_from_start = kl_from_start(session, agent, problems[:n], seed)
     if before and before.mean_length and row.mean_length is not None:

@@ -80,7 +80,7 @@ class GraphedSteps:
         self._steps[rows, span] = replay
 
 
-def _how_they_run(modules: Sequence[nn.Module]) -> list[Any]:
+def _how_they_run(modules: Sequence[Any]) -> list[Any]:
     """Where weights lie, and what layers do with adapters (peft)."""
     found: list[Any] = []
     for module in (part for whole in modules for part in whole.modules()):

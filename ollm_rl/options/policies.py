@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 class LatentPolicy(nn.Module):
     """pi(z | h): a small net on standardised hidden states that starts as the prior."""
 
+    SIZES: ClassVar[tuple[str, ...]] = ("hidden_size", "width", "num_options", "depth")
+
     def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2):
         super().__init__()
         self.hidden_size, self.width, self.num_options, self.depth = hidden_size, width, num_options, depth
@@ -26,12 +28,20 @@ class LatentPolicy(nn.Module):
         self.net = mlp(hidden_size, width, num_options, depth)
 
     @classmethod
-    def from_prior(cls, plugin: PlugIn) -> "LatentPolicy":
+    def from_prior(cls, plugin: PlugIn) -> Self:
         """A copy of the plug-in's prior."""
         policy = cls(plugin.state_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
         policy.standardize.load_state_dict(plugin.standardize.state_dict())
         policy.net.load_state_dict(plugin.prior.state_dict())
         return policy.to(plugin.standardize.mean.device)
+
+    def learned(self) -> list[nn.Parameter]:
+        """What learning changes."""
+        return list(self.net.parameters())
+
+    def example(self) -> Tensor:
+        """A state (1, s) as `forward` takes it."""
+        return (self.standardize.mean + self.standardize.std)[None]
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probabilities (n, K) float32 of the latents; masked ones are practically impossible."""
@@ -42,12 +52,11 @@ class LatentPolicy(nn.Module):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "policy.safetensors")
-        names = ("hidden_size", "width", "num_options", "depth")
-        sizes = {name: getattr(self, name) for name in names}
+        sizes = {name: getattr(self, name) for name in self.SIZES}
         (path / "policy.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, fingerprint: str = "", plugin: str = "") -> "LatentPolicy":
+    def from_pretrained(cls, path: str | Path, fingerprint: str = "", plugin: str = "") -> Self:
         """Load a policy.
 
         Args:
@@ -78,7 +87,7 @@ class LatentPolicy(nn.Module):
                 log.warning("%s; what it has learned may mean little here", said)
             else:
                 raise CheckpointError(f"{said}. Use the one beside it: plugin.path={path / 'plugin'}, or train again.")
-        policy = cls(facts["hidden_size"], facts["width"], facts["num_options"], facts.get("depth", 2))
+        policy = cls(**{"depth": 2, **{name: facts[name] for name in cls.SIZES if name in facts}})
         policy.load_state_dict(load_file(path / "policy.safetensors"))
         return policy
 
@@ -87,15 +96,20 @@ class Sampling:
     """A latent policy as the rollout engine asks for it: latents (m,) and their log-probabilities (m,).
 
     Nothing but the policy, for it may be sent to other machines.
+
+    Args:
+        deterministic: the likeliest latents.
     """
 
-    def __init__(self, policy: LatentPolicy):
-        self.policy = policy
+    def __init__(self, policy: LatentPolicy, deterministic: bool = False):
+        self.policy, self.deterministic = policy, deterministic
+        if callable(sees := getattr(policy, "sees", None)):
+            self.sees = sees
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = self.policy(hidden, mask)
-        z = choose(log_probs, False, uniforms)
+        z = choose(log_probs, self.deterministic, uniforms)
         return z, log_probs.gather(1, z[:, None])[:, 0]
 
 

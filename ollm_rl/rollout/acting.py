@@ -31,8 +31,19 @@ class PolicyAdapter:
         accepted = inspect.signature(agent.predict).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self.agent, self.deterministic = agent, deterministic
+        if callable(sees := getattr(agent, "sees", None)):
+            self.sees = sees  # see `Act`
         self.seen = "logits" if agent.acts_on_logits else "mask"
         self.takes = [k for k in (self.seen, "uniforms") if anything or k in accepted]
+
+    def __eq__(self, other: object) -> bool:
+        """Adapters of one agent are one policy."""
+        return (
+            isinstance(other, PolicyAdapter) and self.agent is other.agent and self.deterministic == other.deterministic
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.agent), self.deterministic))
 
     def __call__(self, hidden: Tensor, seen: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         extra = {self.seen: seen, "uniforms": uniforms}

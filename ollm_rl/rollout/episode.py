@@ -37,6 +37,7 @@ class Episode:
             position is one, z is its token, and there is no mask.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
             `equal`, `different` or `no_answer`, empty if the judge gives none.
+        judged: the reward function gave it a number; where it did not (None), the reward is 0 and nothing is learned from the episode.
         dropped_decisions: decision points that were not kept (`engine.kept_decisions`); those that were are an even sample.
         policy_version: updates that the policy had seen, where rollouts run beside learning.
     """
@@ -53,6 +54,7 @@ class Episode:
     text: str = ""
     answer: str | None = None
     reward: float = 0.0
+    judged: bool = True
     verdict: str = ""
     dropped_decisions: int = 0
     policy_version: int | None = None
@@ -137,7 +139,7 @@ def represented(episodes: Sequence[Episode]) -> Tensor:
     return torch.tensor([e.num_decisions / e.num_kept for e in episodes for _ in range(e.num_kept)])
 
 
-_PLAIN = ("seed", "stop", "text", "answer", "reward", "verdict", "dropped_decisions")
+_PLAIN = ("seed", "stop", "text", "answer", "reward", "judged", "verdict", "dropped_decisions")
 
 
 def pack(episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean, place_of
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
+from ollm_rl.reward.plans import Plan
 from ollm_rl.rollout.episode import Episode
 
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
@@ -52,7 +53,8 @@ class Judge:
         self._takes = set(parameters)
 
     def __call__(self, episodes: Sequence[Episode]) -> None:
-        """Set `answer`, `reward` and, where the reward function says it, `verdict`.
+        """Set `reward`, `answer` (the final answer that the text states, or what the reward function logs as `answer`) and, where the reward
+        function logs it, `verdict`.
 
         An asynchronous function is awaited, in a thread of its own where a loop is running already, as in a notebook.
 
@@ -67,6 +69,7 @@ class Judge:
         try:
             rewards = self._returned(episodes, extra)
             verdicts = list(extra.get("verdict", [""] * len(episodes)))
+            answers = list(extra.get("answer", [extract_answer(e.text) for e in episodes]))
         except OLLMError:
             raise
         except Exception as error:
@@ -78,13 +81,15 @@ class Judge:
             ) from error
         if len(verdicts) != len(episodes):
             raise self._wrong(f"logged {len(verdicts)} verdicts", len(episodes))
-        for episode, reward, verdict in zip(episodes, rewards, verdicts, strict=True):
-            episode.reward = reward
-            episode.answer, episode.verdict = extract_answer(episode.text), str(verdict)
+        if len(answers) != len(episodes):
+            raise self._wrong(f"logged {len(answers)} answers", len(episodes))
+        for episode, reward, verdict, answer in zip(episodes, rewards, verdicts, answers, strict=True):
+            episode.reward, episode.judged, episode.verdict = reward or 0.0, reward is not None, str(verdict)
+            episode.answer = None if answer is None else str(answer)
         self.seconds += time.perf_counter() - start
         beat()
 
-    def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float]:
+    def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float | None]:
         """What the reward function makes of the episodes; what it logs goes to `extra`."""
         prompts: list[Any] = [e.problem.problem for e in episodes]
         completions: list[Any] = [e.text for e in episodes]
@@ -100,8 +105,8 @@ class Judge:
             returned = _awaited(returned)
         return self._numbers(returned, len(episodes))
 
-    def _numbers(self, returned: Any, n: int) -> list[float]:
-        """The rewards as numbers; None is TRL's "does not apply to this example", and 0 here."""
+    def _numbers(self, returned: Any, n: int) -> list[float | None]:
+        """The rewards as numbers; None is TRL's "does not apply to this example"."""
         single = isinstance(returned, str | bytes | Mapping | Set) or getattr(returned, "ndim", 1) == 0
         if single or not isinstance(returned, Iterable):
             raise self._wrong(f"returned {type(returned).__name__} {reprlib.repr(returned)}", n)
@@ -112,7 +117,7 @@ class Judge:
             good = isinstance(value, Real) and -LARGEST <= value <= LARGEST  # type: ignore[operator]  # NaN is not
             if value is not None and not good:
                 raise self._wrong(f"returned {reprlib.repr(value)} as number {i + 1}", n)
-        return [0.0 if value is None else float(value) for value in values]
+        return [None if value is None else float(value) for value in values]
 
     def _wrong(self, what: str, n: int) -> ConfigurationError:
         return ConfigurationError(
@@ -127,7 +132,7 @@ class Judge:
 def _settings_of(reward: Any, conversational: bool) -> dict[str, Any] | None:
     """As `make_judge` takes them: of our rewards and of functions that can be imported; None of others."""
     how = {"conversational": True} if conversational else {}
-    if isinstance(reward, MathVerify | ReasoningGym):
+    if isinstance(reward, MathVerify | ReasoningGym | Plan):
         return {"_target_": dotted_name(type(reward)), **reward.settings, **how}
     if inspect.isfunction(reward) and "<" not in reward.__qualname__ and reward.__module__ != "__main__":
         return {"_target_": dotted_name(reward), **how}

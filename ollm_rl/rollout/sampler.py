@@ -23,8 +23,10 @@ from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 
 # (hidden (m, d), mask (m, K), uniforms (m,)) -> (latents (m,), log-probabilities (m,)). Policies over the vocabulary get the
-# backbone's logits (m, vocab) in place of the mask, and give tokens.
+# backbone's logits (m, vocab) in place of the mask, and give tokens. One that has `sees(hidden, recent)` is given what that makes of the
+# states and of the last `RECENT` tokens (m, 2) of the texts, prompts included, in place of the states; so is who learns from its decisions.
 Act = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+RECENT = 2
 REFILL = 16  # slots are refilled when this part of them is free: a prefill of one prompt costs as much as one of ten
 
 
@@ -38,12 +40,18 @@ class Request:
         seed: of its random numbers, on which alone (and on the policy) the episode depends.
         act: a policy of its own.
         max_new_tokens: a token budget of its own, at most the engine's.
+        opening: tokens that it begins with, which nobody chose; they count as tokens of the text.
+        hand_over: from its decision of this number on (from 0) `then` chooses; None: never.
+        then: that policy.
     """
 
     problem: Problem
     seed: int = 0
     act: Act | None = None
     max_new_tokens: int | None = None
+    opening: tuple[int, ...] = ()
+    hand_over: int | None = None
+    then: Act | None = None
 
 
 def act_key(act: Act) -> Any:
@@ -81,6 +89,11 @@ def rollout(
             f"a request wants {most} new tokens; the engine has room for {engine.max_new_tokens}. "
             "Raise engine.max_new_tokens."
         )
+    for request in requests:
+        if len(request.opening) >= (request.max_new_tokens or engine.max_new_tokens):
+            raise ConfigurationError(
+                f"a request has an opening of {len(request.opening)} tokens, which leaves none of its budget; expected fewer"
+            )
     engine.clear()
     waiting = [
         _Row(i, r, r.max_new_tokens or engine.max_new_tokens, engine.kept_decisions) for i, r in enumerate(requests)
@@ -96,9 +109,10 @@ class _Rollout:
     def __init__(self, engine: RolloutEngine, act: Act, skip_forced: bool, keep_hidden: bool, from_logits: bool):
         self.engine, self.act = engine, act
         self.skip_forced, self.keep_hidden, self.from_logits = skip_forced, keep_hidden, from_logits
+        self.prompts: list[list[int]] = []
 
     def run(self, waiting: list["_Row"], prompts: list[list[int]]) -> Iterator[tuple[int, Episode]]:
-        engine = self.engine
+        engine, self.prompts = self.engine, prompts
         shared: list[list[_Row]] = []  # the episodes of each engine row
         while waiting or shared:
             free = engine.max_rows - sum(map(len, shared))  # any episode may come to need a row of its own
@@ -156,35 +170,47 @@ class _Rollout:
             self.engine.clear()
         return [branches[key] for key in keys]
 
-    def _choose(self, rows: list["_Row"], hidden: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """What the episodes' policies choose, `act` where they have none: latents or tokens (n,), log-probabilities (n,)."""
+    def _choose(self, rows: list["_Row"], hidden: Tensor, seen: Tensor) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
+        """What the episodes' policies choose, `act` where they have none: the states that they see (n of them), latents or tokens (n,),
+        log-probabilities (n,)."""
         device = self.engine.device
         uniforms = torch.tensor([row.uniform() for row in rows], device=device)
-        acts = [row.request.act or self.act for row in rows]
+        acts = [row.act or self.act for row in rows]
         with self.engine.profiler.part("policy"):
             together: dict[Any, list[int]] = {}
             for i, each in enumerate(acts):
                 together.setdefault(act_key(each), []).append(i)
             if len(together) == 1:
-                return acts[0](hidden, seen, uniforms)
+                states = self._seen(acts[0], rows, hidden)
+                return states, *acts[0](states, seen, uniforms)
             z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=device), torch.zeros_like(uniforms)
+            each_state: list[Tensor] = [*hidden]
             for places in together.values():
-                mine = torch.tensor(places, device=device)
-                z[mine], log_probs[mine] = acts[places[0]](hidden[mine], seen[mine], uniforms[mine])
-            return z, log_probs
+                mine, act = torch.tensor(places, device=device), acts[places[0]]
+                states = self._seen(act, [rows[i] for i in places], hidden[mine])
+                z[mine], log_probs[mine] = act(states, seen[mine], uniforms[mine])
+                for i, state in zip(places, states, strict=True):
+                    each_state[i] = state
+            return each_state, z, log_probs
+
+    def _seen(self, act: Act, rows: list["_Row"], hidden: Tensor) -> Tensor:
+        """What a policy is given as states."""
+        sees: Callable[[Tensor, Tensor], Tensor] | None = getattr(act, "sees", None)
+        if sees is None:
+            return hidden
+        return sees(hidden, torch.tensor([row.recent(self.prompts) for row in rows], device=hidden.device))
 
     def _ask(self, rows: list["_Row"], at: Tensor, who: Tensor) -> Tensor:
         """What their policies choose (n,) for the episodes `who`, zero elsewhere."""
         chosen = torch.zeros(len(rows), dtype=torch.long, device=self.engine.device)
         if len(who):
             asked = [rows[i] for i in who.tolist()]
-            hidden = self.engine.hidden[at[who]]
             seen = (self.engine.logits if self.from_logits else self.engine.options.mask)[at[who]]
-            z, log_probs = self._choose(asked, hidden, seen)
+            states, z, log_probs = self._choose(asked, self.engine.hidden[at[who]], seen)
             chosen[who] = z
             for j, row in enumerate(asked):
                 row.decide(
-                    hidden[j] if self.keep_hidden else None, None if self.from_logits else seen[j], z[j], log_probs[j]
+                    states[j] if self.keep_hidden else None, None if self.from_logits else seen[j], z[j], log_probs[j]
                 )
         return chosen
 
@@ -195,6 +221,7 @@ class _Row:
     def __init__(self, place: int, request: Request, max_new_tokens: int, kept: int | None = None):
         self.place, self.request, self.kept = place, request, kept
         self.episode = Episode(request.problem, request.seed)
+        self.episode.tokens, self.episode.latents = list(request.opening), [NO_LATENT] * len(request.opening)
         self.max_new_tokens = max_new_tokens
         self.uniforms = np.random.default_rng(request.seed).random(max_new_tokens, dtype=np.float32)
         self.hidden: list[Tensor] = []
@@ -204,6 +231,18 @@ class _Row:
         self.decided: list[int] = []  # which of its decisions they are
         self.num_decisions = 0
         self.draw = np.random.default_rng((request.seed, 1)) if kept is not None else None
+
+    @property
+    def act(self) -> Act | None:
+        """Its own policy at the decision that it has come to."""
+        request = self.request
+        handed = request.hand_over is not None and self.num_decisions >= request.hand_over
+        return request.then if handed else request.act
+
+    def recent(self, prompts: list[list[int]]) -> list[int]:
+        """The last tokens of its text."""
+        said = self.episode.tokens[-RECENT:]
+        return [*prompts[self.place][len(said) - RECENT :], *said] if len(said) < RECENT else said
 
     @property
     def left(self) -> int:

@@ -14,10 +14,13 @@ from ollm_rl.common.locate import dotted_name
 from ollm_rl.common.run_dir import NoRun, Run
 from ollm_rl.common.settings import Config
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.callbacks import Callback, Callbacks
 from ollm_rl.session.saving import DESCRIPTION, as_yaml, description, write_description
+from ollm_rl.tasks import Problem
 
 RunLike = Run | str | Path | None
 METHODS = ("learn", "predict", "save", "load")  # that every agent has
@@ -111,6 +114,10 @@ class Agent(ABC):
             mask: (n, K) bool, False where a lower-numbered option decodes to the same token.
             uniforms: (n,) in [0, 1), the randomness to use, so that an episode depends on its seed only.
         """
+
+    def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
+        """The episode by which it answers a problem: whole, chosen by `predict`."""
+        return Request(problem, seed, PolicyAdapter(self, deterministic))
 
     def save(self, path: str | Path, plugin: bool = True) -> None:
         """Write what was learned, and `agent.json`, from which `ollm_rl.load_agent` makes the agent again.

@@ -7,22 +7,29 @@ from typing import Any
 from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket
+from ollm_rl.tasks.code import HumanEval, PythonFunctions
 from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
+from ollm_rl.tasks.planning import Countdown, Jugs, ShortestPath
 from ollm_rl.tasks.records import GSM8K, HubSolutions, Jsonl, OmniMath
 
 __all__ = [
-    "GSM8K", "SPLITS", "TASKS", "ChainSum", "HubSolutions", "Jsonl", "LegCounting", "OmniMath", "Problem", "ReasoningGym", "Task", "TaskConfig", "bucket",
-    "make_task",
+    "GSM8K", "SPLITS", "TASKS", "ChainSum", "Countdown", "HubSolutions", "HumanEval", "Jsonl", "Jugs", "LegCounting", "OmniMath", "Problem", "PythonFunctions", "ReasoningGym",
+    "ShortestPath", "Task", "TaskConfig", "bucket", "make_task",
 ]  # fmt: skip
 
 TASKS: dict[str, Callable[..., Task]] = {
     "chain_sum": ChainSum,
+    "countdown": Countdown,
     "gsm8k": GSM8K,
+    "human_eval": HumanEval,
     "jsonl": Jsonl,
+    "jugs": Jugs,
     "leg_counting": LegCounting,
     "omni_math": OmniMath,
     "open_math_reasoning": HubSolutions,
+    "python_functions": PythonFunctions,
     "reasoning_gym": ReasoningGym,
+    "shortest_path": ShortestPath,
 }
 
 

@@ -267,7 +267,9 @@ def test_the_largest_are_those_of_a_stable_sort(dtype, shape):
     functions = compiled.kernels(dtype)
     if functions is None:
         pytest.skip(compiled.why_not(dtype))
-    x = torch.randn(n, v, generator=torch.Generator().manual_seed(0)).round(decimals=1).to(dtype) + 0.0  # many are equal
+    x = (
+        torch.randn(n, v, generator=torch.Generator().manual_seed(0)).round(decimals=1).to(dtype) + 0.0
+    )  # many are equal
     x[0, :3], x[-1, 5] = float("-inf"), float("inf")
     values, places = functions.top(x, k)
     ordered = x.float().sort(dim=-1, descending=True, stable=True)

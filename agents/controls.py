@@ -1,0 +1,253 @@
+"""Controls: the cheapest things that could explain what a policy has learned, with the same means and from the same start.
+
+* `BestPrefix`: the prior behind the one fixed opening that pays best on training problems.
+* `Steer`: GRPO may only add a constant vector to what the prior reads ("Small Vectors, Big Effects", arXiv 2509.06608).
+* `FirstDecisions`: GRPO chooses at the first decisions of a text, the prior at all others.
+* `Local`: what GRPO changes may depend on the last two tokens only.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.base import PolicyAgent
+from agents.config import BestPrefixConfig, FirstDecisionsConfig, LocalConfig, SteerConfig
+from agents.grpo import GRPO
+from agents.prior import Prior
+from ollm_rl.common.progress import track
+from ollm_rl.common.run_dir import Run
+from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.options.modules import PlugIn, masked, mlp
+from ollm_rl.options.policies import LatentPolicy, Sampling
+from ollm_rl.rollout.acting import PolicyAdapter
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.sampler import RECENT, Request
+from ollm_rl.session.callbacks import Callbacks
+from ollm_rl.session.local import Session
+from ollm_rl.tasks import Problem
+
+
+class BestPrefix(PolicyAgent):
+    """The prior behind a fixed opening: of those that its sampled texts begin with most often, the one that pays best.
+
+    An opening is the beginning of a text up to some token of its first line. It is chosen by greedy answers to training problems; to begin
+    with nothing is among the choices.
+    """
+
+    config_class = BestPrefixConfig
+    config: BestPrefixConfig
+    OPENING = "opening.json"
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
+        self.policy = LatentPolicy.from_prior(session.plugin)
+        self.opening: tuple[int, ...] = ()
+
+    def _learn(self, run: Run, callbacks: Callbacks) -> dict:
+        start = time.monotonic()
+        problems = self.session.problems("train", self.config.num_problems, self.session.seed)
+        seeds = np.random.default_rng(self.session.seed).integers(2**31, size=len(problems)).tolist()
+        free = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
+        said = self.session.rollout(free, PolicyAdapter(self, False), keep_hidden=False)
+        openings = [(), *self._frequent(said)]
+        best: tuple[int, ...] = ()
+        episodes, most = len(said), -1.0
+        tokens = sum(len(e.tokens) for e in said)
+        with track("best_prefix", len(openings), "openings") as bar:
+            for i, opening in enumerate(openings):
+                asked = [Request(p, 0, PolicyAdapter(self, True), opening=opening) for p in problems]
+                found = self.session.rollout(asked, PolicyAdapter(self, True), keep_hidden=False)
+                episodes, tokens = episodes + len(found), tokens + sum(len(e.tokens) for e in found)
+                reward = float(np.mean([e.reward for e in found]))
+                best, most = (opening, reward) if reward > most else (best, most)
+                run.log_metrics(i + 1, {"reward": reward, "train_episodes": episodes, "train_tokens": tokens})
+                bar.advance(1, f"best {most:.3f}")
+        self.opening = best
+        return {"train_episodes": episodes, "train_tokens": tokens, "train_seconds": time.monotonic() - start}
+
+    def _frequent(self, said: Sequence[Episode]) -> list[tuple[int, ...]]:
+        """The most frequent beginnings of texts, up to the end of the first line."""
+        counts: Counter[tuple[int, ...]] = Counter()
+        room = min(self.config.max_tokens, self.session.engine_settings["max_new_tokens"] - 1)
+        for episode in said:
+            for length in range(1, min(len(episode.tokens), room + 1)):
+                opening = tuple(episode.tokens[:length])
+                counts[opening] += 1
+                if "\n" in self.session.prompter.decode(list(opening)):
+                    break
+        return [opening for opening, _ in counts.most_common(self.config.num_openings)]
+
+    def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
+        return Request(problem, seed, PolicyAdapter(self, deterministic), opening=self.opening)
+
+    def identity(self) -> str:
+        return f"{super().identity()} {self.opening}"
+
+    def save_weights(self, path: Path) -> None:
+        super().save_weights(path)
+        text = self.session.prompter.decode(list(self.opening))
+        (path / self.OPENING).write_text(json.dumps({"tokens": self.opening, "text": text}) + "\n")
+
+    def load(self, path: str | Path) -> None:
+        super().load(path)
+        if not (found := Path(path) / self.OPENING).is_file():
+            raise CheckpointError(f"no opening in {path}: expected {self.OPENING}. Train one with agent=best_prefix.")
+        self.opening = tuple(json.loads(found.read_text())["tokens"])
+
+
+class SteeredPolicy(LatentPolicy):
+    """The prior on states to which a learned vector is added: pi0(z | h + v), or with a gate pi0(z | h + sigmoid(w h + b) v).
+
+    States are standardised first. The prior's own weights stay as they are.
+    """
+
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2):
+        super().__init__(hidden_size, width, num_options, depth)
+        self.net.requires_grad_(False)
+        self.vector = nn.Parameter(torch.zeros(hidden_size))
+        self.gate = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.gate.weight)
+        self.gated = nn.Buffer(torch.zeros((), dtype=torch.bool))
+
+    def learned(self) -> list[nn.Parameter]:
+        return [self.vector, *(self.gate.parameters() if self.gated else ())]
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.standardize(hidden)
+        strength = torch.sigmoid(self.gate(x)) if self.gated else 1.0
+        return masked(self.net(x + strength * self.vector).float(), mask).log_softmax(-1)
+
+
+class Steer(GRPO):
+    """GRPO of a constant vector that is added to what the prior reads, or a gated one."""
+
+    config_class = SteerConfig
+    config: SteerConfig
+    policy_class = SteeredPolicy
+
+    def new_policy(self) -> LatentPolicy:
+        policy = SteeredPolicy.from_prior(self.session.plugin)
+        policy.gated.fill_(self.config.gated)
+        return policy
+
+
+class FirstDecisions(GRPO):
+    """GRPO that chooses at the first `decisions` decisions of every text; the prior chooses at all others, and nothing is learned there."""
+
+    config_class = FirstDecisionsConfig
+    config: FirstDecisionsConfig
+
+    def __init__(self, session: Session, **settings: Any):
+        super().__init__(session, **settings)
+        if session.engine_settings.get("kept_decisions") is not None:
+            raise ConfigurationError(
+                "agent=first_decisions needs all of a text's decisions; set engine.kept_decisions=null"
+            )
+        self.untouched = Prior(session)
+
+    def rollout(self, requests: list[Request]) -> list[Episode]:
+        then = Sampling(self.prior)
+        for request in requests:
+            request.hand_over, request.then = self.config.decisions, then
+        episodes = super().rollout(requests)
+        for episode in episodes:
+            for name in ("hidden", "z", "log_probs", "mask"):
+                if (found := getattr(episode, name)) is not None:
+                    setattr(episode, name, found[: self.config.decisions])
+        return episodes
+
+    def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
+        then = PolicyAdapter(self.untouched, deterministic)
+        mine = PolicyAdapter(self, deterministic)
+        return Request(problem, seed, mine, hand_over=self.config.decisions, then=then)
+
+    def identity(self) -> str:
+        return f"{super().identity()} {self.config.decisions}"
+
+
+class LocalPolicy(LatentPolicy):
+    """log pi0(z | h) plus a learned function of the last two tokens.
+
+    Its states are [h; the tokens], see `Act` in `ollm_rl.rollout.sampler`.
+    """
+
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, vocab_size: int = 0):
+        super().__init__(hidden_size, width, num_options, depth)
+        self.vocab_size = vocab_size
+        self.net.requires_grad_(False)
+        self.tokens = nn.Embedding(vocab_size, RECENT * WIDTH)
+        self.change = mlp(RECENT * WIDTH, width, num_options)
+        nn.init.zeros_(self.change[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.change[-1].bias)  # type: ignore[arg-type]
+
+    SIZES = (*LatentPolicy.SIZES, "vocab_size")
+
+    @classmethod
+    def beside(cls, plugin: PlugIn, vocab_size: int) -> "LocalPolicy":
+        """It, as the prior."""
+        c = plugin.config
+        policy = cls(plugin.state_size, c.prior_width, plugin.num_options, c.prior_depth, vocab_size)
+        policy.standardize.load_state_dict(plugin.standardize.state_dict())
+        policy.net.load_state_dict(plugin.prior.state_dict())
+        return policy.to(plugin.standardize.mean.device)
+
+    def learned(self) -> list[nn.Parameter]:
+        return [*self.tokens.parameters(), *self.change.parameters()]
+
+    def example(self) -> Tensor:
+        return torch.cat([super().example(), torch.zeros(1, RECENT)], -1)
+
+    def sees(self, hidden: Tensor, recent: Tensor) -> Tensor:
+        """[h; tokens] (n, s + 2) float32, which holds every token's number exactly."""
+        return torch.cat([hidden.float(), recent.float()], -1)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        state, recent = hidden[:, :-RECENT], hidden[:, -RECENT:].long()
+        known = self.tokens(recent).view(len(hidden), RECENT, RECENT, WIDTH)  # an embedding of its own for either place
+        change = self.change(torch.cat([known[:, i, i] for i in range(RECENT)], -1))
+        return masked((self.net(self.standardize(state)) + change).float(), mask).log_softmax(-1)
+
+
+WIDTH = 16  # of a token's embedding
+
+
+class _PriorOfLocal(nn.Module):
+    """The prior on what `LocalPolicy` sees."""
+
+    def __init__(self, prior: LatentPolicy):
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        log_probs: Tensor = self.prior(hidden[:, :-RECENT], mask)
+        return log_probs
+
+
+class Local(GRPO):
+    """GRPO of what is added to the prior's logits, a function of the last two tokens."""
+
+    config_class = LocalConfig
+    config: LocalConfig
+    policy_class = LocalPolicy
+
+    def new_policy(self) -> LatentPolicy:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.session.seed)
+            return LocalPolicy.beside(self.session.plugin, self.session.backbone.vocab_size)
+
+    def start(self) -> None:
+        super().start()
+        self.prior = _PriorOfLocal(LatentPolicy.from_prior(self.session.plugin)).requires_grad_(False)
+
+    def sees(self, hidden: Tensor, recent: Tensor) -> Tensor:
+        return self.policy.sees(hidden, recent)  # type: ignore[operator]
+
+    def divergence(self, episodes: Sequence[Episode]) -> list[float]:
+        return self._divergence(episodes, self.prior)

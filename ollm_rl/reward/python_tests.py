@@ -1,0 +1,270 @@
+"""Whether a text's Python function passes tests, in a sandbox: `pydantic-monty`, an interpreter of a subset of Python in Rust.
+
+Code runs in worker processes of the interpreter's own, with limits on time, memory and recursion, and without files, network, clock
+or any access to this process. What is called and what comes out are plain data, which are compared here: the code under test never
+sees the tests, and an object of its own cannot claim to be equal to anything. Tests that are code themselves (`check(candidate)`, as
+HumanEval has them) run in a second sandbox, to which the function is a call to the first.
+
+What the subset lacks (docs/verifier.md has a list) is `unsupported`, and counts as wrong.
+"""
+
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from ollm_rl.common.settings import Config, setting
+from ollm_rl.errors import ConfigurationError
+
+MOST_CHARACTERS = 50_000  # of a text's code
+ABSENT = (
+    "does not yet support", "not yet implemented", "not supported", "is not supported", "not implemented", "No module named",
+    "no attribute", "is not defined",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PythonTestsConfig(Config):
+    """Of `PythonTests`."""
+
+    section: ClassVar[str] = "reward"
+
+    timeout_s: float = setting(
+        2.0, "limit of one text's code and tests, in seconds: half for either", above=0, at_most=600
+    )
+    memory_mib: int = setting(256, "limit of what the code holds", at_least=1)
+    recursion: int = setting(500, "depth of calls", at_least=1, at_most=100_000)
+
+
+class PythonTests:
+    """1.0 if the code of a text passes all tests of its problem, else 0.0.
+
+    >>> reward = ol.PythonTests()
+    >>> reward(completions=["def f(x):\n    return x + 1"], tests=[{"entry_point": "f", "calls": [[1], [2]], "expected": [2, 3]}])
+    [1.0]
+
+    The column `tests` has a dictionary: `entry_point`, the name of the function; `calls`, a list of argument lists, and `expected`, a list of
+    results; or in place of both `check`, the code of a function `check(candidate)` with assertions. `prompt`, code that a text goes on with, is
+    put before a text that does not define the function itself.
+
+    Verdicts are `passed`, `failed`, `timeout`, `unsupported`, `no_code` and `infra`: the sandbox itself failed, which is nobody's fault; that
+    reward is None, and such episodes take no part in learning.
+    """
+
+    config_class = PythonTestsConfig
+    __name__ = "python_tests"
+
+    def __init__(self, **settings: Any):
+        try:
+            import pydantic_monty  # noqa: F401
+        except ImportError as error:
+            raise ConfigurationError(
+                "reward=python_tests needs the package pydantic-monty. Install it with `pip install 'ollm_rl[code]'`."
+            ) from error
+        self.config = PythonTestsConfig.of(settings, "reward python_tests")
+        self.settings = asdict(self.config)
+        self._sandbox: Any = None
+        self._lock = threading.Lock()
+
+    def __call__(
+        self,
+        prompts: Sequence[Any] | None = None,
+        completions: Sequence[Any] = (),
+        *,
+        log_extra: Callable[..., Any] | None = None,
+        **columns: Sequence[Any],
+    ) -> list[float | None]:
+        if "tests" not in columns:
+            raise ConfigurationError("reward=python_tests judges problems with a column 'tests'; see docs/verifier.md")
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        verdicts = self.check_many(list(zip(texts, columns["tests"], strict=True)))
+        if log_extra is not None:
+            log_extra("verdict", verdicts)
+            log_extra("answer", [code_of(t, tests) for t, tests in zip(texts, columns["tests"], strict=True)])
+        return [None if verdict == "infra" else float(verdict == "passed") for verdict in verdicts]
+
+    def check_many(self, pairs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """Verdicts of (text, tests), in order."""
+        with ThreadPoolExecutor(max(1, min(len(pairs), os.cpu_count() or 1))) as threads:
+            return list(threads.map(lambda pair: self.check(*pair), pairs))
+
+    def check(self, text: str, tests: dict[str, Any]) -> str:
+        """The verdict on one text."""
+        code = code_of(text, tests)
+        if code is None:
+            return "no_code"
+        import pydantic_monty as monty
+
+        try:
+            with self._session() as session:
+                session.feed_run(code, print_callback=_silent)
+                if "check" in tests:
+                    return self._checked(session, tests)
+                found = _called(session, tests["entry_point"], tests["calls"])
+                return "passed" if same(found, tests["expected"]) else "failed"
+        except monty.MontyError as error:
+            return _verdict(error)
+        except (_NotPlain, RecursionError):
+            return "failed"
+        except (OSError, TimeoutError):  # no worker could be had
+            return "infra"
+
+    def _checked(self, session: Any, tests: dict[str, Any]) -> str:
+        """By code with assertions, in a sandbox of its own."""
+        import pydantic_monty as monty
+
+        raised: list[BaseException] = []
+        end = time.monotonic() + self.config.timeout_s
+
+        def candidate(*arguments: Any, **named: Any) -> Any:
+            try:
+                if time.monotonic() > end:
+                    raise TimeoutError
+                return _call(session, tests["entry_point"], arguments, named)
+            except BaseException as error:
+                raised.append(error)
+                raise ValueError("the function under test ended with an error") from error
+
+        try:
+            with self._session() as judge:
+                # Tests may use what their prompt defines, and the function by its name.
+                judge.feed_run((tests.get("prompt") or "") + "\n", print_callback=_silent)
+                judge.feed_run(tests["check"], print_callback=_silent)
+                judge.feed_run(
+                    f"{tests['entry_point']} = candidate\ncheck(candidate)", print_callback=_silent,
+                    external_lookup={"candidate": candidate},
+                )  # fmt: skip
+            return "passed" if not raised or "except" in tests["check"] else "failed"
+        except monty.MontyError as error:
+            if raised:
+                if isinstance(raised[0], monty.MontyError):
+                    return _verdict(raised[0])
+                return "timeout" if isinstance(raised[0], TimeoutError) else "failed"
+            return _verdict(error)
+
+    @contextmanager
+    def _session(self) -> Any:
+        config = self.config
+        limits = {
+            "max_feed_duration_secs": config.timeout_s / 2, "max_memory": config.memory_mib << 20,
+            "max_recursion_depth": config.recursion, "max_total_sleep_secs": 0.0, "max_suspensions": 100_000,
+        }  # fmt: skip
+        with self._pool().checkout(limits=limits, assert_message_annotations=False) as session:
+            yield session
+
+    def _pool(self) -> Any:
+        with self._lock:
+            if self._sandbox is None:
+                import pydantic_monty as monty
+
+                most = 2 * (os.cpu_count() or 1)  # a text may need two
+                self._sandbox = monty.Monty(max_processes=most, checkout_timeout=30.0, feed_duration_limit_grace=0.3)
+                self._sandbox.__enter__()
+            return self._sandbox
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.settings,)
+
+    def close(self) -> None:
+        """End the sandbox's workers. It can be used again."""
+        with self._lock:
+            if self._sandbox is not None:
+                self._sandbox.__exit__(None, None, None)
+                self._sandbox = None
+
+
+def _again(settings: dict[str, Any]) -> PythonTests:
+    return PythonTests(**settings)
+
+
+class _NotPlain(Exception):
+    """A function gave an object of its own."""
+
+
+def _silent(stream: str, text: str) -> None:
+    """What code prints goes nowhere."""
+
+
+_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+def code_of(text: str, tests: Mapping[str, Any]) -> str | None:
+    """The code of a text: the last fenced block that defines the function, the text itself if it does, or what goes on with `prompt`."""
+    if len(text) > MOST_CHARACTERS:
+        return None
+    defines = re.compile(rf"^[ \t]*(?:async )?def {re.escape(tests['entry_point'])}\b", re.MULTILINE)
+    blocks = [block for block in _FENCED.findall(text) if defines.search(block)]
+    if blocks:
+        return str(blocks[-1])
+    prompt = tests.get("prompt") or ""
+    if (found := defines.search(text)) is not None:
+        return (prompt + "\n" if "import" in prompt else "") + (text if "```" not in text else text[found.start() :])
+    return prompt + text if prompt and text.strip() else None
+
+
+def _called(session: Any, name: str, calls: Sequence[Sequence[Any]]) -> Any:
+    """What the sandbox's function returns for each of some calls, as plain data."""
+    given = {f"_a{i}_": list(arguments) for i, arguments in enumerate(calls)}
+    code = ", ".join(f"{name}(*{each})" for each in given)
+    found = session.feed_run(f"[{code}]", inputs=given, print_callback=_silent)
+    if not _is_plain(found):
+        raise _NotPlain("an object of its own")
+    return found
+
+
+def _call(session: Any, name: str, arguments: Sequence[Any], named: Mapping[str, Any] | None = None) -> Any:
+    """What the sandbox's function returns, as plain data."""
+    named = dict(named or {})
+    given = {f"_a{i}_": value for i, value in enumerate(arguments)} | {
+        f"_k_{key}_": value for key, value in named.items()
+    }
+    shown = [*(f"_a{i}_" for i in range(len(arguments))), *(f"{key}=_k_{key}_" for key in named)]
+    found = session.feed_run(f"{name}({', '.join(shown)})", inputs=given, print_callback=_silent)
+    if not _is_plain(found):
+        raise _NotPlain(type(found).__name__)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if value is None or type(value) in (bool, int, float, complex, str, bytes):
+        return True
+    if type(value) in (list, tuple, set, frozenset):
+        return all(_is_plain(item) for item in value)
+    return type(value) is dict and all(_is_plain(k) and _is_plain(v) for k, v in value.items())
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether plain data are equal as Python has it; floats to 1e-9, and a tuple is as good as a list (JSON has no tuples)."""
+    if (
+        isinstance(found, float | int)
+        and isinstance(expected, float | int)
+        and (type(found) is float or type(expected) is float)
+    ):
+        return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-9)
+    if type(found) in (list, tuple) and type(expected) in (list, tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return bool(found == expected)
+
+
+def _verdict(error: Any) -> str:
+    """What an error of the sandbox says of the code."""
+    import pydantic_monty as monty
+
+    if isinstance(error, monty.MontyCrashedError):  # killed for time, or dead for want of memory
+        return "timeout" if getattr(error, "timed_out", False) else "failed"
+    inner = error.exception() if hasattr(error, "exception") else error
+    said = str(error)
+    if isinstance(inner, TimeoutError):
+        return "timeout"
+    if isinstance(inner, NotImplementedError | ModuleNotFoundError) or (
+        isinstance(inner, AttributeError | NameError | SyntaxError | TypeError)
+        and any(part in said for part in ABSENT[:5])
+    ):
+        return "unsupported"
+    return "failed"

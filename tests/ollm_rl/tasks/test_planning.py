@@ -1,0 +1,48 @@
+"""Planning tasks: every solution is a right plan, careless steps are as many as wanted, splits are disjoint."""
+
+import pytest
+
+import ollm_rl as ol
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.reward.plans import judged
+from ollm_rl.tasks.base import SPLITS
+
+TASKS = ("shortest_path", "countdown")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_solutions_are_right_and_splits_disjoint(name):
+    task = ol.make_task(name)
+    found = {split: task.problems(split, 100, 3) for split in SPLITS}
+    for problems in found.values():
+        assert len(problems) == 100
+        assert all(judged(p.solution, p.extra["plan"])[0] == "right" for p in problems)
+    texts = [{p.problem for p in problems} for problems in found.values()]
+    assert len(set.union(*texts)) == sum(map(len, texts))
+    assert len(texts[SPLITS.index("test")]) == 100 and len(texts[SPLITS.index("tune")]) == 100  # no problem twice
+    assert [p.solution for p in task.problems("test", 100, 3)] == [p.solution for p in found["test"]]
+    assert task.examples and all(p.extra["style"] == "steps" for p in task.examples)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_careful_solutions_are_the_shortest_and_careless_ones_are_not(name):
+    careful = ol.make_task(name, careless_share=0).problems("sft", 100)
+    assert all(p.extra["moves"] == p.extra["difficulty"] for p in careful)
+    careless = ol.make_task(name).problems("sft", 100)
+    assert sum(p.extra["moves"] for p in careless) > 1.2 * sum(p.extra["difficulty"] for p in careless)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_problems_out_of_distribution_can_be_solved_too(name):
+    for changed in ol.make_task(name).ood_variants.values():
+        assert all(
+            judged(p.solution, p.extra["plan"])[0] == "right"
+            for p in ol.make_task(name, **changed).problems("test", 20)
+        )
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ConfigurationError, match="min_size"):
+        ol.make_task("shortest_path", min_size=6)
+    with pytest.raises(ConfigurationError, match="wording"):
+        ol.make_task("countdown", wording="no place for it")
