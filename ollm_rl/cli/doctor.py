@@ -16,7 +16,8 @@ from ollm_rl.errors import OLLMError
 from ollm_rl.models.backbone import describe, load_backbone
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
-from ollm_rl.session.opening import task_of
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.opening import judge_of, task_of
 from ollm_rl.tasks.base import SPLITS, format_answer
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
@@ -35,6 +36,7 @@ def examine(settings: Settings, out: Console) -> bool:
         ("cache", _cache, "set OLLM_RL_CACHE to a directory that you may write"),
         ("task", _task, "check task= and task.path="),
         ("golds", _golds, "mend or remove these lines of the data"),
+        ("solutions", _solutions, "mend or remove these lines of the data, or check reward="),
         ("agent", _agent, "check agent= or agent._target_="),
         ("verifier", _verifier, "pip install -c constraints.txt math-verify"),
         ("backbone", _backbone, "check backbone= and the network"),
@@ -109,6 +111,26 @@ def _golds(settings: Settings) -> str:
         parts.append(f"malformed, no answer equals them:\n{_lines(lost)}")
     if literal:
         parts.append(f"not understood, only the very same text equals them:\n{_lines(literal)}")
+    return f"\n{'':17}".join(parts)
+
+
+def _solutions(settings: Settings) -> str:
+    """Every worked solution judged by the task's reward, as a text that says it would be; those that are not paid in full."""
+    task = task_of(settings.config)
+    most = MAX_GOLDS if isinstance(task, Jsonl) else GENERATED_GOLDS
+    problems = [p for split in SPLITS for p in task.problems(split, most) if p.solution is not None]
+    if not problems:
+        return "none: the task has no worked solutions"
+    episodes = [Episode(p, text=p.solution or "") for p in problems]
+    judge = judge_of(settings.config)
+    try:
+        judge(episodes)
+    finally:
+        judge.close()
+    lost = [f"{e.problem.id}: reward {e.reward:g} {e.verdict}".rstrip() for e in episodes if not e.solved]
+    parts = [f"{len(episodes) - len(lost)} of {len(episodes)} worked solutions get the full reward from '{judge.name}'"]
+    if lost:
+        parts.append(f"not paid in full:\n{_lines(lost)}")
     return f"\n{'':17}".join(parts)
 
 

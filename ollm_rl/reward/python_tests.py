@@ -71,6 +71,8 @@ class PythonTests:
         self.settings = asdict(self.config)
         self._sandbox: Any = None
         self._lock = threading.Lock()
+        # As many texts at once as there are processors, whoever asks: each has two workers at most, and none waits for another's.
+        self._at_once = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def __call__(
         self,
@@ -99,6 +101,10 @@ class PythonTests:
         code = code_of(text, tests)
         if code is None:
             return "no_code"
+        with self._at_once:
+            return self._run(code, tests)
+
+    def _run(self, code: str, tests: dict[str, Any]) -> str:
         import pydantic_monty as monty
 
         try:
@@ -120,7 +126,7 @@ class PythonTests:
         import pydantic_monty as monty
 
         raised: list[BaseException] = []
-        end = time.monotonic() + self.config.timeout_s
+        end = 0.0
 
         def candidate(*arguments: Any, **named: Any) -> Any:
             try:
@@ -133,6 +139,7 @@ class PythonTests:
 
         try:
             with self._session() as judge:
+                end = time.monotonic() + self.config.timeout_s
                 # Tests may use what their prompt defines, and the function by its name.
                 judge.feed_run((tests.get("prompt") or "") + "\n", print_callback=_silent)
                 judge.feed_run(tests["check"], print_callback=_silent)
