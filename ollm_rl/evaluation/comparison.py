@@ -1,13 +1,13 @@
 """What a comparison says beyond its rows: pooled figures, thresholds, areas under curves, and paired tests between agents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ollm_rl.common.run_dir import METRICS, whole_lines
 from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, share, wilson
-from ollm_rl.evaluation.records import Curves, PairedTest, Point, Record, Sampled, Variant
+from ollm_rl.evaluation.records import Curves, PairedTest, Point, Record, Sampled, Share, Variant
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow, Row, Scores
 
@@ -43,8 +43,19 @@ def _pooled(mine: list[Row]) -> PooledRow:
             means[name] = type(first)(**_means(type(first), parts) | same)
     breakdown = pool_breakdowns([r.breakdown for r in mine])
     return PooledRow(
-        agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine), **means
-    )
+        agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine),
+        hand_over=_pooled_shares([r.hand_over for r in mine]), **means,
+    )  # fmt: skip
+
+
+def _pooled_shares(parts: Sequence[Mapping[str, Share]]) -> dict[str, Share]:
+    """Shares of the same name over all problems, of those that all have."""
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    found: dict[str, Share] = {}
+    for name in names:
+        each = [part[name] for part in parts]
+        found[name] = share(sum(s.accuracy * s.n for s in each), sum(s.n for s in each))
+    return found
 
 
 def _accuracy(rows: Sequence[Scores]) -> dict[str, Any]:

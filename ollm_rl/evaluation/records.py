@@ -108,11 +108,15 @@ class Changes(Record):
     Attributes:
         decisions: how many there are; `changed`: the share at which it says another token than the prior's likeliest.
         most_common: (the prior's token, the agent's, how often).
+        by_quarter: that share in each quarter of a text's decisions.
+        after: (the token before, decisions after it, the share of them that is changed), those after which most is changed.
     """
 
     decisions: int
     changed: float
     most_common: Sequence[tuple[str, str, int]] = ()
+    by_quarter: Sequence[float] = ()
+    after: Sequence[tuple[str, int, float]] = ()
 
 
 @dataclass(kw_only=True)

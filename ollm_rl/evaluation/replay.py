@@ -13,6 +13,7 @@ from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import Session
 
 AT_ONCE = 64  # episodes
+BEGINNING = "(beginning)"  # in place of a token before the first
 SHOWN = 4  # solved and failed episodes of an agent
 
 
@@ -66,13 +67,23 @@ def shown(episodes: Sequence[Episode]) -> list[Episode]:
 
 def changes(session: Session, episodes: list[Episode], most: int = 8) -> Changes:
     """What an agent does differently from the prior: at the decisions of its greedy episodes, against the prior's likeliest."""
-    decisions, found = 0, Counter[tuple[str, str]]()
+    found = Counter[tuple[str, str]]()
+    all_quarters, changed_quarters, after, changed_after = ([0] * 4, [0] * 4, Counter[str](), Counter[str]())
     for episode in replay(session, episodes):
-        for step in episode["steps"]:
-            if step["latent"] != NO_LATENT and len(step["options"]) > 1:
-                decisions += 1
-                _, favourite, _ = max(step["options"], key=lambda option: option[2])
-                if favourite != step["token"]:
-                    found[favourite, step["token"]] += 1
-    common = [(before, after, n) for (before, after), n in found.most_common(most)]
-    return Changes(decisions=decisions, changed=found.total() / max(decisions, 1), most_common=common)
+        steps = episode["steps"]
+        asked = [i for i, step in enumerate(steps) if step["latent"] != NO_LATENT and len(step["options"]) > 1]
+        for number, i in enumerate(asked):
+            quarter, before = 4 * number // len(asked), steps[i - 1]["token"] if i else BEGINNING
+            _, favourite, _ = max(steps[i]["options"], key=lambda option: option[2])
+            all_quarters[quarter] += 1
+            after[before] += 1
+            if favourite != steps[i]["token"]:
+                found[favourite, steps[i]["token"]] += 1
+                changed_quarters[quarter] += 1
+                changed_after[before] += 1
+    common = [(before, now, n) for (before, now), n in found.most_common(most)]
+    return Changes(
+        decisions=sum(all_quarters), changed=found.total() / max(sum(all_quarters), 1), most_common=common,
+        by_quarter=[n / max(1, of) for n, of in zip(changed_quarters, all_quarters, strict=True)],
+        after=[(token, after[token], n / after[token]) for token, n in changed_after.most_common(most)],
+    )  # fmt: skip

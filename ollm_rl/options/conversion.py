@@ -77,7 +77,7 @@ def convert(
     train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
     text = [(p.problem, p.solution) for p in train + heldout]
     over = [reader_key(backbone, prompter, train, heldout, config)] if config.plugin.reader_depth else []
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v5", *over)
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v6", *over)
     path = cache_dir() / "plugins" / key
     with made_by_one(path):
         if (path / REPORT).exists():

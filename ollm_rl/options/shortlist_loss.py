@@ -30,8 +30,8 @@ class OffShortlistPenalty:
     def loss(self, states: HiddenStates, biases: Tensor, logits: Tensor) -> Tensor:
         """-log of the probability that options give to their shortlists rather than to outsiders: a mean.
 
-        `biases` (n, K, d) and shortlist `logits` (n, K, S + 1) are of `states`. The shortlist's side is a constant: its
-        logits are the objective's business.
+        `biases` (n, K, d) and shortlist `logits` (n, K, S + 1) are of `states`. Both sides learn: were the shortlist's a constant, a bias could
+        only flee from the outsiders that are known, to where others are, and would grow without end (docs/log.md).
         """
         self._look_up(states.block(0, LOOKED_UP), biases[:LOOKED_UP].detach())
         few = max(1, len(states) // LEARNED)
@@ -46,7 +46,7 @@ class OffShortlistPenalty:
         listed[:, count:] = True
         # Not -inf: where a position lists them all, that has no gradient.
         others = others.masked_fill(listed[:, None], -1e9).logsumexp(-1)
-        return F.softplus(others - logits[:few].detach().logsumexp(-1)).mean()
+        return F.softplus(others - logits[:few].logsumexp(-1)).mean()
 
     @torch.no_grad()
     def _look_up(self, states: HiddenStates, biases: Tensor) -> None:

@@ -14,7 +14,15 @@ def all_tables(results: Results) -> list[Text]:
 def comparison_tables(results: Results) -> list[Text]:
     """What there are figures for: learning, degeneration, out of distribution, tests, what latents do differently."""
     pooled = results.pooled
-    parts = (_learning(pooled), _degeneration(pooled), _variants(pooled), _tests(results), _changes(results))
+    parts = (
+        _learning(pooled),
+        _degeneration(pooled),
+        _variants(pooled),
+        _hand_over(pooled),
+        _tests(results),
+        _changes(results),
+        _where(results),
+    )
     return [table for table in parts if table is not None]
 
 
@@ -146,6 +154,52 @@ def _changes(results: Results) -> Text | None:
         "At the decision points of the greedy test texts: how often the agent says another token than the prior's likeliest, and "
         "which instead of which, how many times.",
         ["agent", "seed", "decisions", "changed", "most often"],
+        body,
+    )
+
+
+def _where(results: Results) -> Text | None:
+    body = []
+    for r in results.rows:
+        if r.changes and any(r.changes.by_quarter):
+            said = ", ".join(f"{_quoted(token)} {share:.0%} of {n}" for token, n, share in r.changes.after[:5])
+            body.append([r.agent, str(r.seed), *(f"{share:.1%}" for share in r.changes.by_quarter), said])
+    if not body:
+        return None
+    return Text(
+        "Where learned latents decide",
+        "The share of decisions at which the agent says another token than the prior's likeliest, by quarter of a text's decisions, and "
+        "after which tokens.",
+        ["agent", "seed", "1st quarter", "2nd", "3rd", "4th", "after"],
+        body,
+    )
+
+
+def _hand_over(pooled: list[PooledRow]) -> Text | None:
+    rows = [r for r in pooled if r.hand_over]
+    if not rows:
+        return None
+    names = list(rows[0].hand_over)
+    prior = next((r for r in pooled if r.agent == "prior"), None)
+    body = []
+    for r in rows:
+        start = r.before or prior
+        gain = None if start is None or r is prior else r.accuracy - start.accuracy
+        cells = []
+        for name in names:
+            found = r.hand_over.get(name)
+            kept = (
+                ""
+                if found is None or not gain or start is None
+                else f", {(found.accuracy - start.accuracy) / gain:.0%}"
+            )
+            cells.append(share_cell(found) + kept)
+        body.append([r.agent, *cells, share_cell(r)])
+    return Text(
+        "Handing over to the prior",
+        "Greedy accuracy where the agent chooses at the first decisions of a text only (their number, or their share in its own text), and "
+        "the prior afterwards; behind it, how much of the agent's gain over where it began is kept.",
+        ["agent", *(f"after {name}" for name in names), "never"],
         body,
     )
 

@@ -16,7 +16,9 @@ DIRECTIONS = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
 
 
 class Plan:
-    """1.0 if the text is a plan that the rules accept, else 0.0; problems of planning tasks only.
+    """1.0 if the text is a plan that the rules accept, 0.5 for a way that is not the shortest where that was asked for, else 0.0.
+
+    For problems of planning tasks only. The scores are those of reasoning_gym.
 
     >>> session = ol.Session(backbone, plugin, ol.make_task("shortest_path"), reward=ol.Plan())
     """
@@ -41,11 +43,11 @@ class Plan:
         if log_extra is not None:
             log_extra("verdict", [verdict for verdict, _ in found])
             log_extra("answer", [answer for _, answer in found])
-        return [float(verdict == "right") for verdict, _ in found]
+        return [{"right": 1.0, "detour": 0.5}.get(verdict, 0.0) for verdict, _ in found]
 
 
 def judged(text: str, rules: dict[str, Any]) -> tuple[str, str | None]:
-    """A verdict (`right`, `unfinished`, `impossible` or `no_plan`) and the plan in short.
+    """A verdict (`right`, `detour`, `unfinished`, `impossible` or `no_plan`) and the plan in short.
 
     Args:
         rules: of the problem; `kind` is one of `RULES`.
@@ -74,7 +76,9 @@ def _path(lines: list[str], rules: dict[str, Any]) -> tuple[str, str | None]:
         place = moved(rules, place, step)
         if place is None:
             return "impossible", plan
-    return "right" if list(place or ()) == list(rules["goal"]) else "unfinished", plan
+    if list(place or ()) != list(rules["goal"]):
+        return "unfinished", plan
+    return "detour" if len(steps) > rules.get("moves", len(steps)) else "right", plan
 
 
 _JUG_MOVE = re.compile(r"(fill|empty|pour) ([A-Z])(?:->([A-Z]))?(?:: .*)?")

@@ -2,7 +2,7 @@
 
 Any right plan counts (`reward=plan`). Solutions are of mixed quality, and no opening says of which: at every step, with probability
 `careless_share`, the writer follows a habit that does not look at the goal, and otherwise makes the move that is best from where the text
-stands. So solutions have detours, and all of them end well. What a good policy has to learn is a decision at every step of the text.
+stands. So solutions have detours, and all of them reach the goal. What a good policy has to learn is a decision at every step of the text.
 """
 
 import itertools
@@ -48,8 +48,8 @@ class ShortestPathConfig(PlanningConfig):
     name: str = setting("shortest_path", "for tables and files")
     min_size: int = setting(4, "rows and columns, at least", at_least=2, at_most=10)
     max_size: int = setting(5, "rows and columns, at most", at_least=2, at_most=10)
-    walls: float = setting(0.1, "share of blocked cells", at_least=0, at_most=0.9)
-    min_moves: int = setting(3, "moves of the shortest way, at least", at_least=1)
+    walls: float = setting(0.05, "share of blocked cells", at_least=0, at_most=0.9)
+    min_moves: int = setting(4, "moves of the shortest way, at least", at_least=1)
     max_detour: int = setting(12, "moves of a solution beyond the shortest way, at most", at_least=0)
     wording: str = setting("{problem}", "what a problem says")
     max_new_tokens: int = setting(72, "token budget of an episode", at_least=1)
@@ -65,9 +65,9 @@ class JugsConfig(PlanningConfig):
     """Of `Jugs`."""
 
     name: str = setting("jugs", "for tables and files")
-    difficulty: int = setting(
-        4, "moves of the shortest plan, at least; jugs hold 3 to 3 more than this", at_least=1, at_most=40
-    )
+    max_size: int = setting(12, "litres of the largest jug, at most", at_least=3, at_most=30)
+    min_moves: int = setting(4, "moves of the shortest plan, at least", at_least=1)
+    max_moves: int = setting(8, "moves of the shortest plan, at most", at_least=1)
     max_detour: int = setting(10, "moves of a solution beyond the shortest plan, at most", at_least=0)
     wording: str = setting("{problem}", "what a problem says")
     max_new_tokens: int = setting(160, "token budget of an episode", at_least=1)
@@ -149,14 +149,15 @@ def distances(goals: list[S], before: Callable[[S], Iterator[S]]) -> dict[S, int
 
 
 class ShortestPath(Planning):
-    """Ways through a grid with walls, from reasoning_gym's `shortest_path`; the difficulty is the length of the shortest.
+    """Ways through a grid with walls, from reasoning_gym's `shortest_path`; the difficulty is the length of the shortest. As there, the shortest
+    ones get the full reward, and others half of it.
 
     A careless step goes straight on; where that is not possible, the first of right, down, left, up that is, and back last.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
         "larger grids": {"min_size": 6, "max_size": 6, "max_new_tokens": 108},
-        "more walls": {"walls": 0.25},
+        "more walls": {"walls": 0.15},
     }
     config_class = ShortestPathConfig
 
@@ -172,13 +173,14 @@ class ShortestPath(Planning):
         cells = {(r, c): cell for r, row in enumerate(item["metadata"]["matrix"]) for c, cell in enumerate(row)}
         of = {kind: [list(place) for place, cell in cells.items() if cell == kind] for kind in "*#X"}
         rows, columns = len(item["metadata"]["matrix"]), len(item["metadata"]["matrix"][0])
-        return {"kind": "path", "size": [rows, columns], "walls": of["X"], "start": of["*"][0], "goal": of["#"][0]}
+        return {"kind": "path", "size": [rows, columns], "walls": of["X"], "start": of["*"][0], "goal": of["#"][0],
+                "moves": len(item["metadata"]["solution"])}  # fmt: skip
 
     def own_part(self, item: dict[str, Any]) -> str:
         rules = self.rules(item)
         walls = " ".join(_place(wall) for wall in rules["walls"]) or "none"
         size = "x".join(map(str, rules["size"]))
-        return f"Grid {size}, walls {walls}. Go from {_place(rules['start'])} to {_place(rules['goal'])}."
+        return f"Grid {size}, walls {walls}. Shortest way from {_place(rules['start'])} to {_place(rules['goal'])}."
 
     def plan(self, item: dict[str, Any], draw: random.Random, careless: float) -> tuple[list[str], int, int]:
         rules = self.rules(item)
@@ -213,17 +215,33 @@ def _place(place: Any) -> str:
 
 
 class Jugs(Planning):
-    """Jugs to be filled, emptied and poured until one holds the target, from reasoning_gym; the difficulty is the length of the shortest plan.
+    """Three jugs to be filled, emptied and poured until one holds the target, as in reasoning_gym's `jugs`; the difficulty is the length of the
+    shortest plan. (Its generator ties the jugs' sizes to the difficulty, which leaves a few dozen problems that are neither too easy nor too hard.)
 
     A careless step empties the first jug that is full and was not just filled, or pours the first that holds something into the next, or
     fills the first.
     """
 
-    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {"longer plans": {"difficulty": 6, "max_new_tokens": 224}}
+    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "longer plans": {"min_moves": 9, "max_moves": 12, "max_new_tokens": 224}
+    }
     config_class = JugsConfig
 
     def _open(self, config: JugsConfig) -> None:
-        self.dataset, self.params = "jugs", {"num_jugs": 3, "difficulty": config.difficulty}
+        self.dataset, self.params = (
+            "jugs",
+            {"max_size": config.max_size, "min_moves": config.min_moves, "max_moves": config.max_moves},
+        )
+
+    def _generate(self, seed: int, size: int) -> Iterator[dict[str, Any]]:
+        draw = random.Random(seed)
+        for i in range(size):
+            sizes = [draw.randint(3, self.config.max_size) for _ in range(3)]
+            target = draw.randint(1, max(sizes))
+            moves = _jug_distances(tuple(sizes), target).get((0, 0, 0))
+            if moves is not None and self.config.min_moves <= moves <= self.config.max_moves:
+                puzzle = {"jug_capacities": sizes, "target": target, "min_moves": moves}
+                yield {"answer": str(target), "metadata": {"source_index": i, "puzzle": puzzle}}
 
     def rules(self, item: dict[str, Any]) -> dict[str, Any]:
         puzzle = item["metadata"]["puzzle"]
@@ -268,15 +286,26 @@ JUG_MOVES = tuple(f"fill {x}" for x in "ABC") + tuple(
 
 
 @cache
-def _jug_distances(sizes: tuple[int, ...], target: int) -> dict[tuple[int, ...], int]:
-    rules = {"sizes": list(sizes)}
-    states = list(itertools.product(*(range(size + 1) for size in sizes)))
-    before: dict[tuple[int, ...], list[tuple[int, ...]]] = {state: [] for state in states}
-    for state in states:
+def _jug_states(sizes: tuple[int, ...]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    """The states that can be reached from empty jugs, and from which a move leads to each."""
+    rules, start = {"sizes": list(sizes)}, (0,) * len(sizes)
+    before: dict[tuple[int, ...], list[tuple[int, ...]]] = {start: []}
+    waiting = deque([start])
+    while waiting:
+        state = waiting.popleft()
         for name in JUG_MOVES:
             if (to := poured(rules, state, name)) is not None and to != state:
+                if to not in before:
+                    before[to] = []
+                    waiting.append(to)
                 before[to].append(state)
-    return distances([state for state in states if target in state], lambda state: iter(before[state]))
+    return before
+
+
+@cache
+def _jug_distances(sizes: tuple[int, ...], target: int) -> dict[tuple[int, ...], int]:
+    before = _jug_states(sizes)
+    return distances([state for state in before if target in state], lambda state: iter(before[state]))
 
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {

@@ -9,6 +9,7 @@ from ollm_rl.reward.plans import Plan, judged
 
 GRID = {"kind": "path", "size": [3, 3], "walls": [[1, 1]], "start": [0, 0], "goal": [2, 2]}
 JUGS = {"kind": "jugs", "sizes": [3, 5, 8], "target": 4}
+SHORTEST = {**GRID, "moves": 4}
 NUMBERS = {"kind": "countdown", "numbers": [3, 4, 5], "target": 17}
 
 
@@ -28,6 +29,11 @@ NUMBERS = {"kind": "countdown", "numbers": [3, 4, 5], "target": 17}
 )
 def test_ways(text, verdict):
     assert judged(text, GRID)[0] == verdict
+
+
+def test_where_the_shortest_is_asked_for_others_get_half():
+    texts = ["down\ndown\nright\nright", "right\nleft\ndown\ndown\nright\nright", "down"]
+    assert Plan()(completions=texts, plan=[SHORTEST] * 3) == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(
