@@ -115,8 +115,8 @@ class Changes(Record):
     decisions: int
     changed: float
     most_common: Sequence[tuple[str, str, int]] = ()
-    by_quarter: Sequence[float] = ()
-    after: Sequence[tuple[str, int, float]] = ()
+    by_quarter: Sequence[float] | None = None
+    after: Sequence[tuple[str, int, float]] | None = None
 
 
 @dataclass(kw_only=True)

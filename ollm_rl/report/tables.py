@@ -161,9 +161,9 @@ def _changes(results: Results) -> Text | None:
 def _where(results: Results) -> Text | None:
     body = []
     for r in results.rows:
-        if r.changes and any(r.changes.by_quarter):
-            said = ", ".join(f"{_quoted(token)} {share:.0%} of {n}" for token, n, share in r.changes.after[:5])
-            body.append([r.agent, str(r.seed), *(f"{share:.1%}" for share in r.changes.by_quarter), said])
+        if r.changes and any(r.changes.by_quarter or ()):
+            said = ", ".join(f"{_quoted(token)} {share:.0%} of {n}" for token, n, share in (r.changes.after or ())[:5])
+            body.append([r.agent, str(r.seed), *(f"{share:.1%}" for share in r.changes.by_quarter or ()), said])
     if not body:
         return None
     return Text(

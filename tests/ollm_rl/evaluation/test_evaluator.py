@@ -4,9 +4,11 @@ import itertools
 import json
 
 import pytest
+import torch
 
 from agents.prior import Prior
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation.comparison import summarize
 from ollm_rl.evaluation.evaluator import agent_name, evaluate, evaluate_agent
 from ollm_rl.evaluation.metrics import (
     breakdown,
@@ -18,9 +20,12 @@ from ollm_rl.evaluation.metrics import (
     sampled_metrics,
     wilson,
 )
-from ollm_rl.evaluation.records import Sampled
+from ollm_rl.evaluation.records import Changes, Sampled, Share
+from ollm_rl.evaluation.replay import changes, replay
 from ollm_rl.evaluation.results import Results
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.report.html import write_report
+from ollm_rl.report.tables import all_tables
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
 
@@ -138,3 +143,45 @@ def test_an_agent_from_outside_is_called_by_its_class(tiny):
         pass
 
     assert agent_name(Stubborn(tiny)) == "Stubborn" and agent_name(Prior(tiny)) == "prior"
+
+
+def test_where_an_agent_departs_from_the_prior(tiny):
+    """Counted again by hand from the replayed texts: by quarter of a text's decisions, and by the token before."""
+    agent = Prior(tiny)
+    with torch.no_grad():
+        agent.policy.net[-1].bias += 3 * torch.randn(10, generator=torch.Generator().manual_seed(0))
+    episodes = evaluate(tiny, agent, "other", tiny.problems("test", 12, 0), 0).greedy
+    found = changes(tiny, episodes)
+    quarters = [[0, 0] for _ in range(4)]
+    for record in replay(tiny, episodes):
+        asked = [step for step in record["steps"] if step["latent"] >= 0 and len(step["options"]) > 1]
+        for number, step in enumerate(asked):
+            of = quarters[number * 4 // len(asked)]
+            of[0] += 1
+            of[1] += max(step["options"], key=lambda option: option[2])[1] != step["token"]
+    assert found.decisions == sum(all_ for all_, _ in quarters)
+    assert list(found.by_quarter) == [pytest.approx(changed / max(1, all_)) for all_, changed in quarters]
+    assert 0 < found.changed == sum(changed for _, changed in quarters) / found.decisions
+    assert all(0 < share <= 1 and n >= 1 for _, n, share in found.after)
+    same = changes(tiny, evaluate(tiny, Prior(tiny), "prior", tiny.problems("test", 12, 0), 0).greedy)
+    assert same.changed == 0 and not any(same.by_quarter) and list(same.after) == []
+
+
+def test_tables_say_where_it_decides_and_what_is_kept():
+    def row(agent, accuracy, **more):
+        return Row(agent=agent, n_problems=100, accuracy=accuracy, accuracy_ci95=(0, 1), **more)
+
+    kept = {
+        "4": Share(n=100, accuracy=0.3, accuracy_ci95=(0.2, 0.4)),
+        "0.25": Share(n=100, accuracy=0.35, accuracy_ci95=(0.2, 0.4)),
+    }
+    moved = Changes(decisions=80, changed=0.1, by_quarter=[0.2, 0.1, 0.05, 0.05], after=[("\n", 40, 0.2)])
+    results = Results([row("prior", 0.2), row("grpo", 0.6, hand_over=kept, changes=moved)], "task", "tiny")
+    results = Results.from_dict(results.to_dict())
+    results.pooled = []
+    summarize(results)
+    tables = {table.title: table for table in all_tables(results)}
+    [cells] = tables["Handing over to the prior"].body
+    assert cells[0] == "grpo" and cells[1].endswith("25%") and cells[2].endswith("37%") and cells[3].startswith("0.600")
+    [cells] = tables["Where learned latents decide"].body
+    assert cells[2:6] == ["20.0%", "10.0%", "5.0%", "5.0%"] and "20% of 40" in cells[6]
