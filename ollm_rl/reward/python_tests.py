@@ -8,9 +8,11 @@ HumanEval has them) run in a second sandbox, to which the function is a call to 
 What the subset lacks (docs/verifier.md has a list) is `unsupported`, and counts as wrong.
 """
 
+import builtins
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +25,16 @@ from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
 
 MOST_CHARACTERS = 50_000  # of a text's code
+ATTEMPTS = 2
+CRASHED = "crashed"  # the worker died; no verdict yet
 ABSENT = (
-    "does not yet support", "not yet implemented", "not supported", "is not supported", "not implemented", "No module named",
-    "no attribute", "is not defined",
-)  # fmt: skip
+    "does not yet support",
+    "not yet implemented",
+    "not supported",
+    "not implemented",
+)  # in messages on what the subset lacks
+_NO_ATTRIBUTE = re.compile(r"(?:module '(?P<module>\w+)'|'(?P<type>\w+)' object) has no attribute '(?P<name>\w+)'")
+_NO_NAME = re.compile(r"name '(?P<name>\w+)' is not defined")
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,10 @@ class PythonTests:
         if code is None:
             return "no_code"
         with self._at_once:
-            return self._run(code, tests)
+            for _ in range(ATTEMPTS):  # a worker that was killed from outside is no fault of the code
+                if (verdict := self._run(code, tests)) != CRASHED:
+                    return verdict
+            return "failed"
 
     def _run(self, code: str, tests: dict[str, Any]) -> str:
         import pydantic_monty as monty
@@ -264,14 +275,20 @@ def _verdict(error: Any) -> str:
     import pydantic_monty as monty
 
     if isinstance(error, monty.MontyCrashedError):  # killed for time, or dead for want of memory
-        return "timeout" if getattr(error, "timed_out", False) else "failed"
+        return "timeout" if getattr(error, "timed_out", False) else CRASHED
     inner = error.exception() if hasattr(error, "exception") else error
-    said = str(error)
     if isinstance(inner, TimeoutError):
         return "timeout"
-    if isinstance(inner, NotImplementedError | ModuleNotFoundError) or (
-        isinstance(inner, AttributeError | NameError | SyntaxError | TypeError)
-        and any(part in said for part in ABSENT[:5])
-    ):
-        return "unsupported"
-    return "failed"
+    return "unsupported" if _is_lacking(inner, str(error)) else "failed"
+
+
+def _is_lacking(error: BaseException, said: str) -> bool:
+    """Whether an error is due to something that Python has and the subset has not."""
+    if isinstance(error, NotImplementedError | ModuleNotFoundError) or any(part in said for part in ABSENT):
+        return True
+    if isinstance(error, NameError) and (found := _NO_NAME.search(said)) is not None:
+        return hasattr(builtins, found["name"])
+    if isinstance(error, AttributeError) and (found := _NO_ATTRIBUTE.search(said)) is not None:
+        owner = sys.modules.get(found["module"]) if found["module"] else getattr(builtins, found["type"], None)
+        return hasattr(owner, found["name"])
+    return False

@@ -81,7 +81,9 @@ def test_verdicts(reward, tests):
     texts = {
         GOOD: "passed", f"So:\n```python\n{GOOD}\n```\nDone.": "passed", "f = lambda x: 2 * x": "no_code", "": "no_code",
         "def f(x):\n    return x": "failed", "def f(x) return": "failed", "def f(x):\n    raise ValueError": "failed",
-        "import numpy\n" + GOOD: "unsupported", "def f(x):\n    while True: pass": "timeout",
+        "import numpy\n" + GOOD: "unsupported", "def f(x):\n    return globals()": "unsupported",
+        "def f(x):\n    return ().__class__": "unsupported", "def f(x):\n    return y": "failed", "def f(x):\n    return x.y": "failed",
+        "def f(x):\n    yield x": "unsupported", "def f(x):\n    while True: pass": "timeout",
     }  # fmt: skip
     assert {text: reward.check(text, tests) for text in texts} == texts
 
@@ -115,6 +117,13 @@ def test_it_is_fast(reward):
     start = time.monotonic()
     reward.check_many([(GOOD, DOUBLE)] * 500)
     assert time.monotonic() - start < 1.0
+
+
+def test_a_worker_that_is_killed_from_outside_is_asked_again(reward, monkeypatch):
+    verdicts = iter(["crashed", "passed", "crashed", "crashed"])
+    monkeypatch.setattr(reward, "_run", lambda code, tests: next(verdicts))
+    assert reward.check(GOOD, DOUBLE) == "passed"
+    assert reward.check(GOOD, DOUBLE) == "failed"  # twice: it is the code's doing
 
 
 def test_where_no_worker_can_be_had_nobody_is_judged(monkeypatch):
