@@ -53,9 +53,9 @@ def search_policy(session: BaseSession, settings: Settings) -> Policy:
     """Log-probabilities to search with: those of the policy given by `policy=`, else the prior's."""
     if settings.config.policy is not None:
         agent = agent_of(session, settings.config.agent, settings.config.policy)
-        if agent.policy is not None and not agent.acts_on_logits:
+        if agent.policy is not None and not agent.acts_on_logits and not hasattr(agent.policy, "sees"):
             return agent.policy
-        raise ConfigurationError(f"agent '{settings.agent_name}' has no log-probabilities to search with")
+        raise ConfigurationError(f"agent '{settings.agent_name}' has no log-probabilities of states to search with")
 
     def prior(hidden: Tensor, mask: Tensor) -> Tensor:
         return session.plugin.prior_log_probs(hidden, mask)  # sent to a worker, it asks the plug-in there

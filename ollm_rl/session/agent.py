@@ -177,6 +177,10 @@ class Adapted(Agent):
     def acting_session(self) -> Any:  # type: ignore[override]
         return getattr(self.agent, "acting_session", None)
 
+    def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
+        own: Callable[..., Request] | None = getattr(self.agent, "request", None)
+        return (own or super().request)(problem, seed, deterministic)
+
     def prepare(self, run: Run) -> None:
         if not self._prepared and callable(prepare := getattr(self.agent, "prepare", None)):
             prepare(run)

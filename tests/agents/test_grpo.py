@@ -188,3 +188,32 @@ def test_kept_decisions_are_some_of_all_and_the_texts_stay_the_same(tiny):
         )
     [again] = unpack(pack(found[1][:1]), [requests[0].problem])
     assert again.num_decisions == found[1][0].num_decisions and torch.equal(again.z, found[1][0].z)
+
+
+def test_nothing_is_learned_from_episodes_that_were_not_judged(tiny, easy):
+    """They are as good as the mean of their group: the others' advantages are those of a group without them, on the same scale."""
+    agent = GRPO(tiny, **QUICK, beta=0.0, pass_at_k=1)
+    episodes = agent._sample(tiny.problems("train", 20, 0), 1)
+    before = [p.clone() for p in agent.policy.learned()]
+    for e in episodes:
+        e.judged, e.reward = False, 0.0
+    agent._update(episodes, 1)
+    assert all(torch.equal(now, was) for now, was in zip(agent.policy.learned(), before, strict=True))
+    for i, e in enumerate(episodes):  # two of four in a group, equally good: nothing to learn either
+        e.judged, e.reward = i % 2 == 0, float(i % 2 == 0)
+    agent._update(episodes, 1)
+    assert all(torch.equal(now, was) for now, was in zip(agent.policy.learned(), before, strict=True))
+    for i, e in enumerate(episodes):
+        e.judged, e.reward = True, float(i % 2 == 0)
+    agent._update(episodes, 1)
+    assert any(not torch.equal(now, was) for now, was in zip(agent.policy.learned(), before, strict=True))
+
+
+def test_a_reward_of_none_leaves_an_episode_unjudged(tiny):
+    judge = Judge(lambda completions, log_extra: [None, 1.0])
+    requests = [Request(p, i) for i, p in enumerate(tiny.problems("train", 2, 0))]
+    episodes = [e for _, e in sorted(rollout(tiny.engine, requests, Sampling(GRPO(tiny).policy)), key=lambda x: x[0])]
+    judge(episodes)
+    assert [(e.reward, e.judged) for e in episodes] == [(0.0, False), (1.0, True)]
+    again = unpack(pack(episodes), [e.problem for e in episodes])
+    assert [e.judged for e in again] == [False, True]
