@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ollm_rl.oracle.oracle import Oracle
     from ollm_rl.report.html import write_report
     from ollm_rl.reward.functions import MathVerify, ReasoningGym
+    from ollm_rl.reward.plans import Plan
+    from ollm_rl.reward.python_tests import PythonTests
     from ollm_rl.reward.verifier import Verifier
     from ollm_rl.rollout.episode import Episode
     from ollm_rl.rollout.sampler import Request
@@ -45,8 +47,10 @@ _HOME = {
     "EvaluateWhileTraining": "ollm_rl.evaluation.while_training",
     "MathVerify": "ollm_rl.reward.functions",
     "Oracle": "ollm_rl.oracle.oracle",
+    "Plan": "ollm_rl.reward.plans",
     "PlugIn": "ollm_rl.options.modules",
     "Problem": "ollm_rl.tasks.base",
+    "PythonTests": "ollm_rl.reward.python_tests",
     "ReasoningGym": "ollm_rl.reward.functions",
     "Request": "ollm_rl.rollout.sampler",
     "Session": "ollm_rl.session.local",
@@ -62,8 +66,8 @@ _HOME = {
 }
 _NAME_THERE = {"evaluate": "evaluate_agent", "load_backbone": "shared_backbone"}
 __all__ = [
-    "Agent", "Callback", "Episode", "EvaluateWhileTraining", "MathVerify", "Oracle", "PlugIn", "Problem", "ReasoningGym", "Request",
-    "Session", "Task", "Verifier", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task", "write_report",
+    "Agent", "Callback", "Episode", "EvaluateWhileTraining", "MathVerify", "Oracle", "Plan", "PlugIn", "Problem", "PythonTests",
+    "ReasoningGym", "Request", "Session", "Task", "Verifier", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task", "write_report",
 ]  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from ollm_rl.experiments.factories import build_agent
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.rollout.judge import Judge, make_judge
+from ollm_rl.rollout.judge import OUR_REWARDS, Judge, make_judge
 from ollm_rl.session.agent import Agent
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.saving import DESCRIPTION, PLUGIN, read_description
 from ollm_rl.tasks import Task, make_task
 
-OURS, OUR_REWARDS = "agents.", "ollm_rl.reward.functions."
+OURS = "agents."
 # Who can act by what earlier releases left, where nothing says who it was: the files, and the class.
 BY_FILE = {
     "policy.json": "agents.prior.Prior",
@@ -162,7 +162,7 @@ def _plugin_of(path: Path, found: dict[str, Any], backbone: Any, task: Task) -> 
 def _judge_of(path: Path, found: dict[str, Any]) -> Judge:
     reward = dict(found.get("reward") or {})
     target = reward.pop("_target_", None)
-    if target is None or not str(target).startswith(OUR_REWARDS):
+    if target not in {dotted_name(kind) for kind in OUR_REWARDS}:
         raise CheckpointError(
             f"{path} was trained with the reward {target or 'of a kind that cannot be named'}, which is none of the toolkit's. "
             "Give it: load_agent(..., reward=<function>)."

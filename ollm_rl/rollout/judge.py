@@ -19,8 +19,15 @@ from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_m
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.reward.plans import Plan
+from ollm_rl.reward.python_tests import PythonTests
 from ollm_rl.rollout.episode import Episode
 
+OUR_REWARDS = (
+    MathVerify,
+    Plan,
+    PythonTests,
+    ReasoningGym,
+)  # classes; agents remember by name that they were trained with one
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
 
 
@@ -132,7 +139,7 @@ class Judge:
 def _settings_of(reward: Any, conversational: bool) -> dict[str, Any] | None:
     """As `make_judge` takes them: of our rewards and of functions that can be imported; None of others."""
     how = {"conversational": True} if conversational else {}
-    if isinstance(reward, MathVerify | ReasoningGym | Plan):
+    if isinstance(reward, OUR_REWARDS):
         return {"_target_": dotted_name(type(reward)), **reward.settings, **how}
     if inspect.isfunction(reward) and "<" not in reward.__qualname__ and reward.__module__ != "__main__":
         return {"_target_": dotted_name(reward), **how}
