@@ -120,10 +120,11 @@ class PythonTests:
 
         try:
             with self._session() as session:
+                last_call = time.monotonic() + self.config.timeout_s / 2  # begins no later: it may take the other half
                 session.feed_run(code, print_callback=_silent)
                 if "check" in tests:
-                    return self._checked(session, tests)
-                found = _called(session, tests["entry_point"], tests["calls"])
+                    return self._checked(session, tests, last_call)
+                found = _call(session, tests["entry_point"], [(arguments, {}) for arguments in tests["calls"]])
                 return "passed" if same(found, tests["expected"]) else "failed"
         except monty.MontyError as error:
             return _verdict(error)
@@ -132,25 +133,23 @@ class PythonTests:
         except (OSError, TimeoutError):  # no worker could be had
             return "infra"
 
-    def _checked(self, session: Any, tests: dict[str, Any]) -> str:
+    def _checked(self, session: Any, tests: dict[str, Any], last_call: float) -> str:
         """By code with assertions, in a sandbox of its own."""
         import pydantic_monty as monty
 
         raised: list[BaseException] = []
-        end = 0.0
 
         def candidate(*arguments: Any, **named: Any) -> Any:
             try:
-                if time.monotonic() > end:
+                if time.monotonic() > last_call:
                     raise TimeoutError
-                return _call(session, tests["entry_point"], arguments, named)
+                return _call(session, tests["entry_point"], [(arguments, named)])[0]
             except BaseException as error:
                 raised.append(error)
                 raise ValueError("the function under test ended with an error") from error
 
         try:
             with self._session() as judge:
-                end = time.monotonic() + self.config.timeout_s
                 # Tests may use what their prompt defines, and the function by its name.
                 judge.feed_run((tests.get("prompt") or "") + "\n", print_callback=_silent)
                 judge.feed_run(tests["check"], print_callback=_silent)
@@ -158,7 +157,7 @@ class PythonTests:
                     f"{tests['entry_point']} = candidate\ncheck(candidate)", print_callback=_silent,
                     external_lookup={"candidate": candidate},
                 )  # fmt: skip
-            return "passed" if not raised or "except" in tests["check"] else "failed"
+            return "passed"
         except monty.MontyError as error:
             if raised:
                 if isinstance(raised[0], monty.MontyError):
@@ -213,39 +212,28 @@ _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re
 
 
 def code_of(text: str, tests: Mapping[str, Any]) -> str | None:
-    """The code of a text: the last fenced block that defines the function, the text itself if it does, or what goes on with `prompt`."""
+    """The code of a text: its last fenced block that defines the function, or the text itself if it does, both behind the `prompt`, whose imports and
+    helpers it may use; or what goes on with the `prompt`."""
     if len(text) > MOST_CHARACTERS:
         return None
     defines = re.compile(rf"^[ \t]*(?:async )?def {re.escape(tests['entry_point'])}\b", re.MULTILINE)
-    blocks = [block for block in _FENCED.findall(text) if defines.search(block)]
-    if blocks:
-        return str(blocks[-1])
     prompt = tests.get("prompt") or ""
-    if (found := defines.search(text)) is not None:
-        return (prompt + "\n" if "import" in prompt else "") + (text if "```" not in text else text[found.start() :])
+    whole = [block for block in (text, *_FENCED.findall(text)) if defines.search(block)]
+    if whole:
+        return f"{prompt}\n{whole[-1]}" if prompt else str(whole[-1])
     return prompt + text if prompt and text.strip() else None
 
 
-def _called(session: Any, name: str, calls: Sequence[Sequence[Any]]) -> Any:
-    """What the sandbox's function returns for each of some calls, as plain data."""
-    given = {f"_a{i}_": list(arguments) for i, arguments in enumerate(calls)}
-    code = ", ".join(f"{name}(*{each})" for each in given)
-    found = session.feed_run(f"[{code}]", inputs=given, print_callback=_silent)
+def _call(session: Any, name: str, calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Any]:
+    """What the sandbox's function returns for each of some calls (arguments, and those that are named), as plain data."""
+    given: dict[str, Any] = {}
+    code = []
+    for i, (arguments, named) in enumerate(calls):
+        given |= {f"_a{i}_": list(arguments), f"_k{i}_": dict(named)}
+        code.append(f"{name}(*_a{i}_, **_k{i}_)")
+    found: list[Any] = session.feed_run(f"[{', '.join(code)}]", inputs=given, print_callback=_silent)
     if not _is_plain(found):
         raise _NotPlain("an object of its own")
-    return found
-
-
-def _call(session: Any, name: str, arguments: Sequence[Any], named: Mapping[str, Any] | None = None) -> Any:
-    """What the sandbox's function returns, as plain data."""
-    named = dict(named or {})
-    given = {f"_a{i}_": value for i, value in enumerate(arguments)} | {
-        f"_k_{key}_": value for key, value in named.items()
-    }
-    shown = [*(f"_a{i}_" for i in range(len(arguments))), *(f"{key}=_k_{key}_" for key in named)]
-    found = session.feed_run(f"{name}({', '.join(shown)})", inputs=given, print_callback=_silent)
-    if not _is_plain(found):
-        raise _NotPlain(type(found).__name__)
     return found
 
 

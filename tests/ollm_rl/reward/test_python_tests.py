@@ -153,9 +153,19 @@ def test_equality_is_pythons_on_plain_data():
 def test_code_is_found_where_a_text_has_it():
     tests = {"entry_point": "f", "prompt": "import math\ndef f(x):\n    '''It.'''\n"}
     assert code_of("    return x", tests) == tests["prompt"] + "    return x"
-    assert code_of("```\ndef g(): pass\n```\n```py\ndef f(x): return 1\n```", tests) == "def f(x): return 1\n"
+    assert (
+        code_of("```\ndef g(): pass\n```\n```py\ndef f(x): return 1\n```", tests)
+        == tests["prompt"] + "\ndef f(x): return 1\n"
+    )
     assert "import math" in code_of("def f(x):\n    return math.pi", tests)
     assert code_of("x" * 100_000, tests) is None
+
+
+def test_an_answer_may_use_what_its_prompt_imports_and_defines(reward):
+    prompt = "from typing import List\ndef twice(x): return 2 * x\ndef f(x: int) -> int:\n    'Double it.'\n"
+    whole = "def f(x: List) -> int:\n    return twice(x)"
+    for text in (whole, f"So:\n```python\n{whole}\n```", "    return twice(x)"):
+        assert reward.check(text, {**CHECK, "prompt": prompt}) == "passed"
 
 
 def test_it_travels_and_names_what_it_needs(reward):
