@@ -6,7 +6,7 @@ settings, and has `learn`, `predict`, `save` and `load`; `docs/agents.md` shows 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class PolicyAgent(Agent):
     policy: LatentPolicy
     policy_class: ClassVar[type[LatentPolicy]] = LatentPolicy
 
+    def new_policy(self) -> LatentPolicy:
+        """One that is the plug-in's prior."""
+        return self.policy_class.from_prior(self.session.plugin)
+
     @torch.inference_mode()
     def predict(
         self, hidden: Tensor, deterministic: bool = True, mask: Tensor | None = None, uniforms: Tensor | None = None
@@ -49,10 +53,7 @@ class PolicyAgent(Agent):
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:
         """KL in nats from the prior, summed over each episode's decision points."""
-        return self._divergence(episodes, LatentPolicy.from_prior(self.session.plugin))
-
-    def _divergence(self, episodes: Sequence[Episode], prior: Any) -> list[float]:
-        found = []
+        prior, found = self.new_policy(), []
         for e in episodes:
             if e.hidden is None:
                 found.append(0.0)

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from agents.base import PolicyAgent
 from agents.config import BestPrefixConfig, FirstDecisionsConfig, LocalConfig, SteerConfig
 from agents.grpo import GRPO
-from agents.prior import Prior
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.options.modules import PlugIn, masked, mlp
+from ollm_rl.options.modules import masked, mlp
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
@@ -102,19 +101,24 @@ class BestPrefix(PolicyAgent):
         self.opening = tuple(json.loads(found.read_text())["tokens"])
 
 
+WIDTH = 16  # of a token's embedding in `LocalPolicy`
+
+
 class SteeredPolicy(LatentPolicy):
     """The prior on states to which a learned vector is added: pi0(z | h + v), or with a gate pi0(z | h + sigmoid(w h + b) v).
 
     States are standardised first. The prior's own weights stay as they are.
     """
 
-    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2):
+    SIZES = (*LatentPolicy.SIZES, "gated")
+
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, gated: bool = False):
         super().__init__(hidden_size, width, num_options, depth)
         self.net.requires_grad_(False)
+        self.gated = gated
         self.vector = nn.Parameter(torch.zeros(hidden_size))
         self.gate = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.gate.weight)
-        self.gated = nn.Buffer(torch.zeros((), dtype=torch.bool))
 
     def learned(self) -> list[nn.Parameter]:
         return [self.vector, *(self.gate.parameters() if self.gated else ())]
@@ -133,9 +137,9 @@ class Steer(GRPO):
     policy_class = SteeredPolicy
 
     def new_policy(self) -> LatentPolicy:
-        policy = SteeredPolicy.from_prior(self.session.plugin)
-        policy.gated.fill_(self.config.gated)
-        return policy
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.session.seed)
+            return SteeredPolicy.from_prior(self.session.plugin, gated=self.config.gated)
 
 
 class FirstDecisions(GRPO):
@@ -150,12 +154,16 @@ class FirstDecisions(GRPO):
             raise ConfigurationError(
                 "agent=first_decisions needs all of a text's decisions; set engine.kept_decisions=null"
             )
-        self.untouched = Prior(session)
+        if session.max_staleness:
+            raise ConfigurationError(
+                "agent=first_decisions hands every text over to the prior, which groups that are sampled ahead do not; set "
+                "rollout.max_staleness=0"
+            )
+        self.then = {deterministic: Sampling(self.prior, deterministic) for deterministic in (False, True)}
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
-        then = Sampling(self.prior)
         for request in requests:
-            request.hand_over, request.then = self.config.decisions, then
+            request.hand_over, request.then = self.config.decisions, self.then[False]
         episodes = super().rollout(requests)
         for episode in episodes:
             for name in ("hidden", "z", "log_probs", "mask"):
@@ -164,8 +172,7 @@ class FirstDecisions(GRPO):
         return episodes
 
     def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
-        then = PolicyAdapter(self.untouched, deterministic)
-        mine = PolicyAdapter(self, deterministic)
+        mine, then = PolicyAdapter(self, deterministic), self.then[deterministic]
         return Request(problem, seed, mine, hand_over=self.config.decisions, then=then)
 
     def identity(self) -> str:
@@ -178,6 +185,8 @@ class LocalPolicy(LatentPolicy):
     Its states are [h; the tokens], see `Act` in `ollm_rl.rollout.sampler`.
     """
 
+    SIZES = (*LatentPolicy.SIZES, "vocab_size")
+
     def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, vocab_size: int = 0):
         super().__init__(hidden_size, width, num_options, depth)
         self.vocab_size = vocab_size
@@ -187,22 +196,11 @@ class LocalPolicy(LatentPolicy):
         nn.init.zeros_(self.change[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.change[-1].bias)  # type: ignore[arg-type]
 
-    SIZES = (*LatentPolicy.SIZES, "vocab_size")
-
-    @classmethod
-    def beside(cls, plugin: PlugIn, vocab_size: int) -> "LocalPolicy":
-        """It, as the prior."""
-        c = plugin.config
-        policy = cls(plugin.state_size, c.prior_width, plugin.num_options, c.prior_depth, vocab_size)
-        policy.standardize.load_state_dict(plugin.standardize.state_dict())
-        policy.net.load_state_dict(plugin.prior.state_dict())
-        return policy.to(plugin.standardize.mean.device)
-
     def learned(self) -> list[nn.Parameter]:
         return [*self.tokens.parameters(), *self.change.parameters()]
 
     def example(self) -> Tensor:
-        return torch.cat([super().example(), torch.zeros(1, RECENT)], -1)
+        return torch.nn.functional.pad(super().example(), (0, RECENT))
 
     def sees(self, hidden: Tensor, recent: Tensor) -> Tensor:
         """[h; tokens] (n, s + 2) float32, which holds every token's number exactly."""
@@ -210,24 +208,10 @@ class LocalPolicy(LatentPolicy):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         state, recent = hidden[:, :-RECENT], hidden[:, -RECENT:].long()
-        known = self.tokens(recent).view(len(hidden), RECENT, RECENT, WIDTH)  # an embedding of its own for either place
-        change = self.change(torch.cat([known[:, i, i] for i in range(RECENT)], -1))
+        # Either place has its own part of a token's embedding.
+        known = [self.tokens(recent[:, i]).chunk(RECENT, -1)[i] for i in range(RECENT)]
+        change = self.change(torch.cat(known, -1))
         return masked((self.net(self.standardize(state)) + change).float(), mask).log_softmax(-1)
-
-
-WIDTH = 16  # of a token's embedding
-
-
-class _PriorOfLocal(nn.Module):
-    """The prior on what `LocalPolicy` sees."""
-
-    def __init__(self, prior: LatentPolicy):
-        super().__init__()
-        self.prior = prior
-
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        log_probs: Tensor = self.prior(hidden[:, :-RECENT], mask)
-        return log_probs
 
 
 class Local(GRPO):
@@ -240,14 +224,7 @@ class Local(GRPO):
     def new_policy(self) -> LatentPolicy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.session.seed)
-            return LocalPolicy.beside(self.session.plugin, self.session.backbone.vocab_size)
-
-    def start(self) -> None:
-        super().start()
-        self.prior = _PriorOfLocal(LatentPolicy.from_prior(self.session.plugin)).requires_grad_(False)
+            return LocalPolicy.from_prior(self.session.plugin, vocab_size=self.session.backbone.vocab_size)
 
     def sees(self, hidden: Tensor, recent: Tensor) -> Tensor:
         return self.policy.sees(hidden, recent)  # type: ignore[operator]
-
-    def divergence(self, episodes: Sequence[Episode]) -> list[float]:
-        return self._divergence(episodes, self.prior)

@@ -28,7 +28,7 @@ from agents.objective import decision_weights, group_advantages, grpo_loss, pass
 from ollm_rl.common.finite import check_finite, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.options.policies import LatentPolicy, Sampling
+from ollm_rl.options.policies import Sampling
 from ollm_rl.rollout.episode import Decisions, Episode
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.callbacks import Callbacks
@@ -64,10 +64,6 @@ class GRPO(PolicyAgent):
         """Begin with the plug-in's prior."""
         self.learn_from(self.new_policy())
         self.prior = deepcopy(self.policy).requires_grad_(False)
-
-    def new_policy(self) -> LatentPolicy:
-        """One that is the plug-in's prior."""
-        return LatentPolicy.from_prior(self.session.plugin)
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
         """Episodes of the policy as it is, with what `decisions` needs."""

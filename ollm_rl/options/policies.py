@@ -28,9 +28,10 @@ class LatentPolicy(nn.Module):
         self.net = mlp(hidden_size, width, num_options, depth)
 
     @classmethod
-    def from_prior(cls, plugin: PlugIn) -> Self:
-        """A copy of the plug-in's prior."""
-        policy = cls(plugin.state_size, plugin.config.prior_width, plugin.num_options, plugin.config.prior_depth)
+    def from_prior(cls, plugin: PlugIn, **more: Any) -> Self:
+        """A copy of the plug-in's prior; `more`: sizes that a subclass has besides."""
+        config = plugin.config
+        policy = cls(plugin.state_size, config.prior_width, plugin.num_options, config.prior_depth, **more)
         policy.standardize.load_state_dict(plugin.standardize.state_dict())
         policy.net.load_state_dict(plugin.prior.state_dict())
         return policy.to(plugin.standardize.mean.device)
