@@ -178,20 +178,22 @@ class _Rollout:
         acts = [row.act or self.act for row in rows]
         with self.engine.profiler.part("policy"):
             together: dict[Any, list[int]] = {}
-            for i, each in enumerate(acts):
-                together.setdefault(act_key(each), []).append(i)
+            for i, own in enumerate(acts):
+                together.setdefault(act_key(own), []).append(i)
             if len(together) == 1:
                 states = self._seen(acts[0], rows, hidden)
                 return states, *acts[0](states, seen, uniforms)
             z, log_probs = torch.zeros(len(rows), dtype=torch.long, device=device), torch.zeros_like(uniforms)
-            each_state: list[Tensor] = [*hidden]
+            each: Tensor | list[Tensor] = hidden
             for places in together.values():
                 mine, act = torch.tensor(places, device=device), acts[places[0]]
                 states = self._seen(act, [rows[i] for i in places], hidden[mine])
                 z[mine], log_probs[mine] = act(states, seen[mine], uniforms[mine])
-                for i, state in zip(places, states, strict=True):
-                    each_state[i] = state
-            return each_state, z, log_probs
+                if hasattr(act, "sees"):  # of another size than other policies' states
+                    each = [*each]
+                    for i, state in zip(places, states, strict=True):
+                        each[i] = state
+            return each, z, log_probs
 
     def _seen(self, act: Act, rows: list["_Row"], hidden: Tensor) -> Tensor:
         """What a policy is given as states."""

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -90,7 +90,7 @@ class ReasoningGym(Task):
         self.config = config = self.config_class.of(settings, f"task '{self.config_class.name}'")
         self.name, self.max_new_tokens = config.name, config.max_new_tokens
         self._open(config)
-        self._generate(0, 1)  # wrong settings show here
+        next(iter(self._generate(0, 1)), None)  # wrong settings show here
         self.examples = self._draw("examples", config.num_examples, 0)
 
     def _open(self, config: Any) -> None:
@@ -124,19 +124,23 @@ class ReasoningGym(Task):
         styles = random.Random(f"{split}/{seed}")
         for part in range(10_000):
             source = f"{self._key()}/{split}/{seed}/{part}"
+            usable = False
             for item in self._generate(int.from_bytes(hashlib.sha256(source.encode()).digest()[:4], "big") >> 1, CHUNK):
+                usable = True
                 if bucket(self._text(item)) == split:
                     number = item["metadata"].get("source_index", 0)
                     yield self._problem(item, f"{split}-{seed}-{part}-{number}", split, styles)
+            if not usable:
+                raise ConfigurationError(
+                    f"task '{self.name}': none of {CHUNK} problems that were drawn is one of its settings ({self.params}); "
+                    "widen them"
+                )
 
-    def _generate(self, seed: int, size: int) -> Iterable[dict[str, Any]]:
+    def _generate(self, seed: int, size: int) -> Iterator[dict[str, Any]]:
         import reasoning_gym
 
         try:
-            made: Iterable[dict[str, Any]] = reasoning_gym.create_dataset(
-                self.dataset, seed=seed, size=size, **self.params
-            )
-            return made
+            yield from reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **self.params)
         except (TypeError, AssertionError, ValueError) as error:
             raise ConfigurationError(
                 f"task.params={self.params}: {self.dataset} does not take them ({error})"

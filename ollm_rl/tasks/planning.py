@@ -1,4 +1,4 @@
-"""Planning tasks on problems of reasoning_gym: a move a line, and the state after it.
+"""Planning tasks on problems of reasoning_gym, or like them: a move a line, and the state after it.
 
 Any right plan counts (`reward=plan`). Solutions are of mixed quality, and no opening says of which: at every step, with probability
 `careless_share`, the writer follows a habit that does not look at the goal, and otherwise makes the move that is best from where the text
@@ -316,10 +316,10 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
 
 
 class Countdown(Planning):
-    """A target to be made from numbers, each used once, from reasoning_gym, with + - *; the difficulty is how many numbers there are.
+    """A target to be made from numbers, each used once, from reasoning_gym, with + - *; the difficulty is how many operations that takes.
 
     One operation a line, with what is left, then the expression. A careless operation takes the first two numbers that are left, by an
-    operation that is drawn; when nothing is left to try, the solution says so and begins anew.
+    operation that is drawn; where the result is not the target, the solution says "no" and begins anew.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {

@@ -40,6 +40,14 @@ def test_problems_out_of_distribution_can_be_solved_too(name):
         assert found and all(judged(p.solution, p.extra["plan"])[0] in ("right", "detour") for p in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [("shortest_path", {"min_moves": 40}), ("jugs", {"min_moves": 30, "max_moves": 31})]
+)
+def test_settings_that_leave_no_problem_are_refused(name, settings):
+    with pytest.raises(ConfigurationError, match="none of 2000 problems"):
+        ol.make_task(name, **settings)
+
+
 def test_wrong_settings_are_named():
     with pytest.raises(ConfigurationError, match="min_size"):
         ol.make_task("shortest_path", min_size=6)
