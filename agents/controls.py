@@ -112,7 +112,7 @@ class SteeredPolicy(LatentPolicy):
 
     SIZES = (*LatentPolicy.SIZES, "gated")
 
-    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, gated: bool = False):
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, *, gated: bool):
         super().__init__(hidden_size, width, num_options, depth)
         self.net.requires_grad_(False)
         self.gated = gated
@@ -187,7 +187,7 @@ class LocalPolicy(LatentPolicy):
 
     SIZES = (*LatentPolicy.SIZES, "vocab_size")
 
-    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, vocab_size: int = 0):
+    def __init__(self, hidden_size: int, width: int, num_options: int, depth: int = 2, *, vocab_size: int):
         super().__init__(hidden_size, width, num_options, depth)
         self.vocab_size = vocab_size
         self.net.requires_grad_(False)

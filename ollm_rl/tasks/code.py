@@ -1,16 +1,15 @@
 """Code tasks: a function whose hidden tests are run in a sandbox (`reward=python_tests`)."""
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket, check_split
+from ollm_rl.tasks.reading import read_lines
 
 ARGUMENTS = 8  # lists that a function is called with
 
@@ -60,7 +59,6 @@ class PythonFunctions(Task):
     The difficulty is how many things the function does; `Problem.extra["tests"]` has the calls.
     """
 
-    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {}
     config_class = PythonFunctionsConfig
 
     def __init__(self, **settings: Any):
@@ -170,13 +168,7 @@ class HumanEval(Task):
                     "in its format with task.path=<file.jsonl>."
                 ) from error
             return list(read_problems().values())
-        try:
-            lines = Path(path).expanduser().read_text().splitlines()
-            return [json.loads(line) for line in lines if line.strip()]
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read as JSON lines ({error}); give a file in HumanEval's format"
-            ) from error
+        return [row for _, row in read_lines(path)]
 
     @staticmethod
     def _problem(row: Any, i: int) -> Problem:

@@ -26,10 +26,9 @@ class ReasoningGymConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
-class MixedQualityConfig(TaskConfig):
-    """Of tasks with solutions of mixed quality."""
+class WordedConfig(TaskConfig):
+    """Of tasks that say what they ask in words that can be set."""
 
-    direct_share: float = setting(0.6, "share of solutions that jump straight to the answer", at_least=0, at_most=1)
     wording: str = setting("{problem}", "what a problem says, with {problem} where its own part comes")
 
     def __post_init__(self) -> None:
@@ -38,6 +37,13 @@ class MixedQualityConfig(TaskConfig):
             raise ConfigurationError(
                 f"task.wording={self.wording!r}; expected {{problem}} in it, where the problem's own part comes"
             )
+
+
+@dataclass(frozen=True)
+class MixedQualityConfig(WordedConfig):
+    """Of tasks with solutions of mixed quality."""
+
+    direct_share: float = setting(0.6, "share of solutions that jump straight to the answer", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

@@ -15,30 +15,21 @@ from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from ollm_rl.common.settings import setting
-from ollm_rl.errors import ConfigurationError
 from ollm_rl.reward.plans import DIRECTIONS, moved, poured
-from ollm_rl.tasks.base import Problem, TaskConfig, format_answer
-from ollm_rl.tasks.generated import ReasoningGym
+from ollm_rl.tasks.base import Problem, format_answer
+from ollm_rl.tasks.generated import ReasoningGym, WordedConfig
 
 S = TypeVar("S", bound=Hashable)
 ATTEMPTS = 50  # at a solution that is not too long
 
 
 @dataclass(frozen=True)
-class PlanningConfig(TaskConfig):
+class PlanningConfig(WordedConfig):
     """Of planning tasks."""
 
     careless_share: float = setting(
         0.6, "share of the steps of solutions that follow a habit in place of the best move", at_least=0, at_most=1
     )
-    wording: str = setting("{problem}", "what a problem says, with {problem} where its own part comes")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if "{problem}" not in self.wording:
-            raise ConfigurationError(
-                f"task.wording={self.wording!r}; expected {{problem}} in it, where the problem's own part comes"
-            )
 
 
 @dataclass(frozen=True)
