@@ -19,6 +19,8 @@ Policy:
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 TAIL = 50_000  # characters
 MAX_PHRASE = 300  # characters of an answer that stands in no box
@@ -26,6 +28,11 @@ MAX_FORMULA = 2_000  # characters of a display formula
 
 _THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
+
+
+def texts_of(completions: Sequence[Any]) -> list[str]:
+    """Completions as TRL hands them over, texts or messages, as texts: of messages the last one."""
+    return [c if isinstance(c, str) else c[-1]["content"] for c in completions]
 
 
 def extract_answer(text: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.answers import extract_answer, texts_of
 from ollm_rl.reward.verifier import TIMEOUT_S, Verifier
 
 
@@ -53,7 +53,7 @@ class MathVerify:
             found = ", ".join(sorted(columns)) or "none"
             raise ConfigurationError(f"math_verify needs the column '{self.column}' with gold answers; found {found}")
         golds = [str(gold) for gold in columns[self.column]]
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        texts = texts_of(completions)
         verdicts = self.verifier.check_many(list(zip(golds, texts, strict=True)))
         if log_extra is not None:
             log_extra("verdict", [v.reason for v in verdicts])
@@ -80,9 +80,8 @@ class ReasoningGym:
         if "metadata" not in columns:
             raise ConfigurationError("reward=reasoning_gym judges problems of task=reasoning_gym and chain_sum only")
         scores = []
-        rows = zip(completions, columns["metadata"], columns["problem"], columns["answer"], strict=True)
-        for completion, metadata, question, gold in rows:
-            text = completion if isinstance(completion, str) else completion[-1]["content"]
+        rows = zip(texts_of(completions), columns["metadata"], columns["problem"], columns["answer"], strict=True)
+        for text, metadata, question, gold in rows:
             score = reasoning_gym.get_score_answer_fn(metadata["source_dataset"])
             entry = {"question": question, "answer": gold, "metadata": metadata}
             scores.append(float(score(answer=extract_answer(text), entry=entry)))  # type: ignore[call-arg]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.answers import extract_answer, texts_of
 
 MOST_LINES, MOST_CHARACTERS = 1_000, 50_000
 DIRECTIONS = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
@@ -38,7 +38,7 @@ class Plan:
             raise ConfigurationError(
                 f"reward=plan judges problems of planning tasks ({', '.join(RULES)}), which have a column 'plan'"
             )
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        texts = texts_of(completions)
         found = [judged(text, rules) for text, rules in zip(texts, columns["plan"], strict=True)]
         if log_extra is not None:
             log_extra("verdict", [verdict for verdict, _ in found])

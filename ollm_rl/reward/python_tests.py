@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.reward.answers import texts_of
 
 MOST_CHARACTERS = 50_000  # of a text's code
 ATTEMPTS = 2
@@ -92,7 +93,7 @@ class PythonTests:
     ) -> list[float | None]:
         if "tests" not in columns:
             raise ConfigurationError("reward=python_tests judges problems with a column 'tests'; see docs/verifier.md")
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        texts = texts_of(completions)
         verdicts = self.check_many(list(zip(texts, columns["tests"], strict=True)))
         if log_extra is not None:
             log_extra("verdict", verdicts)

@@ -100,25 +100,26 @@ def rollout(
     ][::-1]
     prompts = [engine.prompter.encode(r.problem) for r in requests]
     engine.make_room(max(map(len, prompts), default=0))
-    yield from _Rollout(engine, act, skip_forced, keep_hidden, from_logits).run(waiting, prompts)
+    yield from _Rollout(engine, prompts, act, skip_forced, keep_hidden, from_logits).run(waiting)
 
 
 class _Rollout:
     """One call of `rollout`."""
 
-    def __init__(self, engine: RolloutEngine, act: Act, skip_forced: bool, keep_hidden: bool, from_logits: bool):
-        self.engine, self.act = engine, act
+    def __init__(
+        self, engine: RolloutEngine, prompts: list[list[int]], act: Act, skip_forced: bool, keep_hidden: bool, from_logits: bool
+    ):  # fmt: skip
+        self.engine, self.prompts, self.act = engine, prompts, act
         self.skip_forced, self.keep_hidden, self.from_logits = skip_forced, keep_hidden, from_logits
-        self.prompts: list[list[int]] = []
 
-    def run(self, waiting: list["_Row"], prompts: list[list[int]]) -> Iterator[tuple[int, Episode]]:
-        engine, self.prompts = self.engine, prompts
+    def run(self, waiting: list["_Row"]) -> Iterator[tuple[int, Episode]]:
+        engine, prompts = self.engine, self.prompts
         shared: list[list[_Row]] = []  # the episodes of each engine row
         while waiting or shared:
             free = engine.max_rows - sum(map(len, shared))  # any episode may come to need a row of its own
             if waiting and (not shared or free >= min(len(waiting), max(1, engine.max_rows // REFILL))):
                 n = engine.holds(len(prompts[row.place]) + len(row.episode.tokens) for row in waiting[: -free - 1 : -1])
-                shared += self._begin([waiting.pop() for _ in range(n)], prompts)
+                shared += self._begin([waiting.pop() for _ in range(n)])
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
             everybody = self.from_logits or not self.skip_forced
@@ -135,11 +136,11 @@ class _Rollout:
                     yield row.place, row.finish(engine.prompter)
             shared = self._fork(shared, waiting)
 
-    def _begin(self, new: Sequence["_Row"], prompts: list[list[int]]) -> list[list["_Row"]]:
+    def _begin(self, new: Sequence["_Row"]) -> list[list["_Row"]]:
         """Admit episodes with their prompts, those of one prompt as one row."""
         together: dict[tuple[int, ...], list[_Row]] = {}
         for row in new:
-            together.setdefault(row.text(prompts), []).append(row)
+            together.setdefault(row.text(self.prompts), []).append(row)
         if together:
             longest = max(map(len, together))
             most = max(len(text) + rows[0].left for text, rows in together.items())
