@@ -200,8 +200,8 @@ class EpisodeRunner(SingleAgentEnvRunner):
         return found
 
     def _convert(self, episode: Episode) -> SingleAgentEpisode | None:
-        """None for an episode without a decision to learn from."""
-        if episode.hidden is None or episode.mask is None or episode.z is None:
+        """None for an episode without a decision to learn from, or without a verdict."""
+        if not episode.judged or episode.hidden is None or episode.mask is None or episode.z is None:
             return None
         with torch.no_grad():
             prior = self.prior(episode.hidden, episode.mask)

@@ -206,7 +206,7 @@ class ShortlistHead(GRPO):
 
     def shortlist(self, logits: Tensor) -> Tensor:
         """(n, S) the tokens that the backbone finds likeliest."""
-        return logits.topk(min(self.session.plugin.config.shortlist, logits.shape[-1]), dim=-1).indices
+        return self.session.backbone.likeliest(logits, self.session.plugin.config.shortlist)[1]
 
     def rollout(self, requests: list[Request]) -> list[Episode]:
         return self.session.rollout(requests, self._sample_tokens, from_logits=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rollout import QUICK
 from rollout_long import paper
 from rollout_sections import decode_rates, random_lm, seconds_of
 
@@ -38,7 +39,6 @@ from ollm_rl.options.modules import PlugIn
 from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.local import Session, make_session
 
-QUICK = ConversionConfig(num_solutions=200, num_heldout=20, epochs=1, prior_epochs=1)
 SHAPE = "deepseek_r1_1_5b"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rollout_sections import long_tailed, random_lm, seconds_of
+from rollout_sections import NoPrefix, long_tailed, random_lm, seconds_of
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from agents.random import Random
@@ -140,12 +140,6 @@ def _short(session: Session, most: int, repeats: int, texts: int = 64, tokens: i
     return median(play(whole) / play(blocks) for _ in range(repeats))
 
 
-class _OwnOnly:
-    """In a prompter's place where prompts are tokens and nothing is shared."""
-
-    prefix: list[int] = []
-
-
 @torch.inference_mode()
 def paper(
     session: Session, gib: float = 2.0, most: int = 8192, length: int = 1000, behind: tuple[int, ...] = (64, 1024, 4096, 8128),
@@ -161,7 +155,6 @@ def paper(
         num_slots: the most rows. lm: another shape.
     """
     lm = random_lm("deepseek_r1_1_5b", session.backbone) if lm is None else lm
-    lm.backbone.context_limit = (None, "")
     _, per_token = cache_bytes(lm.backbone, 0, 1)
     found: dict[str, Any] = {
         "kv_cache_gib": gib, "new_tokens": most, "cache_bytes_per_token": per_token,
@@ -172,7 +165,7 @@ def paper(
     under_way = (lengths * np.random.default_rng(0).random(num_slots)).astype(int).clip(1)
     for name, kind in (("whole", Whole), ("blocks", Watched)):
         engine = kind(
-            lm, _OwnOnly(), num_slots=num_slots, max_new_tokens=most, max_prompt_tokens=64, kv_cache_gib=gib,
+            lm, NoPrefix(), num_slots=num_slots, max_new_tokens=most, max_prompt_tokens=64, kv_cache_gib=gib,
             cuda_graphs=name == "whole",
         )  # fmt: skip
         engine.at_once, engine.waits = [], 0

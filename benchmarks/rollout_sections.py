@@ -312,7 +312,7 @@ def decode_rates(
     and head alone as CUDA graphs (the limit), and `generate`; and of the prompts' prefill.
     """
     backbone = lm.backbone
-    engine = RolloutEngine(lm, _NoPrefix(), num_slots=batch, max_new_tokens=steps, max_prompt_tokens=prompt)
+    engine = RolloutEngine(lm, NoPrefix(), num_slots=batch, max_new_tokens=steps, max_prompt_tokens=prompt)
     ids = torch.randint(3, backbone.vocab_size, (batch, prompt), device=backbone.device)
 
     def of_engine() -> None:
@@ -388,7 +388,7 @@ def training_rates(backbone: Backbone, length: int, texts: int = 4, rank: int = 
     return {name: texts * length / median(found[1:]) for name, found in taken.items()}
 
 
-class _NoPrefix:
+class NoPrefix:
     """In a prompter's place where prompts are tokens."""
 
     prefix: list[int] = []

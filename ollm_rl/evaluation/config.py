@@ -28,7 +28,7 @@ class EvaluateConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if wrong := [x for x in self.hand_over if x <= 0 or (x > 1 and x != int(x))]:
+        if wrong := [x for x in self.hand_over if not (0 < x < 1 or (x >= 1 and float(x).is_integer()))]:
             raise ConfigurationError(
                 f"evaluate.hand_over: {wrong[0]} is no number of decisions and no share; expected 1, 2, ... or a number between 0 and 1"
             )

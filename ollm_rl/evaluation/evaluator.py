@@ -154,7 +154,7 @@ def kl_from_start(session: BaseSession, agent: Agent, problems: Sequence[Problem
 
 
 def evaluate_hand_over(
-    session: BaseSession, agent: Agent, greedy: Sequence[Episode], after: Sequence[float], seed: int = 0
+    session: BaseSession, agent: Agent, greedy: Sequence[Episode], after: Sequence[float]
 ) -> dict[str, Share]:
     """Greedy accuracy where the agent chooses at the first decisions of a text only, and the plug-in's prior at all others.
 

@@ -134,7 +134,7 @@ def _run_trial(
     row.add(learned)
     row.ood = _out_of_distribution(settings, session, agent, seed)
     if (after := list(config.evaluate.hand_over)) and agent.learns_from_rewards and not agent.acts_on_logits:
-        row.hand_over = evaluate_hand_over(session, agent, found.greedy, after, seed)
+        row.hand_over = evaluate_hand_over(session, agent, found.greedy, after)
     if n := config.evaluate.num_kl:
         row.kl_from_start = kl_from_start(session, agent, problems[:n], seed)
     if before and before.mean_length and row.mean_length is not None:

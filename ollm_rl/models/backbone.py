@@ -286,7 +286,8 @@ class Backbone:
         return self.head(own) if packed is None else packed.head(own.contiguous())
 
     def likeliest(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest logits (n, k) of each row of (n, vocab), and their tokens, in descending order."""
+        """The k largest logits of each row of (n, vocab), or all if there are fewer, and their tokens, in descending order."""
+        k = min(k, logits.shape[-1])
         functions = kernels(logits.dtype) if self.compiled and logits.device.type == "cpu" else None
         if functions is None:
             return logits.topk(k, dim=-1)

@@ -222,7 +222,7 @@ def _batch_states(
         entropy = torch.cat(
             [_entropy(backbone.after_head(few)) for few in logits.split(16)]
         )  # whole rows in cache: 10 times faster
-        top, ids = logits.topk(min(shortlist, logits.shape[-1]), dim=-1)
+        top, ids = backbone.likeliest(logits, shortlist)
         found = ids == x[:, None]
         missing = ~found.any(-1)
         extra = logits.gather(1, x[:, None]).float().masked_fill(~missing[:, None], float("-inf"))

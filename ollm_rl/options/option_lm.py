@@ -104,7 +104,7 @@ class OptionLM:
         """
         if logits is None:
             logits = self.backbone.logits(hidden)
-        top, ids = self.backbone.likeliest(logits, min(self.plugin.config.shortlist, logits.shape[-1]))
+        top, ids = self.backbone.likeliest(logits, self.plugin.config.shortlist)
         if self.backbone.changes_logits:  # the bias comes before the cap
             own = hidden[:, : self.backbone.hidden_size]
             top = torch.bmm(self.backbone.head_rows(ids), own[:, :, None])[..., 0]

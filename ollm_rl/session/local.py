@@ -12,7 +12,6 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import convert as converted
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
-from ollm_rl.reward.functions import MathVerify
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import Judge, judge_by
@@ -51,7 +50,9 @@ class Session(BaseSession):
         self.prompter = Prompter.for_task(backbone, task)
         self.lm: OptionLM = OptionLM(backbone, plugin)
         self.engine_settings = engine_settings(task, engine or {})
-        self.judge = reward if isinstance(reward, Judge) else judge_by(MathVerify() if reward is None else reward)
+        self.judge = (
+            reward if isinstance(reward, Judge) else judge_by(task.default_reward() if reward is None else reward)
+        )
         self.reward = self.judge.settings
         self._judged_s = self.judge.seconds
 

@@ -92,7 +92,9 @@ def _own_task(kind: Any, target: str, settings: dict[str, Any]) -> Task:
             raise ConfigurationError(
                 f"task._target_={target} gave {problem!r:.120}; expected a Problem, whose problem and answer are texts"
             )
-    for attribute, default in (("name", name or kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens)):
+    for attribute, default in (
+        ("name", name or kind.__name__), ("max_new_tokens", TaskConfig.max_new_tokens), ("default_reward", Task.default_reward),
+    ):  # fmt: skip
         if not hasattr(task, attribute):
             setattr(task, attribute, default)
     return task

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ollm_rl.common.settings import Config, setting
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.reward.functions import MathVerify
 
 SPLITS = ("sft", "train", "tune", "test")
 # Cumulative percentages of the hash; the last 3% hold the examples that stand in every prompt.
@@ -55,11 +56,13 @@ class Task(ABC):
         max_new_tokens: token budget that an episode gets where nothing else is said.
         ood_variants: settings of the task that put its problems out of the distribution of training, by name.
         notes: what is odd in its data and was put right.
+        default_reward: the class of the reward that judges it where no other is given.
         settings: what `make_task` made it from, with the name under `name`; None of a task that was made otherwise.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {}
     notes: Sequence[str] = ()
+    default_reward: ClassVar[type[Any]] = MathVerify
     settings: dict[str, Any] | None = None
 
     config_class: ClassVar[type[TaskConfig]] = TaskConfig  # of the settings of its constructor

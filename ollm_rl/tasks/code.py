@@ -8,6 +8,7 @@ from typing import Any
 
 from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, DataError
+from ollm_rl.reward.python_tests import PythonTests
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket, check_split
 from ollm_rl.tasks.reading import read_lines
 
@@ -59,6 +60,7 @@ class PythonFunctions(Task):
     The difficulty is how many things the function does; `Problem.extra["tests"]` has the calls.
     """
 
+    default_reward = PythonTests
     config_class = PythonFunctionsConfig
 
     def __init__(self, **settings: Any):
@@ -142,6 +144,7 @@ def _arguments(text: str) -> list[list[int]]:
 class HumanEval(Task):
     """HumanEval (Chen et al. 2021, arXiv 2107.03374): functions from their signatures and descriptions. All problems are in `test`."""
 
+    default_reward = PythonTests
     config_class = HumanEvalConfig
 
     def __init__(self, **settings: Any):

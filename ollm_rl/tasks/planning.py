@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from ollm_rl.common.settings import setting
-from ollm_rl.reward.plans import DIRECTIONS, moved, poured
+from ollm_rl.reward.plans import DIRECTIONS, Plan, moved, poured
 from ollm_rl.tasks.base import Problem, format_answer
 from ollm_rl.tasks.generated import ReasoningGym, WordedConfig
 
@@ -89,6 +89,7 @@ class Planning(ReasoningGym):
     """Problems whose solutions are plans; `Problem.extra` has the number of moves of the shortest as `difficulty`, those of the solution as
     `moves`, and what `reward=plan` judges by as `plan`. Problems are unique in `tune` and `test`."""
 
+    default_reward = Plan
     config: Any
 
     @abstractmethod

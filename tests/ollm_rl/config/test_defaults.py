@@ -8,9 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from ollm_rl.common.config_files import SCHEMAS, SECTIONS, config_file, members, roots, schema, section
+from ollm_rl.common.locate import dotted_name
 from ollm_rl.common.settings import Config, setting, settings_of
+from ollm_rl.config.compose import compose
 from ollm_rl.config.document import document
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.tasks import TASKS
 from tests.test_layers import FORBIDDEN, MODULES, ROOT
 
 # Functions whose argument of that name is another thing: problems are drawn, and episodes asked for, by a seed of their own.
@@ -98,3 +101,11 @@ def test_unknown_settings_are_said_with_the_nearest():
     with pytest.raises(ConfigurationError, match=r"no setting 'num_slot'; it takes .*Did you mean 'num_slots'\?"):
         import_module("ollm_rl.rollout.config").EngineConfig.of({"num_slot": 3})
     assert issubclass(import_module("ollm_rl.rollout.config").EngineConfig, Config)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_command_line_judges_a_task_as_python_does(name, tmp_path):
+    """By the reward that the task has: a group's member of its own says so to Hydra."""
+    path = [f"task.path={tmp_path / 'none.jsonl'}"] if name == "jsonl" else []
+    assert compose([f"task={name}", *path]).config.reward._target_ == dotted_name(TASKS[name].default_reward)
+    assert compose([f"task={name}", "reward=reasoning_gym", *path]).config.reward._target_.endswith("ReasoningGym")

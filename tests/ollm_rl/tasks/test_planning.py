@@ -53,3 +53,13 @@ def test_wrong_settings_are_named():
         ol.make_task("shortest_path", min_size=6)
     with pytest.raises(ConfigurationError, match="wording"):
         ol.make_task("countdown", wording="no place for it")
+
+
+def test_a_session_judges_by_the_task_s_own_reward(tiny):
+    task = ol.make_task("shortest_path")
+    session = ol.Session(tiny.backbone, tiny.plugin, task)
+    [problem] = task.problems("sft", 1)
+    episode = ol.Episode(problem, text=problem.solution)
+    session.judge([episode])
+    assert episode.reward >= 0.5 and episode.verdict in ("right", "detour")
+    assert isinstance(ol.Session(tiny.backbone, tiny.plugin, task, reward=ol.MathVerify()).judge.reward, ol.MathVerify)
