@@ -26,7 +26,8 @@ from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.modules import digest
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.callbacks import Callbacks

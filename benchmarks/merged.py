@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from ollm_rl.models.backbone import load_backbone
+from ollm_rl.models.loading import load_backbone
 
 
 def merge(adapter: Path, out: Path, backbone: str = "smollm2") -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ollm_rl.common.cache import cache_dir
-from ollm_rl.models.backbone import load_backbone
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.session.local import Session, make_session
 

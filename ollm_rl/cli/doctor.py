@@ -13,7 +13,8 @@ from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.errors import OLLMError
-from ollm_rl.models.backbone import describe, load_backbone
+from ollm_rl.models.backbone import describe
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.rollout.episode import Episode

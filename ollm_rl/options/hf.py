@@ -29,7 +29,8 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ollm_rl.errors import CheckpointError
 from ollm_rl.models import driving
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.modules import PlugIn, checkpoint_dir
 from ollm_rl.options.reader import Block, Reader
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ollm_rl.models.attention import KVCache
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.config import BackboneConfig
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.modules import PlugIn, canonical, checkpoint_dir
 
 NO_LATENT = -1  # on record for a token that was nobody's choice among latents

@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from ollm_rl.common.progress import Bar
-from ollm_rl.models.backbone import Backbone, load_backbone, resolve
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.config import BackboneConfig
+from ollm_rl.models.loading import load_backbone, resolve
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import convert as converted
 from ollm_rl.options.modules import PlugIn

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import merged
 
 from agents.lora import LoRA
-from ollm_rl.models.backbone import load_backbone
+from ollm_rl.models.loading import load_backbone
 
 
 def test_a_merged_backbone_says_what_the_adapted_model_says(tiny, tmp_path):

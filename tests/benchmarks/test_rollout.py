@@ -12,7 +12,7 @@ import rollout_long
 import rollout_sections as sections
 import rollout_step
 
-from ollm_rl.models.backbone import load_backbone
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.oracle.search import Frontier, Search
 from ollm_rl.tasks import Problem
 

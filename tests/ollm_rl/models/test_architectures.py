@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ollm_rl.errors import BackboneError
-from ollm_rl.models.backbone import Backbone, load_backbone
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.models.tiny import tiny_tokenizer
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn

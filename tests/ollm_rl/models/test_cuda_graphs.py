@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from ollm_rl.models.backbone import load_backbone
 from ollm_rl.models.cuda_graphs import GraphedSteps
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM

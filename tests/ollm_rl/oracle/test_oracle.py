@@ -11,7 +11,7 @@ import torch
 from ollm_rl.common.config_files import members
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.replay import replay
-from ollm_rl.models.backbone import load_backbone
+from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.config import PlugInConfig
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.oracle.config import SEARCHES, TREES
