@@ -23,7 +23,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     folder.mkdir(exist_ok=True)
-    parts = (plot(results, folder) for plot in (_learning, _costs, _headroom, _budget))
+    parts = (plot(results, folder) for plot in (_learning, _costs, _headroom, _decides, _budget))
     return [p for p in (*parts, *_gaps(results, folder)) if p is not None]
 
 
@@ -176,6 +176,51 @@ def _headroom(results: Results, folder: Path) -> Path | None:
     if len(rows) < 3:
         return None
     return draw_overview(f"Where is the headroom? {results.backbone} on {results.task}", rows, folder / "headroom.png")
+
+
+def _decides(results: Results, folder: Path) -> Path | None:
+    """What is kept of a gain when the agent hands over to the prior, by the decision after which it does; and the share of decisions at which
+    it says another token than the prior's likeliest, by quarter of a text's decisions."""
+    from matplotlib import pyplot as plt
+
+    pooled: Sequence[AgentRow] = results.pooled or results.rows
+    handed = [row for row in pooled if row.hand_over]
+    quarters: dict[str, list[Sequence[float]]] = {}
+    for one in results.rows:
+        if one.changes and any(one.changes.by_quarter or ()):
+            quarters.setdefault(one.agent, []).append(one.changes.by_quarter or ())
+    if not handed:
+        return None
+    colours = _colours(results)
+    names = list(handed[0].hand_over)
+    parts = [each for each in ([n for n in names if float(n) >= 1], [n for n in names if float(n) < 1]) if each]
+    figure, all_axes = plt.subplots(
+        1, len(parts) + 1, figsize=(4.2 * len(parts) + 4, 4.2), dpi=130, layout="constrained"
+    )
+    *kept, changed = all_axes
+    prior = next((row for row in pooled if row.agent == "prior"), None)
+    for axes, part in zip(kept, parts, strict=True):
+        for row in handed:
+            shares = [row.before or prior, *(row.hand_over.get(name) for name in part), row]
+            known = [(x, each) for x, each in enumerate(shares) if each is not None]
+            at, colour = [x for x, _ in known], colours[row.agent]
+            axes.plot(at, [each.accuracy for _, each in known], "o-", color=colour, label=row.agent)
+            axes.fill_between(at, *zip(*(e.accuracy_ci95 for _, e in known), strict=True), color=colour, alpha=0.12)
+        shown = [name if float(name) >= 1 else f"{float(name):.0%}" for name in part]
+        axes.set_xticks(range(len(part) + 2), ["0", *shown, "all"])
+        axes.set(xlabel="decisions the agent takes before the prior does", ylabel="greedy accuracy")
+    for agent, seeds in quarters.items():
+        mean = [sum(shares) / len(seeds) for shares in zip(*seeds, strict=True)]
+        changed.plot(range(4), mean, "o-", color=colours[agent], label=agent)
+    changed.set_xticks(range(4), ["1st", "2nd", "3rd", "4th"])
+    changed.set(xlabel="quarter of a text's decisions", ylabel="share of decisions unlike the prior's")
+    for axes in all_axes:
+        axes.grid(alpha=0.25)
+        axes.set_ylim(0, None)
+        axes.spines[["top", "right"]].set_visible(False)
+    kept[0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(f"Where do learned latents decide? {results.backbone} on {results.task}", fontsize=11)
+    return _save(figure, folder / "decides.png")
 
 
 def draw_curves(curves: Curves, title: str, path: Path) -> Path:

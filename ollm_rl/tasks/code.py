@@ -2,9 +2,8 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, DataError
@@ -20,11 +19,17 @@ class PythonFunctionsConfig(TaskConfig):
     """Of `PythonFunctions`."""
 
     name: str = setting("python_functions", "for tables and files")
-    loop_share: float = setting(
-        0.6, "share of solutions that are loops in place of an expression", at_least=0, at_most=1
+    careless_share: float = setting(
+        0.6, "share of the lines of solutions that follow a habit in place of the next step", at_least=0, at_most=1
     )
-    max_steps: int = setting(3, "things that a function does, at most", at_least=1, at_most=3)
-    max_new_tokens: int = setting(56, "token budget of an episode", at_least=1)
+    min_steps: int = setting(4, "steps of a function, at least", at_least=1, at_most=8)
+    max_steps: int = setting(4, "steps of a function, at most", at_least=1, at_most=8)
+    max_new_tokens: int = setting(80, "token budget of an episode", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_steps > self.max_steps:
+            raise self.refuse("min_steps", f"at most task.max_steps={self.max_steps}")
 
 
 @dataclass(frozen=True)
@@ -37,98 +42,92 @@ class HumanEvalConfig(TaskConfig):
     max_new_tokens: int = setting(384, "token budget of an episode", at_least=1)
 
 
-# What a function may ask of the numbers x, do to them, and make of them; in words and as Python.
+# What a step may do to a list of numbers, in words, and as Python for a list {v}: filters, and what is made of each number.
 FILTERS = {
-    "": "", "even ": "x % 2 == 0", "odd ": "x % 2 == 1", "positive ": "x > 0", "negative ": "x < 0",
-    **{f"greater than {n} ": f"x > {n}" for n in range(1, 10)}, **{f"less than {n} ": f"x < {n}" for n in range(1, 10)},
-    **{f"divisible by {n} ": f"x % {n} == 0" for n in range(3, 8)},
+    "keep even": "x % 2 == 0", "keep odd": "x % 2 == 1", **{f"keep over {n}": f"x > {n}" for n in range(1, 10)},
+    **{f"keep under {n}": f"x < {n}" for n in range(1, 10)}, **{f"keep multiples of {n}": f"x % {n} == 0" for n in range(3, 6)},
 }  # fmt: skip
 MAPS = {
-    "": "x", "the squares of ": "x * x", "the negatives of ": "-x", "the absolute values of ": "abs(x)",
-    **{f"{n} times ": f"{n} * x" for n in range(2, 10)}, **{f"{n} more than ": f"x + {n}" for n in range(1, 10)},
+    "square": "x * x", "negate": "-x", **{f"times {n}": f"x * {n}" for n in range(2, 10)}, **{f"add {n}": f"x + {n}" for n in range(1, 10)},
+    **{f"subtract {n}": f"x - {n}" for n in range(1, 10)},
 }  # fmt: skip
-REDUCES = {
-    "the list of ": ("[{}]", "[]", "out.append({})"), "the sum of ": ("sum({})", "0", "out += {}"),
-    "the sorted list of ": ("sorted({})", "[]", "out.append({})"), "how many are ": ("sum(1 for x in xs{})", "0", "out += 1"),
-}  # fmt: skip
+RESULTS = {"the list": "{}", "the sum": "sum({})", "how many": "len({})", "the sorted list": "sorted({})"}
 
 
 class PythonFunctions(Task):
-    """One function of a list of integers: the sum of the squares of its even numbers, say.
+    """A function of a list of integers, given in one sentence as steps in order; a solution has a line for each.
 
-    Some solutions are one expression, others (a share of `loop_share`) a loop, which says the same in more tokens. All pass their tests.
-    The difficulty is how many things the function does; `Problem.extra["tests"]` has the calls.
+    Solutions are of mixed quality, as those of planning tasks are: with probability `careless_share`, a line follows the habit of filtering
+    first, where the next step makes something of each number and a filter comes later. Such a line is taken back: the one after it assigns
+    the same name anew, and the habit does not try the same filter twice. All solutions pass their tests. `Problem.extra` has the steps as
+    `difficulty`, the calls as `tests`, and whether a line is taken back as `style`.
     """
 
     default_reward = PythonTests
     config_class = PythonFunctionsConfig
+    ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "more steps": {"min_steps": 5, "max_steps": 5, "max_new_tokens": 100}
+    }
 
     def __init__(self, **settings: Any):
         self.config = config = PythonFunctionsConfig.of(settings, "task 'python_functions'")
         self.name, self.max_new_tokens = config.name, config.max_new_tokens
-        self.by_split: dict[str, list[tuple[str, str, str]]] = {split: [] for split in (*SPLITS, "examples")}
-        for parts in self._all():
-            self.by_split[bucket(_wording(*parts))].append(parts)
         self.examples = self._drawn("examples", config.num_examples, 0)
-
-    def _all(self) -> Iterator[tuple[str, str, str]]:
-        for reduce in REDUCES:
-            for mapped in MAPS if reduce != "how many are " else [""]:
-                for kept in FILTERS:
-                    if bool(mapped) + bool(kept) + (reduce != "the list of ") <= self.config.max_steps and (
-                        mapped or kept
-                    ):
-                        yield kept, mapped, reduce
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         check_split(split)
         return self._drawn(split, n, seed)
 
     def _drawn(self, split: str, n: int, seed: int) -> list[Problem]:
-        """Without repetition in `tune` and `test`; elsewhere one after the other, again and again."""
-        draw, found = random.Random(f"{split}/{seed}"), list(self.by_split[split])
-        draw.shuffle(found)
-        most = n if split in ("sft", "train") and found else min(n, len(found))
-        return [self._problem(found[i % len(found)], f"{split}-{seed}-{i}", split, draw) for i in range(most)]
+        """Without repetition in `tune` and `test`, and fewer than `n` where there are no more."""
+        draw, seen, found = random.Random(f"{split}/{seed}"), set[str](), list[Problem]()
+        for _ in range(200 * n + 10_000):
+            if len(found) == n:
+                break
+            steps = draw.sample([*FILTERS, *MAPS], draw.randint(self.config.min_steps, self.config.max_steps))
+            text = f"Write f(xs): {', '.join(steps)}; return {(result := draw.choice(list(RESULTS)))}."
+            if bucket(text) == split and not (split in ("tune", "test") and text in seen):
+                seen.add(text)
+                if (expected := _results(text, answer := _function(steps, result))) is not None:
+                    found.append(
+                        self._problem(text, f"{split}-{seed}-{len(found)}", answer, steps, result, expected, draw)
+                    )
+        return found
 
-    def _problem(self, parts: tuple[str, str, str], id: str, split: str, draw: random.Random) -> Problem:
-        kept, mapped, reduce = parts
-        looped = split != "examples" and draw.random() < self.config.loop_share
-        answer, text = _expression(*parts), _wording(*parts)
-        calls = _arguments(text)
-        namespace: dict[str, Any] = {}
-        exec(answer, namespace)  # our own text
-        tests = {"entry_point": "f", "calls": [[xs] for xs in calls], "expected": [namespace["f"](xs) for xs in calls]}
+    def _problem(
+        self, text: str, id: str, answer: str, steps: list[str], result: str, expected: list[Any], draw: random.Random
+    ) -> Problem:
+        careless = 0.0 if id.startswith("examples") else self.config.careless_share
+        solution = _function(steps, result, draw, careless)
+        tests = {"entry_point": "f", "calls": [[xs] for xs in _arguments(text)], "expected": expected}
+        style = "steps" if solution == answer else "taken back"
         return Problem(
-            id=id, problem=f"Write f(xs) that returns {text}.", answer=answer, solution=_loop(*parts) if looped else answer,
-            extra={"difficulty": bool(mapped) + bool(kept) + 1, "style": "loop" if looped else "steps", "tests": tests},
+            id=id, problem=text, answer=answer, solution=solution, extra={"difficulty": len(steps), "style": style, "tests": tests}
         )  # fmt: skip
 
 
-def _wording(kept: str, mapped: str, reduce: str) -> str:
-    if kept.startswith(("greater", "less", "divisible")):
-        return (
-            f"{reduce}{mapped}the numbers in xs that are {kept.strip()}"
-            if reduce != "how many are "
-            else f"how many numbers in xs are {kept.strip()}"
-        )
-    if reduce == "how many are ":
-        return f"how many numbers in xs are {kept.strip()}"
-    return f"{reduce}{mapped}the {kept}numbers in xs"
+def _function(steps: list[str], result: str, draw: random.Random | None = None, careless: float = 0.0) -> str:
+    lines, names = ["def f(xs):"], ["xs", *"abcdefgh"]
+    for i, step in enumerate(steps):
+        later = [each for each in steps[i + 1 :] if each in FILTERS] if step in MAPS else []
+        while later and draw is not None and draw.random() < careless:
+            lines.append(_line(later.pop(0), names[i], names[i + 1]))
+        lines.append(_line(step, names[i], names[i + 1]))
+    return "\n".join([*lines, f"    return {RESULTS[result].format(names[len(steps)])}"])
 
 
-def _expression(kept: str, mapped: str, reduce: str) -> str:
-    condition = f" if {FILTERS[kept]}" if kept else ""
-    inner = condition if reduce == "how many are " else f"{MAPS[mapped]} for x in xs{condition}"
-    return f"def f(xs):\n    return {REDUCES[reduce][0].format(inner)}"
+def _line(step: str, given: str, name: str) -> str:
+    if step in FILTERS:
+        return f"    {name} = [x for x in {given} if {FILTERS[step]}]"
+    return f"    {name} = [{MAPS[step]} for x in {given}]"
 
 
-def _loop(kept: str, mapped: str, reduce: str) -> str:
-    _, start, step = REDUCES[reduce]
-    lines = ["def f(xs):", f"    out = {start}", "    for x in xs:"]
-    lines += [f"        if {FILTERS[kept]}:"] if kept else []
-    lines.append(" " * (12 if kept else 8) + step.format(MAPS[mapped]))
-    return "\n".join([*lines, "    return sorted(out)" if reduce == "the sorted list of " else "    return out"])
+def _results(text: str, answer: str) -> list[Any] | None:
+    """What the function returns for its arguments; None where hardly any number goes through it, so that wrong ones would pass too."""
+    namespace: dict[str, Any] = {}
+    exec(answer, namespace)  # our own text
+    found = [namespace["f"](xs) for xs in _arguments(text)]
+    return found if sum(result not in (0, []) for result in found) >= ARGUMENTS // 2 else None
 
 
 def _arguments(text: str) -> list[list[int]]:
@@ -136,7 +135,7 @@ def _arguments(text: str) -> list[list[int]]:
     draw = random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
     return [
         [],
-        *([draw.randint(-20, 20) for _ in range(draw.randint(1, 9))] for _ in range(ARGUMENTS - 2)),
+        *([draw.randint(-20, 20) for _ in range(draw.randint(5, 12))] for _ in range(ARGUMENTS - 2)),
         list(range(-12, 13)),
     ]
 

@@ -6,8 +6,9 @@ import pytest
 
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.comparison import learning_curve, pool, summarize
-from ollm_rl.evaluation.records import Sampled
+from ollm_rl.evaluation.records import Changes, Sampled, Share
 from ollm_rl.evaluation.results import Results, Row
+from ollm_rl.report import plots
 from ollm_rl.report.html import write_report
 from ollm_rl.report.plots import _evaluated, _over_seeds, draw
 
@@ -197,3 +198,25 @@ def test_several_tasks_have_one_table_and_a_page_each(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "<td>words</td><td>prior</td>" in page and '<a href="words/report.html">' in page
     assert (tmp_path / "words" / "report.html").exists()
+
+
+def test_hand_over_and_quarters_are_drawn(tmp_path, monkeypatch):
+    def row(agent, accuracy, **more):
+        return Row(agent=agent, n_problems=100, accuracy=accuracy, accuracy_ci95=(0, 1), **more)
+
+    kept = {name: Share(n=100, accuracy=x, accuracy_ci95=(0.1, 0.5)) for name, x in (("4", 0.3), ("0.25", 0.35))}
+    moved = [Changes(decisions=80, changed=0.1, by_quarter=[x, 0.1, 0, 0]) for x in (0.2, 0.4)]
+    rows = [row("grpo", 0.6, seed=seed, hand_over=kept, changes=moved[seed]) for seed in (0, 1)]
+    results = Results([row("prior", 0.2, seed=0), row("prior", 0.2, seed=1), *rows], "task", "tiny")
+    summarize(results)
+    shown = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, path: shown.setdefault(path.stem, figure) and path)
+    draw(results, tmp_path)
+    lines = [[list(line.get_ydata()) for line in axes.lines] for axes in shown["decides"].axes]
+    assert lines == [[[0.2, 0.3, 0.6]], [[0.2, 0.35, 0.6]], [[pytest.approx(0.3), 0.1, 0, 0]]]
+    assert [label.get_text() for label in shown["decides"].axes[1].get_xticklabels()] == ["0", "25%", "all"]
+    del results.rows[2:]
+    summarize(results)
+    shown.clear()
+    draw(results, tmp_path)
+    assert "decides" not in shown  # nothing was handed over
