@@ -4,8 +4,8 @@ One iteration: sample `num_generations` episodes of each of `problems_per_iterat
 advantage over its group, and take a few small steps on the decision points. The backbone does not run in
 an update. Where the loss follows TRL's `GRPOTrainer` it is the same formula over decisions instead of tokens.
 
-Only positions where the prior is in doubt count (`min_entropy`), steps are small and stop once the policy has moved
-`target_kl` nats away from the one that sampled, and duplicates of an option are masked. The reward of an episode is the
+Only positions where the prior is in doubt count (`min_entropy`), at all others KL(pi0 || pi) holds the policy (`anchor`), steps are
+small and stop once the policy has moved `target_kl` nats away from the one that sampled, and duplicates of an option are masked. The reward of an episode is the
 pass@k of its group (`pass_at_k`), because the plain reward pays for repeating what already works: with k = 1 the
 policy climbs as high, but best of 8 falls (`docs/log.md` has the figures).
 """
@@ -158,6 +158,8 @@ class GRPO(PolicyAgent):
         # Minibatches hold whole episodes, and only decisions that carry a gradient.
         per_minibatch = float(counts.sum()) / self.config.minibatches
         useful = (counts > 0) & (advantage != 0) if self.config.beta == 0 else counts > 0
+        # Where the prior is sure nothing is learned from rewards, so nothing there would undo what is learned elsewhere and is wrong there.
+        sure = (counts == 0) & (data.weight > 0) if self.config.anchor else torch.zeros_like(useful)
         kls, clipped, stopped = [], [], 0
         for _ in range(self.config.num_iterations):
             order = torch.randperm(len(deciding), generator=shuffle).to(data.owner.device)
@@ -171,10 +173,11 @@ class GRPO(PolicyAgent):
                     len(part),
                     per_minibatch,
                 )[useful[mine]]
-                rows = mine[useful[mine]]
+                rows, held = mine[useful[mine]], mine[sure[mine]]
                 if not len(rows):
                     continue
-                log_probs = self.policy(data.hidden[rows], data.mask[rows])
+                both = torch.cat([rows, held])
+                log_probs, of_held = self.policy(data.hidden[both], data.mask[both]).split([len(rows), len(held)])
                 new = log_probs.gather(1, data.z[rows, None])[:, 0]
                 reference = prior[rows].gather(1, data.z[rows, None])[:, 0]
                 old = data.log_probs[rows]
@@ -197,7 +200,9 @@ class GRPO(PolicyAgent):
                 if self.config.target_kl and kls[-1] > self.config.target_kl:
                     stopped = 1
                     break
-                descend(self.optimizer, (losses * weights).sum(), max_norm=1.0)
+                away = (prior[held].exp() * (prior[held] - of_held)).sum(-1) * data.weight[held]
+                anchor = self.config.anchor * away.sum() / data.weight[held].sum().clamp_min(1)
+                descend(self.optimizer, (losses * weights).sum() + anchor, max_norm=1.0)
             if stopped:
                 break
         with torch.no_grad():
@@ -207,11 +212,13 @@ class GRPO(PolicyAgent):
             doubts = max(1, int(in_doubt.sum()))  # nobody may be in doubt
             from_prior = (now.exp() * (now - prior)).sum(-1)[in_doubt].sum() / doubts
             entropy = -(now.exp() * now).sum(-1)[in_doubt].sum() / doubts
+            held = (now.argmax(-1) == prior.argmax(-1))[~in_doubt]
         return {
             "num_decisions": len(data),
             "decisions_in_doubt": float(in_doubt.float().mean()),
             "entropy": float(entropy),
             "kl_from_prior": float(from_prior),
+            "agrees_where_prior_is_sure": float(held.float().mean()) if len(held) else 1.0,
             "approx_kl": float(np.mean(kls)) if kls else 0.0,
             "clip_ratio": float(np.mean(clipped)) if clipped else 0.0,
             "stopped_early": stopped,

@@ -86,6 +86,34 @@ def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch, kept):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2
 
 
+def test_the_anchor_holds_the_policy_where_the_prior_is_sure(tiny, tmp_path, monkeypatch):
+    """No reward is credited there, so nothing else would."""
+
+    class Latents(Judge):
+        def __call__(self, episodes):
+            for e in episodes:
+                e.reward = sum(z > 4 for z in e.latents) / max(len(e.latents), 1)
+
+    monkeypatch.setattr(tiny, "judge", Latents(len))
+    agent = GRPO(tiny, **QUICK)
+    data = agent.decisions(agent._sample(tiny.problems("train", 20), 1))
+    with torch.no_grad():
+        prior = agent.prior(data.hidden, data.mask)
+        entropies = -(prior.exp() * prior).sum(-1)
+    median = float(entropies.median())
+    moved = {}
+    for anchor in (0.0, 1.0):
+        settings = {**QUICK, "total_episodes": 480, "learning_rate": 3e-3, "beta": 0.0, "target_kl": 0.0}
+        agent, run = GRPO(tiny, **settings, min_entropy=median, anchor=anchor), Run(tmp_path, f"anchor-{anchor}", "")
+        agent.learn(run)
+        with torch.no_grad():
+            away = (prior.exp() * (prior - agent.policy(data.hidden, data.mask))).sum(-1)
+        moved[anchor] = [float(away[where].mean()) for where in (entropies <= median, entropies > median)]
+        assert run.metrics()[-1]["agrees_where_prior_is_sure"] <= 1
+    assert moved[1.0][0] < 0.3 * moved[0.0][0], moved  # held where the prior is sure
+    assert moved[1.0][1] > 3 * moved[1.0][0], moved  # and free where it is not
+
+
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):
     whole, run = GRPO(tiny, **QUICK), Run(tmp_path, "whole", "")
     counts = whole.learn(run)
