@@ -24,7 +24,7 @@ class PythonFunctionsConfig(TaskConfig):
     )
     min_steps: int = setting(4, "steps of a function, at least", at_least=1, at_most=8)
     max_steps: int = setting(4, "steps of a function, at most", at_least=1, at_most=8)
-    max_new_tokens: int = setting(80, "token budget of an episode", at_least=1)
+    max_new_tokens: int = setting(76, "token budget of an episode", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
