@@ -44,7 +44,7 @@ class GRPOConfig(AgentConfig):
     scale_rewards: str = setting("none", "what advantages are divided by", choices=SCALES)
     pass_at_k: int = setting(3, "the objective is that one of k episodes is right; 1 is ordinary GRPO", at_least=1)
     min_entropy: float = setting(0.02, "decisions where the prior is surer than this (nats) do not count", at_least=0)
-    anchor: float = setting(0.1, "weight of the KL that keeps the policy with the prior at those decisions", at_least=0)
+    forward_kl: float = setting(0.1, "weight of KL(prior || policy) at those decisions", at_least=0)
     target_kl: float = setting(0.02, "a pass ends this far (nats) from the sampling policy; 0: never", at_least=0)
     max_decisions: int = setting(32, "the constant that `dr_grpo` divides by", at_least=1)
     num_problems: int = setting(2000, "training problems drawn from split `train`", at_least=1)

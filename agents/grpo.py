@@ -4,7 +4,7 @@ One iteration: sample `num_generations` episodes of each of `problems_per_iterat
 advantage over its group, and take a few small steps on the decision points. The backbone does not run in
 an update. Where the loss follows TRL's `GRPOTrainer` it is the same formula over decisions instead of tokens.
 
-Only positions where the prior is in doubt count (`min_entropy`), at all others KL(pi0 || pi) holds the policy (`anchor`), steps are
+Only positions where the prior is in doubt count (`min_entropy`), at all others KL(pi0 || pi) holds the policy (`forward_kl`), steps are
 small and stop once the policy has moved `target_kl` nats away from the one that sampled, and duplicates of an option are masked. The reward of an episode is the
 pass@k of its group (`pass_at_k`), because the plain reward pays for repeating what already works: with k = 1 the
 policy climbs as high, but best of 8 falls (`docs/log.md` has the figures).
@@ -159,7 +159,7 @@ class GRPO(PolicyAgent):
         per_minibatch = float(counts.sum()) / self.config.minibatches
         useful = (counts > 0) & (advantage != 0) if self.config.beta == 0 else counts > 0
         # Where the prior is sure nothing is learned from rewards, so nothing there would undo what is learned elsewhere and is wrong there.
-        sure = (counts == 0) & (data.weight > 0) if self.config.anchor else torch.zeros_like(useful)
+        sure = (counts == 0) & (data.weight > 0) if self.config.forward_kl else torch.zeros_like(useful)
         kls, clipped, stopped = [], [], 0
         for _ in range(self.config.num_iterations):
             order = torch.randperm(len(deciding), generator=shuffle).to(data.owner.device)
@@ -201,8 +201,8 @@ class GRPO(PolicyAgent):
                     stopped = 1
                     break
                 away = (prior[held].exp() * (prior[held] - of_held)).sum(-1) * data.weight[held]
-                anchor = self.config.anchor * away.sum() / data.weight[held].sum().clamp_min(1)
-                descend(self.optimizer, (losses * weights).sum() + anchor, max_norm=1.0)
+                kept = self.config.forward_kl * away.sum() / data.weight[held].sum().clamp_min(1)
+                descend(self.optimizer, (losses * weights).sum() + kept, max_norm=1.0)
             if stopped:
                 break
         with torch.no_grad():

@@ -86,7 +86,7 @@ def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch, kept):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2
 
 
-def test_the_anchor_holds_the_policy_where_the_prior_is_sure(tiny, tmp_path, monkeypatch):
+def test_the_forward_kl_holds_the_policy_where_the_prior_is_sure(tiny, tmp_path, monkeypatch):
     """No reward is credited there, so nothing else would."""
 
     class Latents(Judge):
@@ -102,13 +102,13 @@ def test_the_anchor_holds_the_policy_where_the_prior_is_sure(tiny, tmp_path, mon
         entropies = -(prior.exp() * prior).sum(-1)
     median = float(entropies.median())
     moved = {}
-    for anchor in (0.0, 1.0):
+    for weight in (0.0, 1.0):
         settings = {**QUICK, "total_episodes": 480, "learning_rate": 3e-3, "beta": 0.0, "target_kl": 0.0}
-        agent, run = GRPO(tiny, **settings, min_entropy=median, anchor=anchor), Run(tmp_path, f"anchor-{anchor}", "")
+        agent, run = GRPO(tiny, **settings, min_entropy=median, forward_kl=weight), Run(tmp_path, f"run-{weight}", "")
         agent.learn(run)
         with torch.no_grad():
             away = (prior.exp() * (prior - agent.policy(data.hidden, data.mask))).sum(-1)
-        moved[anchor] = [float(away[where].mean()) for where in (entropies <= median, entropies > median)]
+        moved[weight] = [float(away[where].mean()) for where in (entropies <= median, entropies > median)]
         assert run.metrics()[-1]["agrees_where_prior_is_sure"] <= 1
     assert moved[1.0][0] < 0.3 * moved[0.0][0], moved  # held where the prior is sure
     assert moved[1.0][1] > 3 * moved[1.0][0], moved  # and free where it is not
