@@ -22,9 +22,9 @@ class PythonFunctionsConfig(TaskConfig):
     careless_share: float = setting(
         0.6, "share of the lines of solutions that follow a habit in place of the next step", at_least=0, at_most=1
     )
-    min_steps: int = setting(4, "steps of a function, at least", at_least=1, at_most=8)
-    max_steps: int = setting(4, "steps of a function, at most", at_least=1, at_most=8)
-    max_new_tokens: int = setting(76, "token budget of an episode", at_least=1)
+    min_steps: int = setting(5, "steps of a function, at least", at_least=1, at_most=8)
+    max_steps: int = setting(5, "steps of a function, at most", at_least=1, at_most=8)
+    max_new_tokens: int = setting(92, "token budget of an episode", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class PythonFunctions(Task):
     default_reward = PythonTests
     config_class = PythonFunctionsConfig
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "more steps": {"min_steps": 5, "max_steps": 5, "max_new_tokens": 100}
+        "more steps": {"min_steps": 6, "max_steps": 6, "max_new_tokens": 106}
     }
 
     def __init__(self, **settings: Any):

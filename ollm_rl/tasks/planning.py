@@ -37,10 +37,10 @@ class ShortestPathConfig(PlanningConfig):
     """Of `ShortestPath`."""
 
     name: str = setting("shortest_path", "for tables and files")
-    min_size: int = setting(4, "rows and columns, at least", at_least=2, at_most=10)
-    max_size: int = setting(5, "rows and columns, at most", at_least=2, at_most=10)
+    min_size: int = setting(5, "rows and columns, at least", at_least=2, at_most=10)
+    max_size: int = setting(6, "rows and columns, at most", at_least=2, at_most=10)
     walls: float = setting(0.05, "share of blocked cells", at_least=0, at_most=0.9)
-    min_moves: int = setting(4, "moves of the shortest way, at least", at_least=1)
+    min_moves: int = setting(6, "moves of the shortest way, at least", at_least=1)
     max_detour: int = setting(12, "moves of a solution beyond the shortest way, at most", at_least=0)
     wording: str = setting("{problem}", "what a problem says")
     max_new_tokens: int = setting(72, "token budget of an episode", at_least=1)
@@ -148,7 +148,7 @@ class ShortestPath(Planning):
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "larger grids": {"min_size": 6, "max_size": 6, "max_new_tokens": 108},
+        "larger grids": {"min_size": 7, "max_size": 7, "max_new_tokens": 120},
         "more walls": {"walls": 0.15},
     }
     config_class = ShortestPathConfig

@@ -50,7 +50,7 @@ def test_settings_that_leave_no_problem_are_refused(name, settings):
 
 def test_wrong_settings_are_named():
     with pytest.raises(ConfigurationError, match="min_size"):
-        ol.make_task("shortest_path", min_size=6)
+        ol.make_task("shortest_path", min_size=7)
     with pytest.raises(ConfigurationError, match="wording"):
         ol.make_task("countdown", wording="no place for it")
 
