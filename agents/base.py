@@ -64,10 +64,12 @@ class PolicyAgent(Agent):
 
     def identity(self) -> str:
         """By how it predicts and by its weights."""
-        how, policy = type(self).predict, self.policy
-        if policy is None:
-            return ""
-        return f"{how.__module__}.{how.__qualname__} {type(policy).__name__} {digest(policy.state_dict())}"
+        return "" if self.policy is None else self.identity_of(type(self.policy), self.policy.state_dict())
+
+    def identity_of(self, kind: type, weights: dict[str, Tensor]) -> str:
+        """Of this agent with a policy of that kind."""
+        how = type(self).predict
+        return f"{how.__module__}.{how.__qualname__} {kind.__name__} {digest(weights)}"
 
     def save_weights(self, path: Path) -> None:
         check_weights("the policy", self.policy)

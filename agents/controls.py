@@ -23,7 +23,7 @@ from agents.grpo import GRPO
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.options.modules import masked, mlp
+from ollm_rl.options.modules import digest, masked, mlp
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
@@ -123,13 +123,29 @@ class SteeredPolicy(LatentPolicy):
     def learned(self) -> list[nn.Parameter]:
         return [self.vector, *(self.gate.parameters() if self.gated else ())]
 
+    def added(self) -> list[Tensor]:
+        """What is zero where nothing is added."""
+        return [self.vector]
+
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.standardize(hidden)
         strength = torch.sigmoid(self.gate(x)) if self.gated else 1.0
         return masked(self.net(x + strength * self.vector).float(), mask).log_softmax(-1)
 
 
-class Steer(GRPO):
+class _Added(GRPO):
+    """GRPO of what is added to a policy that stays as it is."""
+
+    def identity(self) -> str:
+        """Where nothing is added yet, that of the policy below: it need not be evaluated again."""
+        if any(bool(each.any()) for each in self.policy.added()):  # type: ignore[operator]
+            return super().identity()
+        weights = self.policy.state_dict()
+        below = {name: weights[name] for name in LatentPolicy.from_prior(self.session.plugin).state_dict()}
+        return self.identity_of(LatentPolicy, below)
+
+
+class Steer(_Added):
     """GRPO of a constant vector that is added to what the prior reads, or a gated one."""
 
     config_class = SteerConfig
@@ -176,7 +192,9 @@ class FirstDecisions(GRPO):
         return Request(problem, seed, mine, hand_over=self.config.decisions, then=then)
 
     def identity(self) -> str:
-        return f"{super().identity()} {self.config.decisions}"
+        """Where it is the policy that it hands over to, that policy's."""
+        as_it_began = digest(self.policy.state_dict()) == digest(self.prior.state_dict())
+        return super().identity() if as_it_began else f"{super().identity()} {self.config.decisions}"
 
 
 class LocalPolicy(LatentPolicy):
@@ -199,6 +217,10 @@ class LocalPolicy(LatentPolicy):
     def learned(self) -> list[nn.Parameter]:
         return [*self.tokens.parameters(), *self.change.parameters()]
 
+    def added(self) -> list[Tensor]:
+        """What is zero where nothing is added."""
+        return [self.change[-1].weight, self.change[-1].bias]  # type: ignore[list-item]
+
     def example(self) -> Tensor:
         return torch.nn.functional.pad(super().example(), (0, RECENT))
 
@@ -214,7 +236,7 @@ class LocalPolicy(LatentPolicy):
         return masked((self.net(self.standardize(state)) + change).float(), mask).log_softmax(-1)
 
 
-class Local(GRPO):
+class Local(_Added):
     """GRPO of what is added to the prior's logits, a function of the last two tokens."""
 
     config_class = LocalConfig

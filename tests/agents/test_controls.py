@@ -30,6 +30,7 @@ def test_it_learns_and_is_read_again(tiny, easy, tmp_path, name):
     agent = kind(tiny, **QUICK, **settings)
     begun, identity = [e.tokens for e in greedy(tiny, agent)], agent.identity()
     assert begun == [e.tokens for e in greedy(tiny, Prior(tiny))]  # all begin as the prior
+    assert identity == Prior(tiny).identity()  # so what that answered is not asked again
     prior = {k: v.clone() for k, v in LatentPolicy.from_prior(tiny.plugin).state_dict().items()}
     assert agent.learn(tmp_path / "run")["train_episodes"] == 64
     learned = [e.tokens for e in greedy(tiny, agent)]
