@@ -66,7 +66,7 @@ class GRPOConfig(AgentConfig):
 class SteerConfig(GRPOConfig):
     """Of `agents.controls.Steer`: GRPO's, and the gate."""
 
-    learning_rate: float = setting(1e-2, "of Adam", above=0)
+    learning_rate: float = setting(0.1, "of Adam", above=0)
     gated: bool = setting(False, "the vector times sigmoid(w h + b), which is learned too")
 
 

@@ -59,8 +59,8 @@ class PythonTests:
     [1.0]
 
     The column `tests` has a dictionary: `entry_point`, the name of the function; `calls`, a list of argument lists, and `expected`, a list of
-    results; or in place of both `check`, the code of a function `check(candidate)` with assertions. `prompt`, code that a text goes on with, is
-    put before a text that does not define the function itself.
+    results; or in place of both `check`, the code of a function `check(candidate)` with assertions. `prompt`, code that a text goes on with or
+    whose imports and helpers it uses, is put before the text's code.
 
     Verdicts are `passed`, `failed`, `timeout`, `unsupported`, `no_code` and `infra`: the sandbox itself failed, which is nobody's fault; that
     reward is None, and such episodes take no part in learning.

@@ -88,22 +88,15 @@ class PythonFunctions(Task):
             text = f"Write f(xs): {', '.join(steps)}; return {(result := draw.choice(list(RESULTS)))}."
             if bucket(text) == split and not (split in ("tune", "test") and text in seen):
                 seen.add(text)
-                if (expected := _results(text, answer := _function(steps, result))) is not None:
-                    found.append(
-                        self._problem(text, f"{split}-{seed}-{len(found)}", answer, steps, result, expected, draw)
+                answer = _function(steps, result)
+                if (tests := _tests(text, answer)) is not None:
+                    solution = _function(
+                        steps, result, draw, 0.0 if split == "examples" else self.config.careless_share
                     )
+                    style = "steps" if solution == answer else "taken back"
+                    extra = {"difficulty": len(steps), "style": style, "tests": tests}
+                    found.append(Problem(f"{split}-{seed}-{len(found)}", text, answer, solution, extra))
         return found
-
-    def _problem(
-        self, text: str, id: str, answer: str, steps: list[str], result: str, expected: list[Any], draw: random.Random
-    ) -> Problem:
-        careless = 0.0 if id.startswith("examples") else self.config.careless_share
-        solution = _function(steps, result, draw, careless)
-        tests = {"entry_point": "f", "calls": [[xs] for xs in _arguments(text)], "expected": expected}
-        style = "steps" if solution == answer else "taken back"
-        return Problem(
-            id=id, problem=text, answer=answer, solution=solution, extra={"difficulty": len(steps), "style": style, "tests": tests}
-        )  # fmt: skip
 
 
 def _function(steps: list[str], result: str, draw: random.Random | None = None, careless: float = 0.0) -> str:
@@ -122,12 +115,15 @@ def _line(step: str, given: str, name: str) -> str:
     return f"    {name} = [{MAPS[step]} for x in {given}]"
 
 
-def _results(text: str, answer: str) -> list[Any] | None:
-    """What the function returns for its arguments; None where hardly any number goes through it, so that wrong ones would pass too."""
+def _tests(text: str, answer: str) -> dict[str, Any] | None:
+    """Calls and what the function returns; None where hardly any number goes through it, so that wrong ones would pass too."""
     namespace: dict[str, Any] = {}
     exec(answer, namespace)  # our own text
-    found = [namespace["f"](xs) for xs in _arguments(text)]
-    return found if sum(result not in (0, []) for result in found) >= ARGUMENTS // 2 else None
+    calls = _arguments(text)
+    expected = [namespace["f"](xs) for xs in calls]
+    if sum(result not in (0, []) for result in expected) < ARGUMENTS // 2:
+        return None
+    return {"entry_point": "f", "calls": [[xs] for xs in calls], "expected": expected}
 
 
 def _arguments(text: str) -> list[list[int]]:
