@@ -55,7 +55,9 @@ class BestPrefix(PolicyAgent):
         seeds = np.random.default_rng(self.session.seed).integers(2**31, size=len(problems)).tolist()
         free = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
         said = self.session.rollout(free, PolicyAdapter(self, False), keep_hidden=False)
-        openings = [(), *self._frequent(said)]
+        room = min(self.config.max_tokens, self.session.engine_settings["max_new_tokens"] - 1)
+        begun = [e.tokens[:room] for e in said]
+        openings = [(), *self.session.run_on_model(_frequent, begun, self.config.num_openings)]
         best: tuple[int, ...] = ()
         episodes, most = len(said), -1.0
         tokens = sum(len(e.tokens) for e in said)
@@ -71,18 +73,6 @@ class BestPrefix(PolicyAgent):
         self.opening = best
         return {"train_episodes": episodes, "train_tokens": tokens, "train_seconds": time.monotonic() - start}
 
-    def _frequent(self, said: Sequence[Episode]) -> list[tuple[int, ...]]:
-        """The most frequent beginnings of texts, up to the end of the first line."""
-        counts: Counter[tuple[int, ...]] = Counter()
-        room = min(self.config.max_tokens, self.session.engine_settings["max_new_tokens"] - 1)
-        for episode in said:
-            for length in range(1, min(len(episode.tokens), room + 1)):
-                opening = tuple(episode.tokens[:length])
-                counts[opening] += 1
-                if "\n" in self.session.prompter.decode(list(opening)):
-                    break
-        return [opening for opening, _ in counts.most_common(self.config.num_openings)]
-
     def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
         return Request(problem, seed, PolicyAdapter(self, deterministic), opening=self.opening)
 
@@ -91,7 +81,7 @@ class BestPrefix(PolicyAgent):
 
     def save_weights(self, path: Path) -> None:
         super().save_weights(path)
-        text = self.session.prompter.decode(list(self.opening))
+        text = self.session.run_on_model(_decoded, self.opening)
         (path / self.OPENING).write_text(json.dumps({"tokens": self.opening, "text": text}) + "\n")
 
     def load(self, path: str | Path) -> None:
@@ -99,6 +89,22 @@ class BestPrefix(PolicyAgent):
         if not (found := Path(path) / self.OPENING).is_file():
             raise CheckpointError(f"no opening in {path}: expected {self.OPENING}. Train one with agent=best_prefix.")
         self.opening = tuple(json.loads(found.read_text())["tokens"])
+
+
+def _frequent(session: Session, texts: Sequence[Sequence[int]], most: int) -> list[tuple[int, ...]]:
+    """The most frequent beginnings of texts, up to the end of the first line."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for tokens in texts:
+        for length in range(1, len(tokens) + 1):
+            opening = tuple(tokens[:length])
+            counts[opening] += 1
+            if "\n" in _decoded(session, opening):
+                break
+    return [opening for opening, _ in counts.most_common(most)]
+
+
+def _decoded(session: Session, tokens: Sequence[int]) -> str:
+    return session.prompter.decode(list(tokens))
 
 
 WIDTH = 16  # of a token's embedding in `LocalPolicy`

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MethodType, ModuleType
 from typing import Any
 
@@ -35,6 +35,7 @@ class BackboneFacts:
     name: str
     fingerprint: str
     hidden_size: int
+    vocab_size: int
     revision: str | None
     dtype: torch.dtype
     device: torch.device
@@ -228,9 +229,8 @@ def _listed(session: BaseSession, function: Callable, items: Sequence, *args: An
 
 
 def _describe(session: BaseSession) -> tuple:
-    facts = {
-        name: getattr(session.backbone, name) for name in ("name", "fingerprint", "hidden_size", "revision", "dtype")
-    }
+    names = (field.name for field in fields(BackboneFacts) if field.name != "device")  # that is the learner's own
+    facts = {name: getattr(session.backbone, name) for name in names}
     return facts, copy.deepcopy(session.plugin).cpu()
 
 

@@ -85,6 +85,8 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
             continue  # of the experiment, for an agent that takes no part this time
         known = {n: agent_settings(n) for n in (names if owner == "agent" else [owner])}
         if key not in (k for keys in known.values() for k in keys):
+            if override not in given and any(key in agent_settings(n) for n in members("agent") if n != "custom"):
+                continue  # of the experiment, for agents that take no part this time
             raise ConfigurationError(
                 f"unknown key '{owner}.{key}': none of the agents {', '.join(known)} has it."
                 f"{did_you_mean(key, [k for keys in known.values() for k in keys])}"

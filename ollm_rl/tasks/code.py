@@ -1,6 +1,7 @@
 """Code tasks: a function whose hidden tests are run in a sandbox (`reward=python_tests`)."""
 
 import hashlib
+import itertools
 import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,16 +21,26 @@ class PythonFunctionsConfig(TaskConfig):
 
     name: str = setting("python_functions", "for tables and files")
     careless_share: float = setting(
-        0.6, "share of the lines of solutions that follow a habit in place of the next step", at_least=0, at_most=1
-    )
+        0.65, "share of a solution's lines, where a filter comes later, that filter after a filter, or at first, in place of the next step",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    careless_share_after_map: float = setting(
+        0.35, "share of a solution's lines after a map, where another comes later, that map in place of the next step",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     min_steps: int = setting(5, "steps of a function, at least", at_least=1, at_most=8)
     max_steps: int = setting(5, "steps of a function, at most", at_least=1, at_most=8)
+    min_changes: int = setting(
+        3, "how often a map follows a filter, or a filter a map, in a problem, at least", at_least=0
+    )
     max_new_tokens: int = setting(92, "token budget of an episode", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_steps > self.max_steps:
             raise self.refuse("min_steps", f"at most task.max_steps={self.max_steps}")
+        if self.min_changes >= self.min_steps:
+            raise self.refuse("min_changes", f"less than task.min_steps={self.min_steps}")
 
 
 @dataclass(frozen=True)
@@ -57,16 +68,17 @@ RESULTS = {"the list": "{}", "the sum": "sum({})", "how many": "len({})", "the s
 class PythonFunctions(Task):
     """A function of a list of integers, given in one sentence as steps in order; a solution has a line for each.
 
-    Solutions are of mixed quality, as those of planning tasks are: with probability `careless_share`, a line follows the habit of filtering
-    first, where the next step makes something of each number and a filter comes later. Such a line is taken back: the one after it assigns
-    the same name anew, and the habit does not try the same filter twice. All solutions pass their tests. `Problem.extra` has the steps as
-    `difficulty`, the calls as `tests`, and whether a line is taken back as `style`.
+    Solutions are of mixed quality, as those of planning tasks are: a careless line stays with the kind of the line before, filter (which it also
+    begins with) or map, where the next step is of the other kind and one of this kind comes later. After a filter most such lines are
+    careless and after a map fewer are, so neither the likelier line nor the less likely one is right everywhere. A careless line is taken
+    back: the one after it assigns the same name anew, and no step is tried twice. All solutions pass their tests. `Problem.extra` has the
+    steps as `difficulty`, the calls as `tests`, and whether a line is taken back as `style`.
     """
 
     default_reward = PythonTests
     config_class = PythonFunctionsConfig
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "more steps": {"min_steps": 6, "max_steps": 6, "max_new_tokens": 106}
+        "more steps": {"min_steps": 6, "max_steps": 6, "max_new_tokens": 108}
     }
 
     def __init__(self, **settings: Any):
@@ -85,27 +97,35 @@ class PythonFunctions(Task):
             if len(found) == n:
                 break
             steps = draw.sample([*FILTERS, *MAPS], draw.randint(self.config.min_steps, self.config.max_steps))
+            changes = sum((a in FILTERS) != (b in FILTERS) for a, b in itertools.pairwise(steps))
             text = f"Write f(xs): {', '.join(steps)}; return {(result := draw.choice(list(RESULTS)))}."
-            if bucket(text) == split and not (split in ("tune", "test") and text in seen):
+            if changes >= self.config.min_changes and bucket(text) == split and not (split in ("tune", "test") and text in seen):
                 seen.add(text)
                 answer = _function(steps, result)
                 if (tests := _tests(text, answer)) is not None:
-                    solution = _function(
-                        steps, result, draw, 0.0 if split == "examples" else self.config.careless_share
-                    )
+                    solution = answer if split == "examples" else _function(steps, result, self._careless(steps, draw))
                     style = "steps" if solution == answer else "taken back"
                     extra = {"difficulty": len(steps), "style": style, "tests": tests}
                     found.append(Problem(f"{split}-{seed}-{len(found)}", text, answer, solution, extra))
         return found
 
+    def _careless(self, steps: list[str], draw: random.Random) -> list[list[str]]:
+        """What a solution tries before each step."""
+        found = []
+        for i, step in enumerate(steps):
+            kind = MAPS if i > 0 and steps[i - 1] in MAPS else FILTERS
+            share = self.config.careless_share_after_map if kind is MAPS else self.config.careless_share
+            later = [each for each in steps[i + 1 :] if each in kind] if step not in kind else []
+            found.append(list(itertools.takewhile(lambda _, share=share: draw.random() < share, later)))  # type: ignore[misc]
+        return found
 
-def _function(steps: list[str], result: str, draw: random.Random | None = None, careless: float = 0.0) -> str:
+
+def _function(steps: list[str], result: str, careless: list[list[str]] | None = None) -> str:
+    """`careless`: for each step, what the lines before it try in its place."""
     lines, names = ["def f(xs):"], ["xs", *"abcdefgh"]
     for i, step in enumerate(steps):
-        later = [each for each in steps[i + 1 :] if each in FILTERS] if step in MAPS else []
-        while later and draw is not None and draw.random() < careless:
-            lines.append(_line(later.pop(0), names[i], names[i + 1]))
-        lines.append(_line(step, names[i], names[i + 1]))
+        tried = careless[i] if careless else []
+        lines += [_line(each, names[i], names[i + 1]) for each in [*tried, step]]
     return "\n".join([*lines, f"    return {RESULTS[result].format(names[len(steps)])}"])
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import ollm_rl as ol
+from agents import controls
 from agents.controls import BestPrefix, FirstDecisions, Local, Steer
 from agents.grpo import GRPO
 from agents.prior import Prior
@@ -91,8 +92,8 @@ def test_the_best_prefix_is_the_one_that_pays(tiny, monkeypatch, tmp_path):
                 e.reward = float(tuple(e.tokens[: len(wanted)]) == wanted)
 
     said = tiny.rollout([Request(p, 5) for p in tiny.problems("train", 12, 0)], PolicyAdapter(agent, False))
-    wanted = agent._frequent(said)[-1]
-    monkeypatch.setattr(agent, "_frequent", lambda _: [(3, 3), wanted, (4,)])
+    wanted = controls._frequent(tiny, [e.tokens[:4] for e in said], 6)[-1]
+    monkeypatch.setattr(controls, "_frequent", lambda *_: [(3, 3), wanted, (4,)])
     monkeypatch.setattr(tiny, "judge", Judge(len))
     costs = agent.learn(tmp_path / "run")
     assert agent.opening == wanted and costs["train_episodes"] == 12 * 5

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agents.controls import BestPrefix, FirstDecisions, Local, Steer
 from agents.grpo import GRPO
 from agents.prior import Prior
 from ollm_rl.cluster.session import ClusterSession
@@ -65,6 +66,17 @@ def trained(session, folder, name, **settings):
     agent.learn(run)
     own = [{k: v for k, v in m.items() if not k.startswith(("time/", "ray/", "train_seconds"))} for m in run.metrics()]
     return agent, own, run
+
+
+@pytest.mark.parametrize("kind", [Steer, FirstDecisions, Local, BestPrefix])
+def test_controls_learn_the_same_on_workers(kind, alone, spread, tmp_path):
+    settings = dict(num_problems=6, num_openings=4) if kind is BestPrefix else {**QUICK, "total_episodes": 32}
+    said = []
+    for name, session in (("alone", alone), ("two", spread)):
+        agent, run = kind(session, **settings), Run(tmp_path, name, "")
+        agent.learn(run)
+        said.append(([m["reward"] for m in run.metrics()], agent.identity()))
+    assert said[0] == said[1]
 
 
 def test_grpo_is_the_same_with_no_worker_one_and_two(alone_trained, spread, tmp_path):
