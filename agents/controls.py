@@ -154,6 +154,7 @@ class _Added(GRPO):
 class Steer(_Added):
     """GRPO of a constant vector that is added to what the prior reads, or a gated one."""
 
+    label = "steer"
     config_class = SteerConfig
     config: SteerConfig
     policy_class = SteeredPolicy
@@ -167,6 +168,7 @@ class Steer(_Added):
 class FirstDecisions(GRPO):
     """GRPO that chooses at the first `decisions` decisions of every text; the prior chooses at all others, and nothing is learned there."""
 
+    label = "first_decisions"
     config_class = FirstDecisionsConfig
     config: FirstDecisionsConfig
 
@@ -245,6 +247,7 @@ class LocalPolicy(LatentPolicy):
 class Local(_Added):
     """GRPO of what is added to the prior's logits, a function of the last two tokens."""
 
+    label = "local"
     config_class = LocalConfig
     config: LocalConfig
     policy_class = LocalPolicy

@@ -38,6 +38,7 @@ from ollm_rl.session.local import Session
 class GRPO(PolicyAgent):
     """Group-relative policy optimisation of pi(z | h). Its settings are those of `GRPOConfig`."""
 
+    label = "grpo"  # of its progress bar
     learns_from_rewards = trains_on = True
     prior: Any = None  # the policy that learning starts from, and is kept near to
 
@@ -87,7 +88,7 @@ class GRPO(PolicyAgent):
             ahead = AsyncGroupSampler(
                 self.session, problems, groups, self.config.num_generations, counters.get("drawn", 0)
             )
-        with track("grpo", self.config.total_episodes, "episodes", counters["train_episodes"]) as bar:
+        with track(self.label, self.config.total_episodes, "episodes", counters["train_episodes"]) as bar:
             while counters["train_episodes"] < self.config.total_episodes:
                 start = time.monotonic()
                 counters["iteration"] += 1

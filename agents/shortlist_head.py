@@ -124,6 +124,7 @@ class ShortlistHead(GRPO):
     needs_model = True
     setup_seconds = 0.0  # of fitting the head
 
+    label = "shortlist_head"
     config_class = ShortlistHeadConfig
     config: ShortlistHeadConfig
 

@@ -99,7 +99,11 @@ class PythonFunctions(Task):
             steps = draw.sample([*FILTERS, *MAPS], draw.randint(self.config.min_steps, self.config.max_steps))
             changes = sum((a in FILTERS) != (b in FILTERS) for a, b in itertools.pairwise(steps))
             text = f"Write f(xs): {', '.join(steps)}; return {(result := draw.choice(list(RESULTS)))}."
-            if changes >= self.config.min_changes and bucket(text) == split and not (split in ("tune", "test") and text in seen):
+            if (
+                changes >= self.config.min_changes
+                and bucket(text) == split
+                and not (split in ("tune", "test") and text in seen)
+            ):
                 seen.add(text)
                 answer = _function(steps, result)
                 if (tests := _tests(text, answer)) is not None:
