@@ -37,13 +37,6 @@ class ShortestPathConfig(PlanningConfig):
     """Of `ShortestPath`."""
 
     name: str = setting("shortest_path", "for tables and files")
-    careless_share: float = setting(
-        0.65, "share of a solution's steps, at first and after one to the right or left, that follow a habit in place of the best move",
-        at_least=0, at_most=1,
-    )  # fmt: skip
-    careless_share_vertical: float = setting(
-        0.35, "the same after a step up or down, unless task.careless_share=0", at_least=0, at_most=1
-    )
     min_size: int = setting(5, "rows and columns, at least", at_least=2, at_most=10)
     max_size: int = setting(6, "rows and columns, at most", at_least=2, at_most=10)
     walls: float = setting(0.05, "share of blocked cells", at_least=0, at_most=0.9)
@@ -151,9 +144,7 @@ class ShortestPath(Planning):
     """Ways through a grid with walls, from reasoning_gym's `shortest_path`; the difficulty is the length of the shortest. As there, the shortest
     ones get the full reward, and others half of it.
 
-    A careless step goes straight on; where that is not possible, and at first, anywhere but back. To the right and left most steps are careless
-    and up and down fewer are, and ways turn from the one to the other as often as back, so that neither the likelier step nor the less
-    likely one is right everywhere. Of several best steps that do not go straight on, one is drawn.
+    A careless step goes straight on; where that is not possible, the first of right, down, left, up that is, and back last.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
@@ -192,17 +183,15 @@ class ShortestPath(Planning):
 
         left = distances([goal], next_to)
         most = left[start] + self.config.max_detour
-        shares = (careless, self.config.careless_share_vertical if careless else 0.0)
         for attempt in itertools.count():
-            share, place, last, lines = shares if attempt < ATTEMPTS else (0.0, 0.0), start, "", list[str]()
+            share, place, last, lines = careless if attempt < ATTEMPTS else 0.0, start, "", list[str]()
             while place != goal and len(lines) < most:
                 can = [name for name in DIRECTIONS if moved(rules, place, name) is not None]
-                if draw.random() < (share[1] if last in ("up", "down") else share[0]):
-                    ahead = [x for x in can if x != OPPOSITE.get(last)] or can
-                    last = last if last in can else draw.choice(ahead)
+                if draw.random() < share:
+                    last = last if last in can else next((x for x in can if x != OPPOSITE.get(last)), can[0])
                 else:
                     good = [x for x in can if left[moved(rules, place, x)] < left[place]]  # type: ignore[index]
-                    last = last if last in good else draw.choice(good)
+                    last = last if last in good else good[0]
                 place = moved(rules, place, last)  # type: ignore[assignment]
                 lines.append(f"{last} {_place(place)}")
             if place == goal:
