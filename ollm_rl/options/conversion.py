@@ -75,7 +75,7 @@ def convert(
                 "not all of them with a 'solution'. Give worked solutions, or a plug-in that exists (plugin.path=...)."
             )
     train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
-    text = [(p.problem, p.solution) for p in train + heldout]
+    text = [(prompter.own(p), p.solution) for p in train + heldout]
     over = [reader_key(backbone, prompter, train, heldout, config)] if config.plugin.reader_depth else []
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v6", *over)
     path = cache_dir() / "plugins" / key

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config.compose import Settings, to_dict
+from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def task_of(config: DictConfig) -> Task:
-    return make_task(**to_dict(config.task))
+    task = make_task(**to_dict(config.task))
+    task.boxed = config.reward._target_ == MATH_VERIFY
+    return task
 
 
 def judge_of(config: DictConfig) -> Judge:
