@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 MAX_EXAMPLE = 400  # characters of a solution that may stand in every prompt
 KNOWN = ("id", "problem", "answer", "solution", "split", "system")
 
-SPLIT_OF = dict.fromkeys(VALIDATION, "tune")
-
 # For data that has no worked solutions to show.
 EXAMPLES = [
     Problem("example-1", "What is the sum of the first 10 positive integers?", "55",
@@ -169,6 +167,7 @@ class Jsonl(Task):
 
     config_class: ClassVar[type[JsonlConfig]] = JsonlConfig
     config: Any
+    _marked: dict[str, int]  # rows of each split that are there for their mark
 
     def __init__(self, **settings: Any):
         self.config = config = self.config_class.of(settings, f"task '{self.config_class.name}'")
@@ -207,9 +206,9 @@ class Jsonl(Task):
 
     def _line(self, split: str, rows: list[Row], read: int) -> str:
         """How many problems a split has, and where they come from."""
-        marked = sum(row.mark is not None and SPLIT_OF.get(row.mark, row.mark) == split for row in rows)
+        marked = self._marked[split]
         here = self.by_split[split]
-        parts = [f"{marked:,} rows marked so"] if marked else []
+        parts = [f"{marked:,} rows marked so"] if marked and rows else []
         parts += [f"{len(rows) - marked:,} by the hash of their text"] if len(rows) > marked else []
         parts += [f"{len(rows) - read:,} left out as twins"] if len(rows) > read else []
         shown = sum(e in [row.problem for row in rows] for e in self.examples) if split == "sft" else 0
@@ -310,6 +309,7 @@ class Jsonl(Task):
                 found["tune"].append(row)
             else:
                 others.append((whole(row.problem), row))
+        self._marked = {split: len(found[split]) for split in SPLITS}
         reported = {whole(row.problem) for split in ("tune", "test") for row in found[split]}
         bounds = shared_out(self.config.split) if self.config.split else BOUNDS
         hashed: dict[str, str] = {}  # a problem goes where its first row does
@@ -417,6 +417,7 @@ class OmniMath(Jsonl):
     config_class = OmniMathConfig
 
     def _spread(self, rows: list[Row]) -> dict[str, list[Row]]:
+        self._marked = dict.fromkeys(SPLITS, len(rows))
         return {split: [] for split in SPLITS} | {"test": rows}
 
     def _take_examples(self, n: int) -> list[Problem]:

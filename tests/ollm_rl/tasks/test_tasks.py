@@ -452,6 +452,7 @@ def test_a_table_says_where_rows_went_and_why(tmp_path):
     assert len(task.table) == 4 and task.table[3] == "test 0 problems (2 rows marked so, 2 left out by filters)"
     sizes = [len(task.problems(split, 999)) for split in SPLITS]
     assert [int(line.split()[1]) for line in task.table] == sizes
+    assert "marked" not in "".join(task.table[:3])  # those marked train are spread
     assert "2 moved into the prompt" in task.table[0] and "1 left out as twins" in " ".join(task.table[:3])
     with pytest.raises(ConfigurationError, match="task.paths names 'tset'.*Did you mean 'test'"):
         Jsonl(paths={"tset": "a.jsonl"})
