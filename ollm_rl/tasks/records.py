@@ -85,7 +85,11 @@ class JsonlConfig(TaskConfig):
         {},
         "shares of the problems that nothing says a split of, such as {sft: 0.2, test: 0.3}; the other splits share the rest",
     )
-    num_examples: int = setting(2, "`sft` lines with a short solution that stand in every prompt", at_least=0)
+    num_examples: int = setting(
+        2,
+        "`sft` rows with a short solution that stand in every prompt; where no row has one, problems of our own do",
+        at_least=0,
+    )
     domain: str | None = setting(None, "keep problems whose domain holds this text, in any case")
     source: str | None = setting(None, "keep problems whose source holds this text, in any case")
     min_difficulty: float | None = setting(None, "keep problems of at least this difficulty")
@@ -115,7 +119,11 @@ class GSM8KConfig(JsonlConfig):
     path: str | None = setting(None, "a local copy; null reads the hub", path=True)
     hub_id: str | None = setting("openai/gsm8k", "the data set on the hub", path=True)
     hub_config: str | None = setting("main", "its configuration, if it has several")
-    num_examples: int = setting(3, "`sft` lines with a short solution that stand in every prompt", at_least=0)
+    num_examples: int = setting(
+        3,
+        "`sft` rows with a short solution that stand in every prompt; where no row has one, problems of our own do",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -322,6 +330,8 @@ class Jsonl(Task):
         return found
 
     def _take_examples(self, n: int) -> list[Problem]:
+        if not any(p.solution is not None for problems in self.by_split.values() for p in problems):
+            return EXAMPLES[:n]
         short = [p for p in self.by_split["sft"] if p.solution is not None and len(p.solution) < MAX_EXAMPLE][:n]
         self.by_split["sft"] = [p for p in self.by_split["sft"] if p not in short]
         return short
