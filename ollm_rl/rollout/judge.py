@@ -37,6 +37,9 @@ LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers 
 class Judge:
     """Fills in the rewards of episodes with a reward function of TRL's signature.
 
+    >>> judge = ol.Judge(graded, solved_at=0.5, limit_s=60)
+    >>> ol.Session(backbone, plugin, task, reward=judge)
+
     Args:
         reward: the function.
         conversational: whether it expects messages (`completion[0]["content"]`) and not texts, as TRL hands over for
