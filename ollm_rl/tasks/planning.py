@@ -37,6 +37,13 @@ class ShortestPathConfig(PlanningConfig):
     """Of `ShortestPath`."""
 
     name: str = setting("shortest_path", "for tables and files")
+    careless_share: float = setting(
+        0.65, "share of a solution's steps, at first and after one to the right or left, that follow a habit in place of the best move",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    careless_share_vertical: float = setting(
+        0.35, "the same after a step up or down, unless task.careless_share=0", at_least=0, at_most=1
+    )
     min_size: int = setting(5, "rows and columns, at least", at_least=2, at_most=10)
     max_size: int = setting(6, "rows and columns, at most", at_least=2, at_most=10)
     walls: float = setting(0.05, "share of blocked cells", at_least=0, at_most=0.9)
@@ -144,7 +151,8 @@ class ShortestPath(Planning):
     """Ways through a grid with walls, from reasoning_gym's `shortest_path`; the difficulty is the length of the shortest. As there, the shortest
     ones get the full reward, and others half of it.
 
-    A careless step goes straight on; where that is not possible, the first of right, down, left, up that is, and back last.
+    A careless step goes straight on; where that is not possible, the first of right, down, left, up that is, and back last. To the right and
+    left most steps are careless and up and down fewer are, so neither the likelier step nor the less likely one is right everywhere.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
@@ -183,11 +191,12 @@ class ShortestPath(Planning):
 
         left = distances([goal], next_to)
         most = left[start] + self.config.max_detour
+        shares = (careless, self.config.careless_share_vertical if careless else 0.0)
         for attempt in itertools.count():
-            share, place, last, lines = careless if attempt < ATTEMPTS else 0.0, start, "", list[str]()
+            share, place, last, lines = shares if attempt < ATTEMPTS else (0.0, 0.0), start, "", list[str]()
             while place != goal and len(lines) < most:
                 can = [name for name in DIRECTIONS if moved(rules, place, name) is not None]
-                if draw.random() < share:
+                if draw.random() < (share[1] if last in ("up", "down") else share[0]):
                     last = last if last in can else next((x for x in can if x != OPPOSITE.get(last)), can[0])
                 else:
                     good = [x for x in can if left[moved(rules, place, x)] < left[place]]  # type: ignore[index]

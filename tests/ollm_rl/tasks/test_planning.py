@@ -4,8 +4,9 @@ import pytest
 
 import ollm_rl as ol
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.reward.plans import judged
+from ollm_rl.reward.plans import DIRECTIONS, judged, moved
 from ollm_rl.tasks.base import SPLITS
+from ollm_rl.tasks.planning import distances
 
 TASKS = ("shortest_path", "countdown", "jugs")
 
@@ -31,6 +32,24 @@ def test_careful_solutions_are_the_shortest_and_careless_ones_are_not(name):
     assert all(p.extra["moves"] == p.extra["difficulty"] for p in careful)
     careless = ol.make_task(name).problems("sft", 100)
     assert sum(p.extra["moves"] for p in careless) > 1.2 * sum(p.extra["difficulty"] for p in careless)
+
+
+def test_ways_are_careless_to_the_sides_more_often_than_up_and_down():
+    made = {
+        True: 0,
+        False: 0,
+    }  # steps that lead nearer by no shortest way, after a step to a side or at first, and after others
+    for p in ol.make_task("shortest_path", careless_share=1, careless_share_vertical=0, max_detour=30).problems(
+        "sft", 200
+    ):
+        rules, steps = p.extra["plan"], [line.split()[0] for line in p.solution.splitlines()[:-1]]
+        place, goal = tuple(rules["start"]), tuple(rules["goal"])
+        left = distances([goal], lambda at, r=rules: (to for x in DIRECTIONS if (to := moved(r, at, x)) is not None))
+        for before, step in zip(["", *steps], steps, strict=False):
+            after = moved(rules, place, step)
+            made[before not in ("up", "down")] += left[after] >= left[place]
+            place = after
+    assert made[True] > 50 and made[False] == 0
 
 
 @pytest.mark.parametrize("name", TASKS)
