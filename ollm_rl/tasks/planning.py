@@ -151,8 +151,9 @@ class ShortestPath(Planning):
     """Ways through a grid with walls, from reasoning_gym's `shortest_path`; the difficulty is the length of the shortest. As there, the shortest
     ones get the full reward, and others half of it.
 
-    A careless step goes straight on; where that is not possible, the first of right, down, left, up that is, and back last. To the right and
-    left most steps are careless and up and down fewer are, so neither the likelier step nor the less likely one is right everywhere.
+    A careless step goes straight on; where that is not possible, and at first, anywhere but back. To the right and left most steps are careless
+    and up and down fewer are, and ways turn from the one to the other as often as back, so that neither the likelier step nor the less
+    likely one is right everywhere. Of several best steps that do not go straight on, one is drawn.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {
@@ -197,10 +198,11 @@ class ShortestPath(Planning):
             while place != goal and len(lines) < most:
                 can = [name for name in DIRECTIONS if moved(rules, place, name) is not None]
                 if draw.random() < (share[1] if last in ("up", "down") else share[0]):
-                    last = last if last in can else next((x for x in can if x != OPPOSITE.get(last)), can[0])
+                    ahead = [x for x in can if x != OPPOSITE.get(last)] or can
+                    last = last if last in can else draw.choice(ahead)
                 else:
                     good = [x for x in can if left[moved(rules, place, x)] < left[place]]  # type: ignore[index]
-                    last = last if last in good else good[0]
+                    last = last if last in good else draw.choice(good)
                 place = moved(rules, place, last)  # type: ignore[assignment]
                 lines.append(f"{last} {_place(place)}")
             if place == goal:
