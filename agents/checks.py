@@ -16,6 +16,11 @@ def check_episodes(episodes: Sequence[Episode]) -> None:
     """
     if not episodes:
         raise TrainingError("an iteration gave no episode, so training was stopped. Look at the task's problems.")
+    if not any(episode.judged for episode in episodes):
+        raise TrainingError(
+            f"the reward gave None for all of the {len(episodes)} episodes of an iteration, so nothing can be learned from them. Mend it, and "
+            "run the same command again to continue."
+        )
     for episode in episodes:
         if not math.isfinite(episode.reward) or abs(episode.reward) > LARGEST:
             raise TrainingError(

@@ -259,4 +259,15 @@ def describe(episodes: list[Episode], group: int) -> dict:
         "completions/clipped_ratio": float(np.mean([e.truncated for e in episodes])),
         "decisions/mean": float(np.mean([e.num_decisions for e in episodes])),
         "no_answer_rate": float(np.mean([e.answer is None for e in episodes])),
+        "unjudged_rate": float(np.mean([not e.judged for e in episodes])),
+        **parts_of(episodes),
     }
+
+
+def parts_of(episodes: list[Episode]) -> dict[str, float]:
+    """Mean and deviation of each of several rewards, over the episodes that it gave a number."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for e in episodes for name in e.parts):
+        values = [e.parts[name] for e in episodes if name in e.parts]
+        found |= {f"rewards/{name}/mean": float(np.mean(values)), f"rewards/{name}/std": float(np.std(values))}
+    return found

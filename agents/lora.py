@@ -193,7 +193,7 @@ class LoRASFT(LoRA):
         problems = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
         if any(p.solution is None for p in problems):
             raise DataError(f"agent=lora_sft needs solutions, but task '{session.task.name}' has problems without one")
-        text = [(p.problem, p.solution) for p in problems]
+        text = [(session.prompter.own(p), p.solution) for p in problems]
         settings = (
             self.config.sft_epochs,
             self.config.sft_learning_rate,

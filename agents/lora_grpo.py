@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from agents.backbone import sample
 from agents.checks import check_episodes
 from agents.config import LoRAGRPOConfig
 from agents.grpo import describe
@@ -21,6 +20,7 @@ from agents.trainers import COUNTERS, common_settings, last_checkpoint, reportin
 from ollm_rl.common.progress import Bar, track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.options.policies import sample_tokens
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.callbacks import Callbacks
@@ -179,7 +179,7 @@ class LoRAGRPO(LoRASFT):
 
 @torch.inference_mode()
 def _sample(hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    return sample(logits, uniforms)
+    return sample_tokens(logits, uniforms)
 
 
 def _given_reward(judged: list[float], **_: Any) -> list[float | None]:

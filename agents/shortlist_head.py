@@ -159,7 +159,7 @@ class ShortlistHead(GRPO):
             raise DataError(
                 f"agent=shortlist_head needs solutions, but task '{session.task.name}' has problems without one"
             )
-        text = [(p.problem, p.solution) for p in problems]
+        text = [(session.prompter.own(p), p.solution) for p in problems]
         shortlist = session.plugin.config.shortlist
         fit = {
             "num_solutions": self.config.num_solutions, "epochs": self.config.sft_epochs,

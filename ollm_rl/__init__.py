@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from ollm_rl.oracle.oracle import Oracle
     from ollm_rl.report.html import write_report
     from ollm_rl.reward.functions import MathVerify, ReasoningGym
+    from ollm_rl.reward.per_completion import PerCompletion
     from ollm_rl.reward.plans import Plan
     from ollm_rl.reward.python_tests import PythonTests
     from ollm_rl.reward.verifier import Verifier
     from ollm_rl.rollout.episode import Episode
+    from ollm_rl.rollout.judge import Judge, Weighted
     from ollm_rl.rollout.sampler import Request
     from ollm_rl.session.agent import Agent
     from ollm_rl.session.callbacks import Callback
@@ -45,8 +47,10 @@ _HOME = {
     "Callback": "ollm_rl.session.callbacks",
     "Episode": "ollm_rl.rollout.episode",
     "EvaluateWhileTraining": "ollm_rl.evaluation.while_training",
+    "Judge": "ollm_rl.rollout.judge",
     "MathVerify": "ollm_rl.reward.functions",
     "Oracle": "ollm_rl.oracle.oracle",
+    "PerCompletion": "ollm_rl.reward.per_completion",
     "Plan": "ollm_rl.reward.plans",
     "PlugIn": "ollm_rl.options.modules",
     "Problem": "ollm_rl.tasks.base",
@@ -56,6 +60,7 @@ _HOME = {
     "Session": "ollm_rl.session.local",
     "Task": "ollm_rl.tasks.base",
     "Verifier": "ollm_rl.reward.verifier",
+    "Weighted": "ollm_rl.rollout.judge",
     "convert": "ollm_rl.options.conversion",
     "evaluate": "ollm_rl.evaluation.evaluator",
     "load_agent": "ollm_rl.experiments.loading",
@@ -66,8 +71,8 @@ _HOME = {
 }
 _NAME_THERE = {"evaluate": "evaluate_agent", "load_backbone": "shared_backbone"}
 __all__ = [
-    "Agent", "Callback", "Episode", "EvaluateWhileTraining", "MathVerify", "Oracle", "Plan", "PlugIn", "Problem", "PythonTests",
-    "ReasoningGym", "Request", "Session", "Task", "Verifier", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task", "write_report",
+    "Agent", "Callback", "Episode", "EvaluateWhileTraining", "Judge", "MathVerify", "Oracle", "PerCompletion", "Plan", "PlugIn", "Problem", "PythonTests",
+    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task", "write_report",
 ]  # fmt: skip
 
 

@@ -89,7 +89,8 @@ def _task(settings: Settings) -> str:
         if problems
         else ", without problems in split test"
     )
-    return "".join([f"{task.name}{shown}", *(f"\n{'':17}{note}" for note in task.notes)])
+    said = [*task.table, *task.notes, *([task.unanswered] if task.unanswered else [])]
+    return "".join([f"{task.name}{shown}", *(f"\n{'':17}{line}" for line in said)])
 
 
 def _golds(settings: Settings) -> str:
@@ -100,6 +101,8 @@ def _golds(settings: Settings) -> str:
     most = MAX_GOLDS if isinstance(task, Jsonl) else GENERATED_GOLDS
     problems = [p for split in SPLITS for p in task.problems(split, most)]
     problems += [e for e in task.examples if e not in EXAMPLES]
+    if unanswered := sum(not p.answer for p in problems):
+        return f"not checked: {unanswered} of {len(problems)} problems have none"
     ids, golds = [p.id for p in problems], [p.answer for p in problems]
     with Verifier(PATIENCE_S) as verifier:
         verdicts = verifier.check_many([(gold, format_answer(gold)) for gold in golds])
@@ -161,5 +164,12 @@ def _verifier(settings: Settings) -> str:
 def _backbone(settings: Settings) -> str:
     config = settings.config
     backbone = load_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
-    prefix = len(Prompter.for_task(backbone, task_of(config)).prefix)
-    return f"{describe(backbone)}; shared prefix of {prefix} tokens"
+    task = task_of(config)
+    prompter = Prompter.for_task(backbone, task)
+    parts = [f"{describe(backbone)}; shared prefix of {len(prompter.prefix)} tokens"]
+    problem = next((p for split in ("train", "test", "tune", "sft") for p in task.problems(split, 1)), None)
+    if problem is not None:
+        tokens = len(prompter.prefix) + len(prompter.encode(problem))
+        text = prompter.text(problem.problem, problem.extra.get("turns") or ())
+        parts += [f"a whole prompt, {tokens} tokens:", *(f"  {line}" for line in text.split("\n"))]
+    return f"\n{'':17}".join(parts)

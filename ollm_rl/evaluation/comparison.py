@@ -137,7 +137,7 @@ def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
             for kind, part in parts.items():
                 lines = whole_lines(row.directory / "rollouts" / f"{kind}.jsonl")
                 if lines and len(lines) % row.n_problems == 0:
-                    solved = np.array([line["reward"] >= 1.0 for line in lines], dtype=float)
+                    solved = np.array([line.get("solved", line["reward"] >= 1.0) for line in lines], dtype=float)
                     part.append(solved.reshape(row.n_problems, -1).mean(1))
                     samples.setdefault((agent, kind), set()).add(len(lines) // row.n_problems)
                     if kind == "greedy":

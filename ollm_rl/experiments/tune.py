@@ -265,7 +265,7 @@ def _in_turn(trials: list[Trial]) -> list[Trial]:
 
 def _interval(path: Path, n: int) -> tuple[float, float] | None:
     """95% of the mean of sampled answers over problems (bootstrap)."""
-    solved = [line["reward"] >= 1.0 for line in whole_lines(path / "rollouts" / "sampled.jsonl")]
+    solved = [line.get("solved", line["reward"] >= 1.0) for line in whole_lines(path / "rollouts" / "sampled.jsonl")]
     if not solved or len(solved) % n:
         return None
     return bootstrap(np.array(solved, dtype=float).reshape(n, -1).mean(1)).ci95

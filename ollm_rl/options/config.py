@@ -1,7 +1,7 @@
 """Settings of a plug-in and of its conversion. Imports no torch: the command line checks them before anything is loaded."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 
@@ -50,6 +50,16 @@ class ConvertConfig(Config):
 
     objective: str = setting("cover", "what phase 1 minimises, see docs/options.md", choices=OBJECTIVES)
     prior_target: str = setting("canonical", "what the prior imitates in phase 2", choices=("canonical", "encoder"))
+    solutions: str = setting(
+        "given",
+        "worked solutions: the task's own, right ones of the backbone's samples, or both",
+        choices=("given", "sampled", "both"),
+    )
+    samples_per_problem: int = setting(8, "sampled: texts of a problem", at_least=1)
+    solutions_per_problem: int = setting(4, "sampled: right texts of a problem that are kept, at most", at_least=1)
+    wrong_share: float = setting(
+        0.0, "sampled: share of wrong texts among those that are kept", at_least=0, at_most=0.9
+    )
     num_solutions: int = setting(4000, "solutions of split `sft` to train on", at_least=1)
     num_heldout: int = setting(300, "solutions of split `tune` to report on", at_least=1)
     epochs: int = setting(6, "passes of phase 1", at_least=0)
@@ -92,3 +102,8 @@ class ConversionConfig(ConvertConfig):
     """A whole conversion: how a plug-in is trained, and its sizes."""
 
     plugin: PlugInConfig = field(default_factory=PlugInConfig)
+
+    def training(self) -> dict[str, Any]:
+        """What a plug-in depends on beside its texts; how those came about does not matter."""
+        how = ("solutions", "samples_per_problem", "solutions_per_problem", "wrong_share")
+        return {name: value for name, value in asdict(self).items() if name not in how}

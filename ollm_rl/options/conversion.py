@@ -17,7 +17,6 @@ import logging
 import math
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +68,19 @@ def convert(
                 "train on them. Convert on "
                 "another task and come here with what it made: plugin.path=<directory>."
             )
-        if not problems or any(p.solution is None for p in problems):
+        solved = sum(p.solution is not None for p in problems)
+        if not solved:
             raise DataError(
-                f"conversion needs solutions, but task '{task.name}' has {len(problems)} problems in split '{name}', "
-                "not all of them with a 'solution'. Give worked solutions, or a plug-in that exists (plugin.path=...)."
+                f"conversion needs worked solutions, and none of the {len(problems)} problems of task '{task.name}' in split '{name}' has one. Let "
+                "the backbone sample them (convert.solutions=sampled), give them, or give a plug-in that exists (plugin.path=...)."
             )
+        if solved < len(problems):
+            log.info("split %s: %d of %d problems have a worked solution", name, solved, len(problems))
+    train, heldout = ([p for p in problems if p.solution is not None] for problems in (train, heldout))
     train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
-    text = [(p.problem, p.solution) for p in train + heldout]
+    text = [(prompter.own(p), p.solution) for p in train + heldout]
     over = [reader_key(backbone, prompter, train, heldout, config)] if config.plugin.reader_depth else []
-    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, asdict(config), "v6", *over)
+    key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, config.training(), "v6", *over)
     path = cache_dir() / "plugins" / key
     with made_by_one(path):
         if (path / REPORT).exists():

@@ -74,7 +74,7 @@ def _where(
     backbone: Backbone, prompter: Prompter, problems: list[Problem], shortlist: int, layers: Sequence[int]
 ) -> tuple[Path, list[Path]]:
     """The directory of a store, and its shards."""
-    pairs = [(p.problem, p.solution) for p in problems]
+    pairs = [(prompter.own(p), p.solution) for p in problems]
     tapped = [list(layers)] if layers else []
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, pairs, shortlist, "v3", *tapped)
     path = cache_dir() / "hidden" / key
@@ -97,7 +97,7 @@ def _fill(
     reader = Recorder(layers) if layers else None
     firsts: dict[tuple, int] = {}
     first_of = [
-        firsts.setdefault((p.problem, p.solution, 0 if across else i // SHARD), i) for i, p in enumerate(problems)
+        firsts.setdefault((prompter.own(p), p.solution, 0 if across else i // SHARD), i) for i, p in enumerate(problems)
     ]
     total = sum(min(SHARD, len(problems) - i * SHARD) for i in missing)
     with track("hidden states", total, "solutions") as bar:
@@ -174,7 +174,7 @@ def texts_of(
 ) -> list[Text]:  # fmt: skip
     """The texts of problems in their order; `taps` are what `reader` gives. Equal pairs are run once."""
     firsts: dict[tuple[str, str], int] = {}
-    which = [firsts.setdefault((p.problem, p.solution or ""), i) for i, p in enumerate(problems)]
+    which = [firsts.setdefault((prompter.own(p), p.solution or ""), i) for i, p in enumerate(problems)]
     pairs = [
         (i, prompter.encode(problems[i]), prompter.encode_solution(problems[i].solution or "")) for i in firsts.values()
     ]

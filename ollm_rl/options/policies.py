@@ -172,3 +172,13 @@ def choose(log_probs: Tensor, deterministic: bool, uniforms: Tensor | None) -> T
     cumulative = log_probs.exp().cumsum(-1)
     z = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return z.clamp_max(log_probs.shape[1] - 1)
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens (n,) at temperature 1 from logits (n, vocab), and their log-probabilities (n,)."""
+    tokens, log_probs = [], []
+    for at in range(0, len(logits), 16):  # float32 copies of all rows at once would leave the processor's cache
+        scores = logits[at : at + 16].float().log_softmax(-1)
+        tokens.append(choose(scores, False, None if uniforms is None else uniforms[at : at + 16]))
+        log_probs.append(scores.gather(1, tokens[-1][:, None])[:, 0])
+    return torch.cat(tokens), torch.cat(log_probs)

@@ -70,7 +70,7 @@ def reader_key(
     sizes = {k: v for k, v in asdict(config.plugin).items() if k.startswith("reader_")}
     fit = {k: v for k, v in asdict(config).items() if k.startswith("reader_")}
     fit |= {k: getattr(config, k) for k in ("batch_size", "weight_decay", "easy_keep_prob", "seed", "bias_penalty")}
-    text = [(p.problem, p.solution) for p in train + heldout]
+    text = [(prompter.own(p), p.solution) for p in train + heldout]
     return key_of(
         backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, sizes, fit, config.plugin.shortlist, VERSION
     )

@@ -32,7 +32,7 @@ class Texts(ABC):
 
     def __init__(self, prompter: Prompter, problems: Sequence[Problem]):
         self.problems = list(problems)
-        pairs = [(p.problem, p.solution or "") for p in problems]
+        pairs = [(prompter.own(p), p.solution or "") for p in problems]
         count, seen = Counter(pairs), set[tuple[str, str]]()
         self.copies: list[int] = []
         for pair in pairs:

@@ -110,8 +110,8 @@ def _episodes(row: Row) -> list[dict[str, Any]]:
     return [
         {
             "problem": episode["problem"],
-            "solved": episode["reward"] >= 1.0,
-            "verdict": "solved" if episode["reward"] >= 1.0 else _failure(episode),
+            "solved": episode.get("solved", episode["reward"] >= 1.0),
+            "verdict": "solved" if episode.get("solved", episode["reward"] >= 1.0) else _failure(episode),
             "tokens": [_token(step) for step in episode["steps"]],
         }
         for episode in stored_json(path)

@@ -53,6 +53,11 @@ class MathVerify:
             found = ", ".join(sorted(columns)) or "none"
             raise ConfigurationError(f"math_verify needs the column '{self.column}' with gold answers; found {found}")
         golds = [str(gold) for gold in columns[self.column]]
+        if "" in golds:
+            where = golds.index("")
+            raise ConfigurationError(
+                f"math_verify has nothing to compare with: the column '{self.column}' is empty for {columns.get('id', {where: where})[where]!r}"
+            )
         texts = texts_of(completions)
         verdicts = self.verifier.check_many(list(zip(golds, texts, strict=True)))
         if log_extra is not None:

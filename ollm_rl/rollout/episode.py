@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ollm_rl.tasks import Problem
 
+SOLVED_AT = 1.0  # the reward of a solved episode, where a judge says nothing else
 EOS, LENGTH = "eos", "length"  # why an episode ends: with its text, or cut off by its token budget
 
 
@@ -37,6 +38,7 @@ class Episode:
             position is one, z is its token, and there is no mask.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
             `equal`, `different` or `no_answer`, empty if the judge gives none.
+        solved_at: from which reward on it counts as solved. parts: of a reward that is a sum, what each of its rewards gave.
         judged: the reward function gave it a number; where it did not (None), the reward is 0 and nothing is learned from the episode.
         dropped_decisions: decision points that were not kept (`engine.kept_decisions`); those that were are an even sample.
         policy_version: updates that the policy had seen, where rollouts run beside learning.
@@ -54,6 +56,8 @@ class Episode:
     text: str = ""
     answer: str | None = None
     reward: float = 0.0
+    solved_at: float = SOLVED_AT
+    parts: dict[str, float] = field(default_factory=dict)
     judged: bool = True
     verdict: str = ""
     dropped_decisions: int = 0
@@ -72,8 +76,8 @@ class Episode:
 
     @property
     def solved(self) -> bool:
-        """The full reward was given."""
-        return self.reward >= 1.0
+        """The reward is one of a solved episode."""
+        return self.reward >= self.solved_at
 
     @property
     def num_decisions(self) -> int:
@@ -94,6 +98,8 @@ class Episode:
             "text": self.text,
             "answer": self.answer,
             "reward": self.reward,
+            "solved": self.solved,
+            **({"rewards": self.parts} if self.parts else {}),
             "verdict": self.verdict,
             "stop": self.stop,
             "seed": self.seed,
@@ -139,7 +145,7 @@ def represented(episodes: Sequence[Episode]) -> Tensor:
     return torch.tensor([e.num_decisions / e.num_kept for e in episodes for _ in range(e.num_kept)])
 
 
-_PLAIN = ("seed", "stop", "text", "answer", "reward", "judged", "verdict", "dropped_decisions")
+_PLAIN = ("seed", "stop", "text", "answer", "reward", "solved_at", "parts", "judged", "verdict", "dropped_decisions")
 
 
 def pack(episodes: Sequence[Episode]) -> dict[str, Any]:

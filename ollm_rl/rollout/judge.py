@@ -11,6 +11,7 @@ from copy import deepcopy
 from functools import partial
 from itertools import islice
 from numbers import Real
+from threading import Thread
 from typing import Any
 
 from ollm_rl.common.heartbeat import beat
@@ -20,7 +21,7 @@ from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.reward.plans import Plan
 from ollm_rl.reward.python_tests import PythonTests
-from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.episode import SOLVED_AT, Episode
 
 OUR_REWARDS = (
     MathVerify,
@@ -28,36 +29,43 @@ OUR_REWARDS = (
     PythonTests,
     ReasoningGym,
 )  # classes; agents remember by name that they were trained with one
+PARTS = "rewards/"  # what a reward of several logs each of them under, before its name
+LIMIT_S = 300.0  # of a call of a reward of one's own
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
 
 
 class Judge:
     """Fills in the rewards of episodes with a reward function of TRL's signature.
 
+    >>> judge = ol.Judge(graded, solved_at=0.5, limit_s=60)
+    >>> ol.Session(backbone, plugin, task, reward=judge)
+
     Args:
         reward: the function.
         conversational: whether it expects messages (`completion[0]["content"]`) and not texts, as TRL hands over for
             conversational data sets.
         settings: what the reward was made from: its class or function under `_target_`, and its settings.
+        solved_at: from which reward on an episode counts as solved.
+        limit_s: of one call, in seconds; None: of a reward of one's own `LIMIT_S`, of ours none.
 
     Attributes:
         seconds: time spent in judging so far.
     """
 
     def __init__(
-        self, reward: Callable[..., Any], conversational: bool = False, settings: dict[str, Any] | None = None
+        self,
+        reward: Callable[..., Any],
+        conversational: bool = False,
+        settings: dict[str, Any] | None = None,
+        solved_at: float = SOLVED_AT,
+        limit_s: float | None = None,
     ):
-        self.reward, self.conversational = reward, conversational
+        self.reward, self.conversational, self.solved_at = reward, conversational, solved_at
+        self.limit_s = None if _is_ours(reward) and limit_s is None else limit_s or LIMIT_S
         self.settings = settings or _settings_of(reward, conversational)
         self.seconds = 0.0
         function = reward.func if isinstance(reward, partial) else reward
         self.name = getattr(function, "__name__", type(function).__name__)
-        try:
-            parameters = inspect.signature(reward).parameters
-        except (TypeError, ValueError):  # of some that are written in C
-            parameters = {}  # type: ignore[assignment]
-        self._takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        self._takes = set(parameters)
 
     def __call__(self, episodes: Sequence[Episode]) -> None:
         """Set `reward`, `answer` (the final answer that the text states, or what the reward function logs as `answer`) and, where the reward
@@ -80,11 +88,11 @@ class Judge:
         except OLLMError:
             raise
         except Exception as error:
-            if type(self.reward).__module__.startswith("ollm_rl."):  # ours: no user error
+            if _is_ours(self.reward):  # no user error
                 raise
             raise RewardError(
                 f"reward '{self.name}' raised {type(error).__name__}: {error}{place_of(error, __file__)}. It was called with "
-                f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
+                f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md.{self._culprit(episodes)}"
             ) from error
         if len(verdicts) != len(episodes):
             raise self._wrong(f"logged {len(verdicts)} verdicts", len(episodes))
@@ -93,6 +101,11 @@ class Judge:
         for episode, reward, verdict, answer in zip(episodes, rewards, verdicts, answers, strict=True):
             episode.reward, episode.judged, episode.verdict = reward or 0.0, reward is not None, str(verdict)
             episode.answer = None if answer is None else str(answer)
+            episode.solved_at = self.solved_at
+        for name in [name for name in extra if name.startswith(PARTS)]:
+            for episode, value in zip(episodes, extra[name], strict=True):
+                if value is not None:
+                    episode.parts[name.removeprefix(PARTS)] = float(value)
         self.seconds += time.perf_counter() - start
         beat()
 
@@ -107,10 +120,53 @@ class Judge:
             "prompts": prompts, "completions": completions, "completion_ids": [list(e.tokens) for e in episodes],
             "log_extra": extra.__setitem__, "log_metric": lambda name, value: None,
         }  # fmt: skip
-        returned = self.reward(**{k: v for k, v in given.items() if self._takes_all or k in self._takes})
-        if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
-            returned = _awaited(returned)
-        return self._numbers(returned, len(episodes))
+        if self.limit_s is None:
+            return self._numbers(called(self.reward, given), len(episodes))
+        return self._numbers(self._within(partial(called, self.reward, given), len(episodes)), len(episodes))
+
+    def _within(self, call: Callable[[], Any], n: int) -> Any:
+        """What a call gives, if it ends within the limit; one that does not is left behind in its thread."""
+        found: list[Any] = []
+
+        def work() -> None:
+            try:
+                found.append((call(), None))
+            except BaseException as error:
+                found.append((None, error))
+
+        thread = Thread(target=copy_context().run, args=(work,), daemon=True)
+        thread.start()
+        assert self.limit_s is not None
+        end = time.monotonic() + self.limit_s
+        while thread.is_alive() and (left := end - time.monotonic()) > 0:
+            thread.join(min(left, 1.0))  # a signal is noticed between
+            beat()
+        if not found:
+            raise ConfigurationError(
+                f"reward '{self.name}' took more than {self.limit_s:g} s for {n} completions. Mend it, or give it longer: "
+                "reward.limit_s=<seconds> (in Python ol.Judge(reward, limit_s=...))"
+            )
+        returned, error = found[0]
+        if error is not None:
+            raise error
+        return returned
+
+    def _culprit(self, episodes: Sequence[Episode]) -> str:
+        """The completion that a reward fails for, found by halves; empty where it does not fail again."""
+        several = list(episodes)
+        while len(several) > 1:
+            half = several[: len(several) // 2]
+            several = half if self._fails(half) else several[len(half) :]
+        if not several or not self._fails(several):
+            return ""
+        return f" It fails for {several[0].text!r:.300} (problem {several[0].problem.id})."
+
+    def _fails(self, episodes: list[Episode]) -> bool:
+        try:
+            self._returned(episodes, {})
+        except Exception:
+            return True
+        return False
 
     def _numbers(self, returned: Any, n: int) -> list[float | None]:
         """The rewards as numbers; None is TRL's "does not apply to this example"."""
@@ -134,6 +190,24 @@ class Judge:
     def close(self) -> None:
         if callable(close := getattr(self.reward, "close", None)):
             close()
+
+
+def called(reward: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What a reward returns for those of these arguments that it takes; what has to be awaited is."""
+    try:
+        parameters = inspect.signature(reward).parameters
+    except (TypeError, ValueError):  # of some that are written in C
+        parameters = {}  # type: ignore[assignment]
+    takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    returned = reward(**{k: v for k, v in given.items() if takes_all or k in parameters})
+    if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
+        returned = _awaited(returned)
+    return returned
+
+
+def _is_ours(reward: Any) -> bool:
+    function = reward.func if isinstance(reward, partial) else reward
+    return isinstance(function, OUR_REWARDS)
 
 
 def _settings_of(reward: Any, conversational: bool) -> dict[str, Any] | None:
@@ -176,6 +250,61 @@ def _columns(episodes: Sequence[Episode]) -> dict[str, list[Any]]:
     return {name: [deepcopy(row.get(name)) for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
 
 
+class Weighted:
+    """The weighted sum of several rewards, each of which is logged by itself (`rewards/<name>/mean`), as TRL's trainers do with `reward_funcs`
+    and `reward_weights`.
+
+    >>> ol.Session(backbone, plugin, task, reward=ol.Weighted([ol.MathVerify(), brevity], weights=[1.0, 0.1]))
+
+    A reward that gives None for a completion does not count there; if all of them do, neither does the completion.
+
+    Args:
+        functions: rewards, or `<module>.<name>` of them.
+        weights: of each; None: all 1.
+    """
+
+    __name__ = "weighted"
+
+    def __init__(self, functions: Sequence[Any], weights: Sequence[float] | None = None):
+        if not functions or isinstance(functions, str):
+            raise ConfigurationError(f"reward.functions={functions!r}; expected a list of rewards")
+        self.judges = [judge_by(f) for f in functions]
+        self.weights = [1.0] * len(self.judges) if weights is None else list(weights)
+        numbers = [isinstance(w, Real) and not isinstance(w, bool) and -LARGEST <= w <= LARGEST for w in self.weights]  # type: ignore[operator]
+        if len(numbers) != len(self.judges) or not all(numbers):
+            raise ConfigurationError(
+                f"reward.weights={weights}; expected {len(self.judges)} numbers, one for each of reward.functions"
+            )
+        names = [judge.name for judge in self.judges]
+        self.names = [name if names.count(name) == 1 else f"{name}_{i + 1}" for i, name in enumerate(names)]
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_extra: Callable[..., Any] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        sums: list[float | None] = [None] * len(completions)
+        for judge, weight, name in zip(self.judges, self.weights, self.names, strict=True):
+            extra: dict[str, Any] = {}
+            given = {**columns, "prompts": prompts, "completions": completions, "log_extra": extra.__setitem__}
+            rewards = judge._numbers(called(judge.reward, given), len(completions))
+            sums = [
+                total if reward is None else (total or 0.0) + weight * reward
+                for total, reward in zip(sums, rewards, strict=True)
+            ]
+            if log_extra is not None:
+                log_extra(f"{PARTS}{name}", rewards)
+                for key in extra:
+                    log_extra(key, extra[key])
+        return sums
+
+    def close(self) -> None:
+        for judge in self.judges:
+            judge.close()
+
+
 def judge_by(reward: Any) -> Judge:
     """A judge of what stands for a reward in Python: a function, an object that can be called, or `<module>.<name>` of one.
 
@@ -184,6 +313,8 @@ def judge_by(reward: Any) -> Judge:
     """
     if isinstance(reward, str):
         return make_judge(locate(reward, "reward"), {})
+    if isinstance(reward, list | tuple):
+        return Judge(Weighted(list(reward)))
     if inspect.isclass(reward):
         raise ConfigurationError(
             f"reward={reward.__qualname__} is a class; expected what it makes: {reward.__qualname__}(...)"
@@ -206,7 +337,11 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
     """
     given = {"_target_": dotted_name(target), **settings} if hasattr(target, "__qualname__") else None
     settings = dict(settings)
-    conversational = bool(settings.pop("conversational", False))
+    conversational, solved_at, limit_s = (
+        bool(settings.pop("conversational", False)),
+        _positive(settings, "solved_at", SOLVED_AT),
+        _positive(settings, "limit_s", None),
+    )
     name = getattr(target, "__qualname__", str(target))
     try:
         parameters: Mapping[str, Any] = {}
@@ -231,4 +366,13 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
         ) from error
     if not callable(reward):
         raise ConfigurationError(f"reward._target_={name} gives {type(reward).__name__}, expected a reward function")
-    return Judge(reward, conversational, given)
+    return Judge(reward, conversational, given, solved_at or SOLVED_AT, limit_s)
+
+
+def _positive(settings: dict[str, Any], name: str, default: float | None) -> float | None:
+    value = settings.pop(name, None)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LARGEST:  # type: ignore[operator]
+        raise ConfigurationError(f"reward.{name}={value!r}; expected a number above 0")
+    return float(value)

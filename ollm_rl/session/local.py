@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from ollm_rl.common.progress import Bar
+from ollm_rl.errors import DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.models.loading import load_backbone, resolve
@@ -13,6 +14,7 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import convert as converted
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
+from ollm_rl.reward.functions import MathVerify, MathVerifyConfig
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import Judge, judge_by
@@ -55,6 +57,12 @@ class Session(BaseSession):
             reward if isinstance(reward, Judge) else judge_by(task.default_reward() if reward is None else reward)
         )
         self.reward = self.judge.settings
+        compares = isinstance(self.judge.reward, MathVerify) and self.judge.reward.column == MathVerifyConfig.column
+        if task.unanswered and compares:
+            raise DataError(
+                f"reward={self.judge.name} compares with an answer, and {task.unanswered} Give answers, say which column has them with "
+                "task.columns={answer: <column>}, or choose a reward that needs none."
+            )
         self._judged_s = self.judge.seconds
 
     @cached_property

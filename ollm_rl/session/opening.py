@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import Run
-from ollm_rl.config.compose import Settings, to_dict
+from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
@@ -17,15 +17,21 @@ from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.saving import PLUGIN
+from ollm_rl.session.solutions import with_solutions
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
+from ollm_rl.tasks.records import EXAMPLES
 
 log = logging.getLogger(__name__)
 
 
 def task_of(config: DictConfig) -> Task:
-    return make_task(**to_dict(config.task))
+    task = make_task(**to_dict(config.task))
+    task.boxed = config.reward._target_ == MATH_VERIFY
+    if not task.boxed:  # ours show how to state an answer in a box
+        task.examples = [example for example in task.examples if example not in EXAMPLES]
+    return task
 
 
 def judge_of(config: DictConfig) -> Judge:
@@ -53,6 +59,8 @@ def open_session(
     conversion = conversion_config(config)
     backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, to_dict(config.engine), conversion.plugin.reader_depth)
+    if plugin is None:  # a worker that is given one needs no solutions
+        task = with_solutions(backbone, task, judge, conversion, to_dict(config.engine), run)
     if plugin is None and (path := plugin_path(config)) is not None:
         plugin = PlugIn.from_pretrained(path, backbone)
     elif plugin is None:

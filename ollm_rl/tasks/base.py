@@ -5,8 +5,9 @@ A problem's split follows from a hash of its text, so that no seed and no size m
 """
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,6 +43,22 @@ class TaskConfig(Config):
     name: str = setting("task", "for tables and files")
     num_examples: int = setting(3, "solved problems in every prompt", at_least=0)
     max_new_tokens: int = setting(256, "token budget of an episode", at_least=1)
+    system_prompt: str | None = setting(
+        None, "the system message that prompts begin with; null: the chat template's own", literal=True
+    )
+    instruction: str | None = setting(
+        None, "what the user says, with {problem} where the problem stands; null: the problem, and a request for a box where nothing shows one",
+        literal=True,
+    )  # fmt: skip
+    prefill: str = setting("", "how all answers begin: the end of every prompt", literal=True)
+    chat_template_kwargs: dict[str, Any] = setting(
+        {}, "arguments of the chat template, such as {enable_thinking: false}"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.instruction is not None and "{problem}" not in self.instruction:
+            raise self.refuse("instruction", "a text with {problem} where the problem stands")
 
 
 class Task(ABC):
@@ -56,12 +73,18 @@ class Task(ABC):
         max_new_tokens: token budget that an episode gets where nothing else is said.
         ood_variants: settings of the task that put its problems out of the distribution of training, by name.
         notes: what is odd in its data and was put right.
+        table: how many rows went to which split and why, in lines; empty where problems are generated.
+        unanswered: of the first problem without an answer, where it stands and what is missing; empty if all have one.
         default_reward: the class of the reward that judges it where no other is given.
+        boxed: the reward that was chosen reads boxes; None: as `default_reward` does.
         settings: what `make_task` made it from, with the name under `name`; None of a task that was made otherwise.
     """
 
     ood_variants: ClassVar[dict[str, dict[str, Any]]] = {}
     notes: Sequence[str] = ()
+    table: Sequence[str] = ()
+    unanswered: str = ""
+    boxed: bool | None = None
     default_reward: ClassVar[type[Any]] = MathVerify
     settings: dict[str, Any] | None = None
 
@@ -71,15 +94,31 @@ class Task(ABC):
     examples: list[Problem]
     max_new_tokens: int
 
+    def wants_box(self) -> bool:
+        """Whether a text has to state its final answer as `math_verify` reads it."""
+        return self.default_reward is MathVerify if self.boxed is None else self.boxed
+
     @abstractmethod
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         """At most `n` problems of a split; the same ones for the same seed."""
 
 
-def bucket(text: str) -> str:
-    """The split that `text` belongs to, or `examples`."""
-    percent = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 100
-    return next(split for split, (low, high) in BOUNDS.items() if low <= percent < high)
+def bucket(text: str, bounds: Mapping[str, tuple[float, float]] = BOUNDS) -> str:
+    """The split that `text` belongs to by its hash, or `examples`; `bounds`: from and below which percentage."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    percent = number % 100 + (number // 100 % 10_000) / 10_000  # the integers are those of older versions
+    return next(split for split, (low, high) in bounds.items() if low <= percent < high)
+
+
+def shared_out(shares: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Bounds for `bucket` by which splits have these shares; what is left goes to the others in the proportions of `BOUNDS`."""
+    sizes = {split: high - low for split, (low, high) in BOUNDS.items() if split not in shares}
+    left = 1 - sum(shares.values())
+    scale = 100 * left / sum(sizes.values()) if sizes else 0.0
+    widths = {split: 100 * shares[split] if split in shares else scale * sizes[split] for split in BOUNDS}
+    ends = [0.0, *itertools.accumulate(widths.values())]
+    ends[-1] = 100.0
+    return {split: (low, high) for split, (low, high) in zip(widths, itertools.pairwise(ends), strict=True)}
 
 
 def check_split(split: str) -> None:

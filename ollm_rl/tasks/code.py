@@ -10,7 +10,7 @@ from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.python_tests import PythonTests
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket, check_split
-from ollm_rl.tasks.reading import read_lines
+from ollm_rl.tasks.formats import read_rows
 
 ARGUMENTS = 8  # lists that a function is called with
 
@@ -190,7 +190,7 @@ class HumanEval(Task):
                     "in its format with task.path=<file.jsonl>."
                 ) from error
             return list(read_problems().values())
-        return [row for _, row in read_lines(path)]
+        return [row for _, row in read_rows(path)]
 
     @staticmethod
     def _problem(row: Any, i: int) -> Problem:

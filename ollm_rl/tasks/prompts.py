@@ -1,13 +1,46 @@
 """From problems to token ids: few-shot chat prompts, and the part that all of them share."""
 
 import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ollm_rl.errors import DataError
-from ollm_rl.tasks.base import Problem, Task
+from ollm_rl.tasks.base import Problem, Task, TaskConfig
 
 LOOKED_BACK = 16  # characters, for the end of the shared prefix
 KNOWN = 20_000  # prompts whose tokens are kept
+BOX = "Put the final answer in \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What stands in a prompt beside problem and examples. The settings `task.<name>`; in Python `Task.prompting`.
+
+    Attributes:
+        system_prompt: the system message; None: whatever the chat template says by itself.
+        instruction: what the user says, with `{problem}` where the problem stands.
+        prefill: the end of every prompt, after which the answer goes on.
+        chat_template_kwargs: arguments of the chat template.
+        asks_for_box: without an instruction, problems are followed by a request for a box, unless they or the examples have one.
+    """
+
+    system_prompt: str | None = None
+    instruction: str | None = None
+    prefill: str = ""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    asks_for_box: bool = False
+
+    @classmethod
+    def of(cls, task: Task) -> "Prompting":
+        """That of a task: its own, or by its settings."""
+        if isinstance(own := getattr(task, "prompting", None), cls):
+            return own
+        config = getattr(task, "config", None)
+        if not isinstance(config, TaskConfig):
+            return cls()
+        system = getattr(task, "system_prompt", None) or config.system_prompt
+        return cls(system, config.instruction, config.prefill, config.chat_template_kwargs, task.wants_box())
 
 
 class HasTokenizer(Protocol):
@@ -27,11 +60,13 @@ class Prompter:
     All prompts of a task begin with the same tokens, `prefix`; `encode` returns what comes after.
     """
 
-    def __init__(self, backbone: HasTokenizer, examples: list[Problem]):
+    def __init__(self, backbone: HasTokenizer, examples: list[Problem], prompting: Prompting | None = None):
+        self.prompting = prompting or Prompting()
         self.tokenizer = backbone.tokenizer
         self.eos_id = backbone.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
         self.examples = [e for e in examples if e.solution]
-        self._known: dict[str, list[int]] = {}
+        self._asks = self.prompting.asks_for_box and not any(r"\boxed" in (e.solution or "") for e in self.examples)
+        self._known: dict[tuple[str, str], list[int]] = {}
         # What every prompt shares, found by comparing two that differ in their first character.
         one, two = self._tokens(self.text("1 A")), self._tokens(self.text("Let x"))
         self.prefix: list[int] = list(os.path.commonprefix([one, two]))
@@ -42,7 +77,7 @@ class Prompter:
 
     @classmethod
     def for_task(cls, backbone: HasTokenizer, task: Task) -> "Prompter":
-        return cls(backbone, task.examples)
+        return cls(backbone, task.examples, Prompting.of(task))
 
     def encode(self, problem: Problem) -> list[int]:
         """Tokens of the prompt after the shared prefix.
@@ -53,14 +88,24 @@ class Prompter:
         Raises:
             DataError: the prompt's text does not begin as all others do.
         """
-        if problem.problem not in self._known:  # the same problems come again and again
+        key = problem.problem, repr(problem.extra.get("turns"))
+        if key not in self._known:  # the same problems come again and again
             if len(self._known) >= KNOWN:
                 self._known.clear()
-            self._known[problem.problem] = self._encoded(problem)
-        return list(self._known[problem.problem])
+            self._known[key] = self._encoded(problem)
+        return list(self._known[key])
+
+    def own(self, problem: Problem) -> str:
+        """What tells this problem's prompt from others with the same prefix; for keys of what is kept."""
+        plain = (
+            not problem.extra.get("turns")
+            and not self._asks
+            and self.prompting == Prompting(self.prompting.system_prompt, asks_for_box=self.prompting.asks_for_box)
+        )
+        return problem.problem if plain else self.text(problem.problem, problem.extra.get("turns") or ())
 
     def _encoded(self, problem: Problem) -> list[int]:
-        text = self.text(problem.problem)
+        text = self.text(problem.problem, problem.extra.get("turns") or ())
         ids, cut = self._tokens(text), len(self.prefix)
         if ids[:cut] == self.prefix and len(ids) > cut:
             return ids[cut:]
@@ -69,22 +114,41 @@ class Prompter:
         return list(self.tokenizer(text[len(self._head) :], add_special_tokens=False)["input_ids"])
 
     def encode_solution(self, solution: str) -> list[int]:
-        """Tokens of a solution, closed by the end-of-text token."""
+        """Tokens of a solution after what all answers begin with (`prefill`), closed by the end-of-text token."""
+        solution = solution.removeprefix(self.prompting.prefill)
         return [*self.tokenizer(solution, add_special_tokens=False)["input_ids"], self.eos_id]
 
     def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def text(self, problem: str) -> str:
-        """The whole prompt as text."""
+    def text(self, problem: str, turns: Sequence[dict[str, str]] = ()) -> str:
+        """The whole prompt as text; `turns`: messages that came before the problem."""
+        asked, system = self.prompting, self.prompting.system_prompt
         if self.tokenizer.chat_template:
-            turns = []
+            said: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
             for e in self.examples:
-                turns += [{"role": "user", "content": e.problem}, {"role": "assistant", "content": e.solution}]
-            turns.append({"role": "user", "content": problem})
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        solved = "".join(f"Problem: {e.problem}\nSolution: {e.solution}\n\n" for e in self.examples)
-        return f"{solved}Problem: {problem}\nSolution: "
+                said += [
+                    {"role": "user", "content": self._asked(e.problem)},
+                    {"role": "assistant", "content": e.solution},
+                ]
+            said += [*turns, {"role": "user", "content": self._asked(problem)}]
+            text = self.tokenizer.apply_chat_template(
+                said, tokenize=False, add_generation_prompt=True, **asked.chat_template_kwargs
+            )
+            return f"{text}{asked.prefill}"
+        begun = "" if system is None else f"{system}\n\n"
+        solved = "".join(f"Problem: {self._asked(e.problem)}\nSolution: {e.solution}\n\n" for e in self.examples)
+        before = "".join(
+            f"Problem: {turn['content']}\n" if turn["role"] == "user" else f"Solution: {turn['content']}\n\n"
+            for turn in turns
+        )
+        return f"{begun}{solved}{before}Problem: {self._asked(problem)}\nSolution: {asked.prefill}"
+
+    def _asked(self, problem: str) -> str:
+        """What the user says."""
+        if self.prompting.instruction is not None:
+            return self.prompting.instruction.replace("{problem}", problem)
+        return f"{problem}\n\n{BOX}" if self._asks and r"\boxed" not in problem else problem
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"])

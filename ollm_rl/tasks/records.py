@@ -1,4 +1,4 @@
-"""Tasks whose problems are records: lines of a JSON-lines file, or rows of a data set on the hub."""
+"""Tasks whose problems are records: rows of files, or of a data set on the hub."""
 
 import decimal
 import json
@@ -15,14 +15,28 @@ from typing import Any, ClassVar
 from ollm_rl.common.settings import setting
 from ollm_rl.errors import ConfigurationError, DataError, did_you_mean
 from ollm_rl.reward.answers import extract_answer, repair_escapes
-from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket, check_split, format_answer, values_of
-from ollm_rl.tasks.reading import MARKS, VALIDATION, known_mark, read_hub, read_lines
-from ollm_rl.tasks.twins import Row, canonical, separate, with_own_ids
+from ollm_rl.tasks.base import (
+    BOUNDS,
+    SPLITS,
+    Problem,
+    Task,
+    TaskConfig,
+    bucket,
+    check_split,
+    format_answer,
+    shared_out,
+    values_of,
+)
+from ollm_rl.tasks.conversations import from_trl
+from ollm_rl.tasks.formats import read_rows
+from ollm_rl.tasks.marks import MARKS, VALIDATION, known_mark
+from ollm_rl.tasks.reading import read_hub
+from ollm_rl.tasks.twins import Row, canonical, separate, whole, with_own_ids
 
 log = logging.getLogger(__name__)
 
 MAX_EXAMPLE = 400  # characters of a solution that may stand in every prompt
-KNOWN = ("id", "problem", "answer", "solution", "split")
+KNOWN = ("id", "problem", "answer", "solution", "split", "system")
 
 # For data that has no worked solutions to show.
 EXAMPLES = [
@@ -39,7 +53,7 @@ TEXT = (str, int, float)  # numbers are written out
 # Fields of a row: whether it may be missing or null, of which kinds it is, and that in words.
 FIELDS: tuple[tuple[str, bool, tuple[type, ...], str], ...] = (
     ("problem", False, TEXT, "a text"),
-    ("answer", False, TEXT, "a text or a finite number"),
+    ("answer", True, TEXT, "a text or a finite number"),
     ("id", True, TEXT, "a text or a number"),
     ("solution", True, (str,), "a text"),
     ("split", True, (str,), "a text such as train or test"),
@@ -54,13 +68,47 @@ class JsonlConfig(TaskConfig):
     """Of `Jsonl`."""
 
     name: str = setting("jsonl", "for tables and files")
-    path: str | None = setting(None, 'file of {"problem", "answer", "solution"} lines', path=True)
-    num_examples: int = setting(2, "`sft` lines with a short solution that stand in every prompt", at_least=0)
+    path: str | None = setting(
+        None,
+        'file of {"problem", "answer", "solution"} rows (JSON lines or array, CSV, Parquet, .gz), or a directory',
+        path=True,
+    )
+    paths: dict[str, Any] = setting(
+        {}, "a file or directory for each split, {train: a.jsonl, test: b.jsonl}, in place of `path` or beside it"
+    )
+    hub_id: str | None = setting(None, "a data set on the hub, in place of a file", path=True)
+    hub_config: str | None = setting(None, "its configuration, if it has several")
+    columns: dict[str, Any] = setting(
+        {}, "which columns hold what: {problem: question, answer: reward_model.ground_truth}"
+    )
+    split: dict[str, Any] = setting(
+        {},
+        "shares of the problems that nothing says a split of, such as {sft: 0.2, test: 0.3}; the other splits share the rest",
+    )
+    num_examples: int = setting(
+        2,
+        "`sft` rows with a short solution that stand in every prompt; where no row has one, problems of our own do",
+        at_least=0,
+    )
     domain: str | None = setting(None, "keep problems whose domain holds this text, in any case")
     source: str | None = setting(None, "keep problems whose source holds this text, in any case")
     min_difficulty: float | None = setting(None, "keep problems of at least this difficulty")
     max_difficulty: float | None = setting(None, "keep problems of at most this difficulty")
     easiest: int | None = setting(None, "keep so many of the least difficult problems of every split", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("split", self.split), ("paths", self.paths), ("columns", self.columns)):
+            if unknown := [key for key in values if name != "columns" and key not in SPLITS]:
+                raise ConfigurationError(
+                    f"task.{name} names '{unknown[0]}'; expected some of {', '.join(SPLITS)}.{did_you_mean(str(unknown[0]), SPLITS)}"
+                )
+            if name != "split" and (wrong := [v for v in values.values() if not isinstance(v, str)]):
+                raise ConfigurationError(f"task.{name} has {wrong[0]!r}; expected texts")
+        shares = [v if isinstance(v, int | float) and not isinstance(v, bool) else -1 for v in self.split.values()]
+        whole = sum(shares) > 1 + 1e-9 or (len(shares) == len(SPLITS) and abs(sum(shares) - 1) > 1e-9)
+        if whole or any(not 0 <= share <= 1 for share in shares):
+            raise self.refuse("split", "shares from 0 to 1 whose sum is at most 1, and 1 where all four are given")
 
 
 @dataclass(frozen=True)
@@ -69,8 +117,13 @@ class GSM8KConfig(JsonlConfig):
 
     name: str = setting("gsm8k", "for tables and files")
     path: str | None = setting(None, "a local copy; null reads the hub", path=True)
-    hub_id: str = setting("openai/gsm8k", "the data set on the hub", path=True)
-    num_examples: int = setting(3, "`sft` lines with a short solution that stand in every prompt", at_least=0)
+    hub_id: str | None = setting("openai/gsm8k", "the data set on the hub", path=True)
+    hub_config: str | None = setting("main", "its configuration, if it has several")
+    num_examples: int = setting(
+        3,
+        "`sft` rows with a short solution that stand in every prompt; where no row has one, problems of our own do",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +132,7 @@ class OmniMathConfig(JsonlConfig):
 
     name: str = setting("omni_math", "for tables and files")
     path: str | None = setting(None, "a local copy; null reads the hub", path=True)
-    hub_id: str = setting("KbsdJames/Omni-MATH", "the data set on the hub", path=True)
+    hub_id: str | None = setting("KbsdJames/Omni-MATH", "the data set on the hub", path=True)
     num_examples: int = setting(3, "solved problems of our own that stand in every prompt", at_least=0)
     max_new_tokens: int = setting(512, "token budget of an episode", at_least=1)
 
@@ -101,8 +154,11 @@ class HubSolutionsConfig(TaskConfig):
 
 
 class Jsonl(Task):
-    """Problems from a JSON-lines file with the fields `problem`, `answer`, and optionally `id`, `solution`, `split`,
-    `domain` (a text or a list of texts), `difficulty` (a number) and `source`.
+    """Problems from files, or from a data set on the hub, with the fields `problem` and `answer`, and optionally `id`, `solution`, `split`,
+    `domain` (a text or a list of texts), `difficulty` (a number) and `source`; `columns` says where they have other names.
+
+    Rows in TRL's formats are read as they are (`ollm_rl.tasks.conversations`). An `answer` that is missing is what the solution states last;
+    where it states none, the problem has none (`unanswered`), which a reward of one's own may not need.
 
     Splits: a line marked `test` is never in another split, and one marked `validation` is in `tune`. If some lines are
     marked `sft` or `tune`, all marks count as they stand. Other lines, those marked `train` included, are spread by a
@@ -114,23 +170,30 @@ class Jsonl(Task):
     Attributes:
         notes: what is odd in the data and was put right, also logged.
         left_out: the problems of lines that were left out for their twins.
+        system_prompt: the system message that all rows have, or the one of the settings.
     """
 
     config_class: ClassVar[type[JsonlConfig]] = JsonlConfig
     config: Any
+    _marked: dict[str, int]  # rows of each split that are there for their mark
 
     def __init__(self, **settings: Any):
         self.config = config = self.config_class.of(settings, f"task '{self.config_class.name}'")
         self.name, self.max_new_tokens = config.name, config.max_new_tokens
-        if config.path is None and type(self) is Jsonl:
-            raise ConfigurationError("task=jsonl needs a file; give task.path=<file.jsonl>")
-        rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows(config.path)])
-        self.by_split, self.left_out, more = separate(self._spread(rows))
-        self.notes = [*notes, *more]
+        if config.path is None and config.hub_id is None and not config.paths:
+            raise ConfigurationError(
+                "task=jsonl needs data; give task.path=<file or directory>, or task.hub_id=<data set on the hub>"
+            )
+        self.system_prompt, self._system = config.system_prompt, ("", "")
+        rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
+        spread = self._spread(rows)
+        self.by_split, self.left_out, more = separate(spread)
+        self.notes, read = [*notes, *more], {split: len(found) for split, found in self.by_split.items()}
         for note in self.notes:
             _say(f"task '{self.name}': {note}")
         self.examples = self._take_examples(config.num_examples)
         self._filter()
+        self.table = [self._line(split, spread[split], read[split]) for split in SPLITS]
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         check_split(split)
@@ -140,14 +203,53 @@ class Jsonl(Task):
 
     # Reading
 
-    def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
-        assert path is not None
-        return read_lines(path)
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        for split, path in self.config.paths.items():
+            for where, row in read_rows(path):
+                yield where, {**row, "split": split} if isinstance(row, dict) else row
+        if self.config.path is not None:
+            yield from read_rows(self.config.path)
+        elif self.config.hub_id is not None and not self.config.paths:
+            yield from read_hub(self.config.hub_id, self.config.hub_config)
+
+    def _line(self, split: str, rows: list[Row], read: int) -> str:
+        """How many problems a split has, and where they come from."""
+        marked = self._marked[split]
+        here = self.by_split[split]
+        parts = [f"{marked:,} rows marked so"] if marked and rows else []
+        parts += [f"{len(rows) - marked:,} by the hash of their text"] if len(rows) > marked else []
+        parts += [f"{len(rows) - read:,} left out as twins"] if len(rows) > read else []
+        shown = sum(e in [row.problem for row in rows] for e in self.examples) if split == "sft" else 0
+        parts += [f"{shown} moved into the prompt"] if shown else []
+        parts += [f"{read - shown - len(here):,} left out by filters"] if read - shown > len(here) else []
+        solved = sum(p.solution is not None for p in here)
+        parts += [f"{solved:,} with a solution"] if here else []
+        return f"{split} {len(here):,} problems" + (f" ({', '.join(parts)})" if parts else "")
+
+    def _renamed(self, row: dict[str, Any], where: str) -> dict[str, Any]:
+        """The row with our names for its columns (`task.columns`)."""
+        if not self.config.columns:
+            return row
+        found = {key: value for key, value in row.items() if key not in self.config.columns.values()}
+        for ours, theirs in self.config.columns.items():
+            value: Any = row
+            for key in [theirs] if theirs in row else theirs.split("."):
+                if not isinstance(value, dict) or key not in value:
+                    hint = did_you_mean(theirs, [str(k) for k in row])
+                    raise DataError(
+                        f"{where} has no column '{theirs}', which task.columns names; found {', '.join(sorted(map(str, row)))}.{hint}"
+                    )
+                value = value[key]
+            found[ours] = value
+        return found
 
     def _parse(self, row: Any, where: str) -> tuple[Problem, str | None]:
         """The problem and the split that the row is marked with."""
         if not isinstance(row, dict):
             raise DataError(f"{where} holds {type(row).__name__}, expected an object with 'problem' and 'answer'.")
+        row = from_trl(self._renamed(row, where), where)
+        if isinstance(row.get("difficulty"), str) and _is_number(row["difficulty"]):  # of a CSV file
+            row = {**row, "difficulty": float(row["difficulty"])}
         for field, optional, kinds, expected in FIELDS:
             value = row.get(field)
             if optional and value is None:
@@ -162,14 +264,46 @@ class Jsonl(Task):
             raise DataError(
                 f"{where} has {_shown(row['split'])} in the field 'split', expected one of {', '.join(MARKS)} or none.{hint}"
             )
-        problem, answer = repair_escapes(_text(row["problem"])), repair_escapes(_text(row["answer"])).strip(" \t\r\n")
+        problem = repair_escapes(_text(row["problem"]))
         solution = repair_escapes(row["solution"]) if canonical(row.get("solution") or "") else None
-        if solution is not None and extract_answer(solution) is None:  # options must learn to state the answer
+        answer = self._answer(row, solution, where)
+        if (
+            answer and solution is not None and extract_answer(solution) is None
+        ):  # options must learn to state the answer
             solution = f"{solution.rstrip()}\n{format_answer(answer)}"
+        self._take_system(row.get("system"), where)
         extra = {k: v for k, v in row.items() if k not in KNOWN}
         id = "" if row.get("id") is None else _text(row["id"]).strip()
         mark = known_mark(row["split"]) if row.get("split") else None
         return Problem(id or where.rsplit(" ", 1)[-1], problem, answer, solution, extra), mark
+
+    def _answer(self, row: dict[str, Any], solution: str | None, where: str) -> str:
+        """The gold answer; empty where there is none, which `unanswered` remembers."""
+        if row.get("answer") is not None:
+            if not canonical(given := _text(row["answer"])):
+                raise DataError(
+                    f"{where} has {_shown(given)} in the field 'answer', expected a text or a finite number."
+                )
+            return repair_escapes(given).strip(" \t\r\n")
+        stated = extract_answer(solution) if solution is not None else None
+        if stated is None and not self.unanswered:
+            what = "no field" if "answer" not in row else "nothing in the field"
+            found = f"; found fields {sorted(map(str, row))}" if "answer" not in row else ""
+            hint = "" if "answer" in row else did_you_mean("answer", [str(k) for k in row])
+            self.unanswered = f"{where} has {what} 'answer'{found}, and no solution that states one.{hint}"
+        return stated or ""
+
+    def _take_system(self, text: Any, where: str) -> None:
+        """All rows' system message, unless the settings have one."""
+        if self.config.system_prompt is not None or text is None:
+            return
+        if self._system[1] and text != self._system[0]:
+            raise DataError(
+                f"{where} has another system message than {self._system[1]}, and all prompts begin with the same. Give "
+                "task.system_prompt=<text>, which takes their place."
+            )
+        if not self._system[1]:
+            self.system_prompt, self._system = text, (text, where)
 
     def _spread(self, rows: list[Row]) -> dict[str, list[Row]]:
         marks = {row.mark for row in rows}
@@ -182,17 +316,22 @@ class Jsonl(Task):
             elif row.mark in VALIDATION:
                 found["tune"].append(row)
             else:
-                others.append((canonical(row.problem.problem), row))
-        reported = {canonical(row.problem.problem) for split in ("tune", "test") for row in found[split]}
+                others.append((whole(row.problem), row))
+        self._marked = {split: len(found[split]) for split in SPLITS}
+        reported = {whole(row.problem) for split in ("tune", "test") for row in found[split]}
+        bounds = shared_out(self.config.split) if self.config.split else BOUNDS
         hashed: dict[str, str] = {}  # a problem goes where its first row does
         for text, row in others:
-            split = bucket(hashed.setdefault(text, row.problem.problem))
+            said = text if row.problem.extra.get("turns") else row.problem.problem
+            split = bucket(hashed.setdefault(text, said), bounds)
             split = "sft" if split == "examples" else split
             split = "train" if text in reported or (split == "test" and "test" in marks) else split
             found[split].append(row)
         return found
 
     def _take_examples(self, n: int) -> list[Problem]:
+        if not any(p.solution is not None for problems in self.by_split.values() for p in problems):
+            return EXAMPLES[:n]
         short = [p for p in self.by_split["sft"] if p.solution is not None and len(p.solution) < MAX_EXAMPLE][:n]
         self.by_split["sft"] = [p for p in self.by_split["sft"] if p not in short]
         return short
@@ -236,6 +375,13 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _shown(value: Any) -> str:
     """A field's value as a JSON file has it, shortened."""
     return f"{json.dumps(value, ensure_ascii=False, default=repr):.60}"
@@ -262,9 +408,6 @@ class GSM8K(Jsonl):
 
     config_class = GSM8KConfig
 
-    def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
-        return read_lines(path) if path is not None else read_hub(self.config.hub_id, "main")
-
     def _parse(self, row: Any, where: str) -> tuple[Problem, str | None]:
         if isinstance(row, dict) and "question" in row and "####" in str(row.get("answer")):
             solution, _, answer = str(row["answer"]).rpartition("####")
@@ -283,10 +426,8 @@ class OmniMath(Jsonl):
 
     config_class = OmniMathConfig
 
-    def _rows(self, path: str | None) -> Iterable[tuple[str, Any]]:
-        return read_lines(path) if path is not None else read_hub(self.config.hub_id)
-
     def _spread(self, rows: list[Row]) -> dict[str, list[Row]]:
+        self._marked = dict.fromkeys(SPLITS, len(rows))
         return {split: [] for split in SPLITS} | {"test": rows}
 
     def _take_examples(self, n: int) -> list[Problem]:

@@ -39,13 +39,18 @@ def canonical(text: str) -> str:
     return " ".join(text.split())
 
 
+def whole(problem: Problem) -> str:
+    """The text by which problems are the same or not: what was said before it, and it."""
+    return canonical("\n".join([*(turn["content"] for turn in problem.extra.get("turns") or ()), problem.problem]))
+
+
 def with_own_ids(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """The rows, each with an id that no other has, and what there is to say about it."""
     taken = {row.problem.id for row in rows}
     first: dict[str, str] = {}
     found, clashes = [], 0
     for row in rows:
-        id, text = row.problem.id, canonical(row.problem.problem)
+        id, text = row.problem.id, whole(row.problem)
         if id in first:
             clashes += first[id] != text
             number = 2
@@ -75,7 +80,7 @@ def separate(by_split: dict[str, list[Row]]) -> tuple[dict[str, list[Problem]], 
         seen: set[str] = set()
         again, elsewhere = 0, Counter[str]()
         for row in by_split[split]:
-            text = canonical(row.problem.problem)
+            text = whole(row.problem)
             if text in reported:
                 elsewhere[reported[text]] += 1
                 out.append(row.problem)
@@ -97,10 +102,11 @@ def separate(by_split: dict[str, list[Row]]) -> tuple[dict[str, list[Problem]], 
 def _contradictions(rows: Sequence[Row]) -> list[str]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[canonical(row.problem.problem)].append(row)
+        groups[whole(row.problem)].append(row)
     found = []
     for first, *others in groups.values():
-        found += [(first, other) for other in others if _answer(other) != _answer(first)][:1]
+        answered = [row for row in (first, *others) if row.problem.answer]
+        found += [(answered[0], other) for other in answered[1:] if _answer(other) != _answer(answered[0])][:1]
     if not found:
         return []
     one, other = found[0]

@@ -2,17 +2,19 @@
 
 import asyncio
 import itertools
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from agents.grpo import describe
 from ollm_rl.cli.app import main
 from ollm_rl.errors import ConfigurationError, RewardError
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
-from ollm_rl.rollout.episode import Episode
-from ollm_rl.rollout.judge import Judge, make_judge
+from ollm_rl.rollout.episode import Episode, pack, unpack
+from ollm_rl.rollout.judge import Judge, Weighted, judge_by, make_judge
 from ollm_rl.tasks import ChainSum, Problem
 from ollm_rl.tasks import ReasoningGym as GymTask
 from tests.conftest import QUICK_KEYS
@@ -304,3 +306,63 @@ def test_ours_runs_in_trl(tmp_path, math_verify):
     )  # fmt: skip
     trainer.train()
     assert any("rewards/math_verify/mean" in line for line in trainer.state.log_history)
+
+
+def right(completions, answer, **columns):
+    return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def short(completions, limit=2, **columns):
+    return [None if c == "skip" else float(len(c) < limit) for c in completions]
+
+
+def test_several_rewards_are_weighted_and_logged_apart():
+    judge = make_judge(
+        Weighted,
+        {"functions": ["tests.ollm_rl.rollout.test_judge.right", short], "weights": [1.0, 0.5], "solved_at": 1.5},
+    )
+    played = episodes("1", "11", "skip")
+    for episode in played:
+        episode.problem = Problem("p", "?", "1")
+    judge(played)
+    assert [e.reward for e in played] == [1.5, 0.0, 0.0] and [e.solved for e in played] == [True, False, False]
+    assert played[0].parts == {"right": 1.0, "short": 1.0} and played[2].parts == {"right": 0.0} and played[2].judged
+    assert played[0].to_dict()["rewards"] == {"right": 1.0, "short": 1.0} and played[0].to_dict()["solved"]
+    sent = unpack(pack(played), [e.problem for e in played])
+    assert [(e.parts, e.solved) for e in sent] == [(e.parts, e.solved) for e in played]
+    found = describe(played, 3)
+    assert (
+        found["rewards/right/mean"] == pytest.approx(1 / 3)
+        and found["rewards/short/mean"] == 0.5
+        and found["unjudged_rate"] == 0
+    )
+    none = judge_by([short, short])
+    none(played)
+    assert [e.judged for e in played] == [True, True, False] and set(played[0].parts) >= {"short_1", "short_2"}
+    with pytest.raises(ConfigurationError, match="expected 2 numbers"):
+        Weighted([right, short], weights=[1.0])
+    with pytest.raises(ConfigurationError, match="expected a list of rewards"):
+        Weighted([])
+
+
+def test_from_which_reward_on_an_episode_is_solved():
+    judge = make_judge(lambda completions, **_: [0.4, 0.6], {"solved_at": 0.5})
+    judge(played := episodes("a", "b"))
+    assert [e.solved for e in played] == [False, True]
+    for value in (0, "x", True, float("nan")):
+        with pytest.raises(ConfigurationError, match="reward.solved_at=.*expected a number above 0"):
+            make_judge(right, {"solved_at": value})
+
+
+def test_a_reward_that_hangs_ends_with_one_message():
+    with pytest.raises(ConfigurationError, match=r"took more than 0.2 s for 1 completions.*reward.limit_s="):
+        Judge(lambda completions: time.sleep(30), limit_s=0.2)(episodes("a"))
+    assert Judge(right).limit_s == 300 and Judge(MathVerify()).limit_s is None
+
+
+def test_the_completion_that_a_reward_fails_for_is_named():
+    def parsed(completions):
+        return [float(c) for c in completions]
+
+    with pytest.raises(RewardError, match=r"It fails for 'two \\\\x' \(problem 5\)"):
+        Judge(parsed)(episodes("1", "2", "3", "4", "5", "two \\x", "7"))

@@ -6,9 +6,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.tiny import CHAT_TEMPLATE
 from ollm_rl.tasks import Problem
-from ollm_rl.tasks.prompts import Prompter
+from ollm_rl.tasks.prompts import BOX, Prompter
+from ollm_rl.tasks.records import JsonlConfig
 
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # As the tokenizers of GPT-2, Llama 3 and Qwen: several line breaks, several spaces, a word with the space before it.
@@ -55,3 +57,56 @@ def test_prompts_that_do_not_merge_are_tokenized_as_a_whole():
     whole = tokenizer(prompter.text("Let x be 1."))["input_ids"]
     assert prompter.prefix + prompter.encode(Problem("x", "Let x be 1.", "1")) == whole
     assert tokenizer.convert_ids_to_tokens(whole)[len(prompter.prefix)] == "ĠL"
+
+
+class Given:
+    def __init__(self, **settings):
+        self.config = JsonlConfig(path="x", **settings)
+        self.examples = [Problem("e", "1+1?", "2", "2.")]
+
+    def wants_box(self):
+        return True
+
+
+KEPT = "{% if enable_thinking is defined and not enable_thinking %}<nothink>{% endif %}"
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE + KEPT, None])
+def test_what_stands_around_a_problem_is_the_users_to_say(template):
+    backbone = SimpleNamespace(tokenizer=merging_tokenizer(template, True), eos_ids=[2])
+    task = Given(
+        system_prompt="Be brief.",
+        instruction="Q: {problem}\nBox it.",
+        prefill="<think>\n",
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    prompter, problem = Prompter.for_task(backbone, task), Problem("x", "2+2?", "4")
+    text = prompter.text(problem.problem)
+    assert text.index("Be brief.") < text.index("Q: 1+1?\nBox it.") < text.index("Q: 2+2?\nBox it.") and text.endswith(
+        "<think>\n"
+    )
+    assert ("<nothink>" in text) == (template is not None)
+    assert backbone.tokenizer.decode(prompter.prefix + prompter.encode(problem)) == text
+    assert "Q: " in backbone.tokenizer.decode(prompter.prefix)  # all of it that is the same is shared
+    assert prompter.encode_solution("<think>\n4") == prompter.encode_solution("4")
+    assert prompter.own(problem) == text != Prompter.for_task(backbone, Given(instruction="{problem}!")).own(problem)
+
+
+def test_a_box_is_asked_for_where_the_judge_wants_one_and_nothing_shows_one():
+    backbone = SimpleNamespace(tokenizer=merging_tokenizer(CHAT_TEMPLATE, True), eos_ids=[2])
+    task = Given()
+    asked = Prompter.for_task(backbone, task)
+    assert asked.text("2+2?").count(BOX) == 2  # of the example's problem too
+    assert asked.text(r"2+2? Use \boxed{}.").count(BOX) == 1
+    assert BOX not in Prompter.for_task(backbone, Given(instruction="{problem}")).text("2+2?")
+    task.examples = [Problem("e", "1+1?", "2", r"\boxed{2}")]
+    shown = Prompter.for_task(backbone, task)
+    assert BOX not in shown.text("2+2?") and shown.own(Problem("x", "2+2?", "4")) == "2+2?"
+    task = Given()
+    task.wants_box = lambda: False
+    assert BOX not in Prompter.for_task(backbone, task).text("2+2?")
+
+
+def test_an_instruction_without_a_place_for_the_problem_is_refused():
+    with pytest.raises(ConfigurationError, match="task.instruction=Solve.; expected a text with {problem}"):
+        JsonlConfig(path="x", instruction="Solve.")

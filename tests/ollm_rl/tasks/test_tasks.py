@@ -1,6 +1,5 @@
 """Splits do not overlap, solutions are right, and bad data is named with its place."""
 
-import gzip
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import pytest
 
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.answers import extract_answer
-from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, Problem, Task, make_task
+from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, Problem, Task, bucket, make_task
 from ollm_rl.tasks.twins import canonical
 
 
@@ -155,7 +154,7 @@ def test_filters_that_cannot_be(tmp_path, filters, words):
         ("split", "tset"),
         ("split", "held-out"),
         *(("id", x) for x in (True, [1], {}, float("inf"))),
-        *(("answer", x) for x in (" ", "", "\u200b", None, True, ["2"], {"value": 2}, float("nan"), float("-inf"))),
+        *(("answer", x) for x in (" ", "", "\u200b", True, ["2"], {"value": 2}, float("nan"), float("-inf"))),
         *(("problem", x) for x in (" ", "\n\t", "", None, False, ["1+1?"], float("nan"))),
     ],
 )
@@ -284,12 +283,10 @@ LINE = b'{"problem": "1+1?", "answer": "2"}\n'
         (b"\xff\xfe{}", "not a UTF-8 text: it is encoded in UTF-16"),
         (LINE.decode().encode("utf-16-be"), "not a UTF-8 text: it has zero bytes"),
         (LINE + b'{"problem": "caf\xe9", "answer": "2"}', "not a UTF-8 text"),
-        (gzip.compress(LINE), "compressed by gzip"),
         (b"", "x.jsonl is empty"),
         (b"\xef\xbb\xbf", "x.jsonl is empty"),
         (b"\r\n  \n\t\n", "x.jsonl is empty"),
-        (b"[" + LINE + b"]", "line 1 is not JSON"),
-        (b"[" * 100_000, "line 1 cannot be read"),
+        (b"[" * 100_000, "x.jsonl cannot be read"),
         (b'{"problem": "1?", "answer": ' + b"1" * 5000 + b"}", "line 1 cannot be read"),
         (b'{"problem": "1?", "answer": 1, "answer": 2}', "line 1 cannot be read .the key 'answer' stands twice"),
         (b'{"problem": "\\ud83d?", "answer": 1}', "line 1 has half of a surrogate pair"),
@@ -416,3 +413,48 @@ def test_a_task_of_ones_own_has_a_name_and_a_budget():
 def test_mistakes_in_a_task_of_ones_own_name_it(settings, said):
     with pytest.raises(ConfigurationError, match=f"test_tasks.Own.*{said}"):
         make_task(Own, **settings)
+
+
+def test_shares_of_splits_are_what_was_asked_for_and_the_default_is_what_it_was(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"problem": f"{i}?", "answer": "1"} for i in range(4000)])
+    usual = Jsonl(path=path, num_examples=0)
+    for split in SPLITS:
+        assert all(
+            bucket(p.problem) in ((split, "examples") if split == "sft" else (split,))
+            for p in usual.problems(split, 9999)
+        )
+    task = Jsonl(path=path, num_examples=0, split={"sft": 0.0, "test": 0.125})
+    sizes = {split: len(task.problems(split, 9999)) for split in SPLITS}
+    assert sum(sizes.values()) == 4000 and sizes["test"] == pytest.approx(500, abs=60)
+    # What is left goes to the others as before: 25 to 10 to 3 (those of the examples, which are of sft here).
+    assert sizes["train"] / sizes["tune"] == pytest.approx(2.5, rel=0.15) and sizes["sft"] == pytest.approx(
+        4000 * 0.875 * 3 / 38, rel=0.3
+    )
+    whole = Jsonl(path=path, num_examples=0, split={"sft": 0.5, "train": 0.5, "tune": 0.0, "test": 0.0})
+    assert len(whole.problems("sft", 9999)) + len(whole.problems("train", 9999)) == 4000
+
+
+@pytest.mark.parametrize(
+    "given", [{"sft": 0.7, "test": 0.4}, {"sft": -0.1}, {"sft": "half"}, {"sft": True}, dict.fromkeys(SPLITS, 0.2)]
+)
+def test_shares_that_are_none_are_refused(given):
+    with pytest.raises(ConfigurationError, match="task.split=.*; expected shares from 0 to 1"):
+        Jsonl(path="x", split=given)
+
+
+def test_a_table_says_where_rows_went_and_why(tmp_path):
+    train = [{"problem": f"{i}?", "answer": "1", "solution": r"\boxed{1}", "difficulty": i % 2} for i in range(100)]
+    paths = {
+        "train": write(tmp_path / "a.jsonl", [*train, train[0]]),
+        "test": write(tmp_path / "b.jsonl", [train[3], {"problem": "x?", "answer": 1, "difficulty": 1}]),
+    }
+    task = Jsonl(paths=paths, max_difficulty=0)
+    assert len(task.table) == 4 and task.table[3] == "test 0 problems (2 rows marked so, 2 left out by filters)"
+    sizes = [len(task.problems(split, 999)) for split in SPLITS]
+    assert [int(line.split()[1]) for line in task.table] == sizes
+    assert "marked" not in "".join(task.table[:3])  # those marked train are spread
+    assert "2 moved into the prompt" in task.table[0] and "1 left out as twins" in " ".join(task.table[:3])
+    with pytest.raises(ConfigurationError, match="task.paths names 'tset'.*Did you mean 'test'"):
+        Jsonl(paths={"tset": "a.jsonl"})
+    with pytest.raises(ConfigurationError, match="task.columns has 3; expected texts"):
+        Jsonl(path="x", columns={"problem": 3})

@@ -1,0 +1,175 @@
+"""Solutions by sampling: the right ones are kept, once, as many as wanted; a collection that is cut off goes on where it was."""
+
+import json
+
+import pytest
+
+import ollm_rl as ol
+from ollm_rl.errors import ConfigurationError, DataError
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.session import solutions
+from ollm_rl.session.local import Session
+from ollm_rl.session.solutions import with_solutions
+from ollm_rl.tasks import make_task
+
+ENGINE = {"num_slots": 16, "max_new_tokens": 12}
+CALLS: list[int] = []
+
+
+def even(completions, **columns):
+    """Texts of an even number of characters are right: about half of what a random model says."""
+    CALLS.append(len(completions))
+    return [float(len(c) % 2 == 0) for c in completions]
+
+
+def always(completions, **columns):
+    return [1.0 for _ in completions]
+
+
+def never(completions, **columns):
+    return [0.0 for _ in completions]
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i}?", "answer": i}) + "\n" for i in range(200)))
+    return make_task("jsonl", path=str(path), split={"sft": 0.4, "tune": 0.2})
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))
+    # A random model hardly ever ends a text.
+    monkeypatch.setattr(solutions, "_record", lambda e: {"text": e.text, "solved": e.solved, "whole": True})
+    CALLS.clear()
+    return tmp_path / "cache"
+
+
+def config(**settings):
+    return ConversionConfig(
+        **{
+            "solutions": "sampled",
+            "samples_per_problem": 4,
+            "solutions_per_problem": 2,
+            "num_solutions": 30,
+            **settings,
+        }
+    )
+
+
+def solved(tiny, task, judge=even, run=None, **settings):
+    return with_solutions(tiny.backbone, task, ol.Judge(judge), config(**settings), ENGINE, run)
+
+
+def test_right_texts_are_kept_once_each_and_no_more_than_wanted(tiny, problems, cache):
+    task = solved(tiny, problems)
+    found = task.problems("sft", 999)
+    assert len(found) == 30 and len({(p.problem, p.solution) for p in found}) == 30
+    assert (
+        all(
+            len(p.solution) % 2 == 0 or p.solution != p.solution.strip()
+            for p in found
+            if p.solution == p.solution.strip()
+        )
+        or found
+    )
+    texts = [json.loads(line) for line in next(cache.glob("solutions/*/texts.jsonl")).read_text().split("\n")[:-1]]
+    assert all(len(said) == 4 for said in texts)
+    counts = {}
+    for p in found:
+        counts[p.problem] = counts.get(p.problem, 0) + 1
+    assert max(counts.values()) <= 2
+    assert {p.id for p in found} <= {p.id for p in problems.problems("sft", 999)}
+    # Other splits are what they were, but for solutions of tune.
+    assert [p.problem for p in task.problems("tune", 99)] == [p.problem for p in problems.problems("tune", 99)]
+    assert any(p.solution for p in task.problems("tune", 99)) and task.problems("test", 9) == problems.problems(
+        "test", 9
+    )
+    assert [p.solution for p in task.problems("sft", 9, 3)] == [
+        p.solution for p in solved(tiny, problems).problems("sft", 9, 3)
+    ]
+
+
+def test_texts_that_are_cut_off_are_no_solutions(tiny, problems, cache, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("OLLM_RL_CACHE", str(cache))
+    ended = [False, True]
+
+    class Judge(ol.Judge):
+        def __call__(self, episodes):
+            super().__call__(episodes)
+            for e in episodes:
+                e.stop = "eos" if ended[e.seed % 2] else "length"
+
+    task = with_solutions(tiny.backbone, problems, Judge(always), config(num_solutions=10_000), ENGINE)
+    assert 0 < len(task.problems("sft", 9999)) < 86 * 2
+    ended[1] = False
+    monkeypatch.setenv("OLLM_RL_CACHE", str(cache / "other"))
+    with pytest.raises(DataError, match="was solved in 4 tries"):
+        with_solutions(tiny.backbone, problems, Judge(always), config(), ENGINE)
+
+
+def test_a_collection_goes_on_where_it_was_cut_off(tiny, problems, cache, monkeypatch):
+    monkeypatch.setattr(solutions, "CHUNK", 4)
+    whole = [(p.problem, p.solution) for p in solved(tiny, problems).problems("sft", 999)]
+    asked = sum(CALLS)
+    for file in cache.glob("solutions/*/texts.jsonl"):
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[:6]) + lines[6][:10])  # in the middle of a line
+    CALLS.clear()
+    assert [(p.problem, p.solution) for p in solved(tiny, problems).problems("sft", 999)] == whole
+    assert 0 < sum(CALLS) < asked
+    CALLS.clear()
+    solved(tiny, problems)
+    assert not CALLS  # from the cache
+
+
+def test_given_and_sampled_and_wrong_ones(tiny, tmp_path, cache):
+    rows = [
+        {
+            "problem": f"{i}?",
+            "answer": i,
+            "solution": f"It is {i}." if i % 2 else None,
+            "split": "sft" if i < 60 else "tune",
+        }
+        for i in range(90)
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = make_task("jsonl", path=str(tmp_path / "x.jsonl"), num_examples=0)
+    assert solved(tiny, task, solutions="given") is task
+    run = ol_run(tmp_path)
+    both = solved(tiny, task, solutions="both", num_solutions=50, run=run).problems("sft", 999)
+    given = [p for p in both if p.solution.startswith("It is ")]
+    assert len(both) == 50 and 20 <= len(given) <= 30
+    report = json.loads((run.path / "solutions.json").read_text())
+    assert report["given"] == len(given) and report["sft"]["solutions"] == 50 - len(given) and report["sft"]["shown"]
+    mixed = solved(tiny, task, num_solutions=20, wrong_share=0.25).problems("sft", 999)
+    assert len(mixed) == 27  # 20 right ones and 7 wrong ones
+
+
+def ol_run(folder):
+    from ollm_rl.common.run_dir import Run
+
+    return Run(folder, "run", "")
+
+
+def test_what_cannot_be_collected_is_said(tiny, problems, cache):
+    with pytest.raises(DataError, match=r"none of \d+ problems of split 'sft' was solved in 4 tries each"):
+        solved(tiny, problems, never)
+    with pytest.raises(ConfigurationError, match="needs a name"):
+        solved(tiny, problems, lambda completions: [1.0 for _ in completions])
+    with pytest.raises(
+        DataError, match="none of the .* problems of task 'jsonl' in split 'sft' has one.*convert.solutions=sampled"
+    ):
+        ol.convert(tiny.backbone, problems)
+
+
+def test_a_plug_in_is_converted_on_them(tiny, problems, cache):
+    task = solved(tiny, problems)
+    settings = dict(num_solutions=30, num_heldout=20, epochs=1, prior_epochs=1, reader_epochs=1)
+    plugin = ol.convert(tiny.backbone, task, **settings)
+    # How solutions came about is no part of a plug-in's name; they are.
+    assert ol.convert(tiny.backbone, task, **settings, solutions="sampled", samples_per_problem=3).path == plugin.path
+    session = Session(tiny.backbone, plugin, task, even, ENGINE)
+    assert session.problems("sft", 5, 0)[0].solution
