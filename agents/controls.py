@@ -56,7 +56,7 @@ class BestPrefix(PolicyAgent):
         free = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
         said = self.session.rollout(free, PolicyAdapter(self, False), keep_hidden=False)
         room = min(self.config.max_tokens, self.session.engine_settings["max_new_tokens"] - 1)
-        begun = [e.tokens[:room] for e in said]
+        begun = [e.tokens[: min(room, len(e.tokens) - 1)] for e in said]  # the last token may end the text
         openings = [(), *self.session.run_on_model(_frequent, begun, self.config.num_openings)]
         best: tuple[int, ...] = ()
         episodes, most = len(said), -1.0
