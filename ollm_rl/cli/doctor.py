@@ -170,6 +170,6 @@ def _backbone(settings: Settings) -> str:
     problem = next((p for split in ("train", "test", "tune", "sft") for p in task.problems(split, 1)), None)
     if problem is not None:
         tokens = len(prompter.prefix) + len(prompter.encode(problem))
-        text = prompter.text(problem.problem, problem.extra.get("turns") or ())
+        text = prompter.text(problem.problem, problem.turns)
         parts += [f"a whole prompt, {tokens} tokens:", *(f"  {line}" for line in text.split("\n"))]
     return f"\n{'':17}".join(parts)

@@ -32,6 +32,7 @@ from ollm_rl.rollout.judge import Judge
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem, Task
+from ollm_rl.tasks.twins import whole
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def _once(problems: Sequence[Problem]) -> list[Problem]:
     """Without the second solutions of a problem."""
     first: dict[str, Problem] = {}
     for p in problems:
-        first.setdefault(p.problem + repr(p.extra.get("turns")), p)
+        first.setdefault(whole(p), p)
     return list(first.values())
 
 

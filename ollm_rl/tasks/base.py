@@ -22,7 +22,7 @@ BOUNDS = {"sft": (0, 42), "train": (42, 67), "tune": (67, 77), "test": (77, 97),
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. `solution` is needed for conversion only; `extra` carries columns such as `domain`.
+    """One problem. `solution` is needed for conversion only; `extra` carries columns such as `domain`, `turns` what was said before, as (role, text).
 
     >>> ol.Problem(id="1", problem="1 + 1", answer="2", solution="1 + 1 = 2\n...", extra={"domain": "sums"})
     """
@@ -32,6 +32,7 @@ class Problem:
     answer: str
     solution: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

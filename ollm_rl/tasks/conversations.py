@@ -4,7 +4,7 @@
 `{"role": ..., "content": ...}`. What the user says last is the problem, what the assistant says last its solution.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ollm_rl.errors import DataError
 
@@ -12,8 +12,15 @@ ROLES = ("system", "user", "assistant")
 MESSAGE = '{"role": ..., "content": ...}'
 
 
-def from_trl(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The row with `problem`, and with `solution`, `system` (a system message) and `turns` (earlier messages) if it has them.
+class Said(NamedTuple):
+    """What stands before a problem: a system message, and earlier messages as (role, text)."""
+
+    system: str | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+def from_trl(row: dict[str, Any], where: str) -> tuple[dict[str, Any], Said]:
+    """The row with `problem`, and with `solution` if it has one, and what stands before the problem.
 
     Rows that have a `problem`, and those that have none of TRL's columns, stay as they are.
 
@@ -21,7 +28,7 @@ def from_trl(row: dict[str, Any], where: str) -> dict[str, Any]:
         DataError: messages that are none, or that no prompt can be made of.
     """
     if "problem" in row or not ("prompt" in row or "messages" in row):
-        return row
+        return row, Said()
     rest = {key: value for key, value in row.items() if key not in ("prompt", "completion", "messages")}
     said = None
     if "messages" in row:
@@ -40,21 +47,17 @@ def from_trl(row: dict[str, Any], where: str) -> dict[str, Any]:
             said = answers[0]["content"]
         elif completion is not None:
             said = completion
-    found: dict[str, Any] = {**rest}
-    if messages and messages[0]["role"] == "system":
-        found["system"] = messages.pop(0)["content"]
+    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
     roles = [message["role"] for message in messages]
     if not roles or roles != ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))] or len(roles) % 2 == 0:
         raise DataError(
             f"{where} has messages of {', '.join(roles) or 'nobody'}; expected the user's, then by turns the assistant's and the "
             "user's, after at most one of the system, and the user's last"
         )
-    found["problem"] = messages[-1]["content"]
-    if len(messages) > 1:
-        found["turns"] = messages[:-1]
+    found = {**rest, "problem": messages[-1]["content"]}
     if said is not None and rest.get("solution") is None:
         found["solution"] = said
-    return found
+    return found, Said(system, tuple((message["role"], message["content"]) for message in messages[:-1]))
 
 
 def _messages(value: Any, where: str, field: str) -> list[dict[str, str]]:

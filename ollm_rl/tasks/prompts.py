@@ -66,7 +66,9 @@ class Prompter:
         self.eos_id = backbone.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
         self.examples = [e for e in examples if e.solution]
         self._asks = self.prompting.asks_for_box and not any(r"\boxed" in (e.solution or "") for e in self.examples)
-        self._known: dict[tuple[str, str], list[int]] = {}
+        asked = self.prompting  # what stands after a problem, and so is not in the prefix
+        self._plain = not (self._asks or asked.instruction or asked.prefill or asked.chat_template_kwargs)
+        self._known: dict[tuple[Any, ...], list[int]] = {}
         # What every prompt shares, found by comparing two that differ in their first character.
         one, two = self._tokens(self.text("1 A")), self._tokens(self.text("Let x"))
         self.prefix: list[int] = list(os.path.commonprefix([one, two]))
@@ -88,7 +90,7 @@ class Prompter:
         Raises:
             DataError: the prompt's text does not begin as all others do.
         """
-        key = problem.problem, repr(problem.extra.get("turns"))
+        key = problem.problem, problem.turns
         if key not in self._known:  # the same problems come again and again
             if len(self._known) >= KNOWN:
                 self._known.clear()
@@ -97,15 +99,10 @@ class Prompter:
 
     def own(self, problem: Problem) -> str:
         """What tells this problem's prompt from others with the same prefix; for keys of what is kept."""
-        plain = (
-            not problem.extra.get("turns")
-            and not self._asks
-            and self.prompting == Prompting(self.prompting.system_prompt, asks_for_box=self.prompting.asks_for_box)
-        )
-        return problem.problem if plain else self.text(problem.problem, problem.extra.get("turns") or ())
+        return problem.problem if self._plain and not problem.turns else self.text(problem.problem, problem.turns)
 
     def _encoded(self, problem: Problem) -> list[int]:
-        text = self.text(problem.problem, problem.extra.get("turns") or ())
+        text = self.text(problem.problem, problem.turns)
         ids, cut = self._tokens(text), len(self.prefix)
         if ids[:cut] == self.prefix and len(ids) > cut:
             return ids[cut:]
@@ -121,8 +118,8 @@ class Prompter:
     def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def text(self, problem: str, turns: Sequence[dict[str, str]] = ()) -> str:
-        """The whole prompt as text; `turns`: messages that came before the problem."""
+    def text(self, problem: str, turns: Sequence[tuple[str, str]] = ()) -> str:
+        """The whole prompt as text; `turns`: what was said before the problem, as (role, text)."""
         asked, system = self.prompting, self.prompting.system_prompt
         if self.tokenizer.chat_template:
             said: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
@@ -131,17 +128,15 @@ class Prompter:
                     {"role": "user", "content": self._asked(e.problem)},
                     {"role": "assistant", "content": e.solution},
                 ]
-            said += [*turns, {"role": "user", "content": self._asked(problem)}]
+            said += [{"role": role, "content": text} for role, text in turns]
+            said += [{"role": "user", "content": self._asked(problem)}]
             text = self.tokenizer.apply_chat_template(
                 said, tokenize=False, add_generation_prompt=True, **asked.chat_template_kwargs
             )
             return f"{text}{asked.prefill}"
         begun = "" if system is None else f"{system}\n\n"
         solved = "".join(f"Problem: {self._asked(e.problem)}\nSolution: {e.solution}\n\n" for e in self.examples)
-        before = "".join(
-            f"Problem: {turn['content']}\n" if turn["role"] == "user" else f"Solution: {turn['content']}\n\n"
-            for turn in turns
-        )
+        before = "".join(f"Problem: {text}\n" if role == "user" else f"Solution: {text}\n\n" for role, text in turns)
         return f"{begun}{solved}{before}Problem: {self._asked(problem)}\nSolution: {asked.prefill}"
 
     def _asked(self, problem: str) -> str:

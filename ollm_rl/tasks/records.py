@@ -36,7 +36,7 @@ from ollm_rl.tasks.twins import Row, canonical, separate, whole, with_own_ids
 log = logging.getLogger(__name__)
 
 MAX_EXAMPLE = 400  # characters of a solution that may stand in every prompt
-KNOWN = ("id", "problem", "answer", "solution", "split", "system")
+KNOWN = ("id", "problem", "answer", "solution", "split")
 
 # For data that has no worked solutions to show.
 EXAMPLES = [
@@ -247,7 +247,7 @@ class Jsonl(Task):
         """The problem and the split that the row is marked with."""
         if not isinstance(row, dict):
             raise DataError(f"{where} holds {type(row).__name__}, expected an object with 'problem' and 'answer'.")
-        row = from_trl(self._renamed(row, where), where)
+        row, before = from_trl(self._renamed(row, where), where)
         if isinstance(row.get("difficulty"), str) and _is_number(row["difficulty"]):  # of a CSV file
             row = {**row, "difficulty": float(row["difficulty"])}
         for field, optional, kinds, expected in FIELDS:
@@ -271,11 +271,11 @@ class Jsonl(Task):
             answer and solution is not None and extract_answer(solution) is None
         ):  # options must learn to state the answer
             solution = f"{solution.rstrip()}\n{format_answer(answer)}"
-        self._take_system(row.get("system"), where)
+        self._take_system(before.system, where)
         extra = {k: v for k, v in row.items() if k not in KNOWN}
         id = "" if row.get("id") is None else _text(row["id"]).strip()
         mark = known_mark(row["split"]) if row.get("split") else None
-        return Problem(id or where.rsplit(" ", 1)[-1], problem, answer, solution, extra), mark
+        return Problem(id or where.rsplit(" ", 1)[-1], problem, answer, solution, extra, before.turns), mark
 
     def _answer(self, row: dict[str, Any], solution: str | None, where: str) -> str:
         """The gold answer; empty where there is none, which `unanswered` remembers."""
@@ -293,7 +293,7 @@ class Jsonl(Task):
             self.unanswered = f"{where} has {what} 'answer'{found}, and no solution that states one.{hint}"
         return stated or ""
 
-    def _take_system(self, text: Any, where: str) -> None:
+    def _take_system(self, text: str | None, where: str) -> None:
         """All rows' system message, unless the settings have one."""
         if self.config.system_prompt is not None or text is None:
             return
@@ -322,7 +322,7 @@ class Jsonl(Task):
         bounds = shared_out(self.config.split) if self.config.split else BOUNDS
         hashed: dict[str, str] = {}  # a problem goes where its first row does
         for text, row in others:
-            said = text if row.problem.extra.get("turns") else row.problem.problem
+            said = text if row.problem.turns else row.problem.problem
             split = bucket(hashed.setdefault(text, said), bounds)
             split = "sft" if split == "examples" else split
             split = "train" if text in reported or (split == "test" and "test" in marks) else split

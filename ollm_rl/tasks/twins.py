@@ -41,7 +41,7 @@ def canonical(text: str) -> str:
 
 def whole(problem: Problem) -> str:
     """The text by which problems are the same or not: what was said before it, and it."""
-    return canonical("\n".join([*(turn["content"] for turn in problem.extra.get("turns") or ()), problem.problem]))
+    return canonical("\n".join([*(text for _, text in problem.turns), problem.problem]))
 
 
 def with_own_ids(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

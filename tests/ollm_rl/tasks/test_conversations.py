@@ -30,14 +30,17 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"prompt": "1+1?", "completion": "It is 2.", "answer": "2"}, {"problem": "1+1?", "solution": "It is 2.", "answer": "2"}),
         ({"prompt": [user("1+1?")], "completion": [assistant("2")]}, {"problem": "1+1?", "solution": "2"}),
         ({"messages": [user("1+1?"), assistant("2")]}, {"problem": "1+1?", "solution": "2"}), ({"messages": [user("1+1?")]}, {"problem": "1+1?"}),
-        ({"prompt": [SYSTEM, user("1+1?")]}, {"problem": "1+1?", "system": "Be brief."}),
-        ({"prompt": [user("hi"), assistant("yes?"), user("1+1?")]}, {"problem": "1+1?", "turns": [user("hi"), assistant("yes?")]}),
+        ({"prompt": [SYSTEM, user("1+1?")]}, {"problem": "1+1?"}),
+        ({"prompt": [user("hi"), assistant("yes?"), user("1+1?")]}, {"problem": "1+1?"}),
         ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}]}, {"problem": "1+1?"}),
         ({"problem": "1?", "prompt": "x"}, {"problem": "1?", "prompt": "x"}), ({"question": "1?"}, {"question": "1?"}),
     ],
 )  # fmt: skip
 def test_formats(row, found):
-    assert from_trl(row, "here") == found
+    given, before = from_trl(row, "here")
+    assert given == found
+    assert before.system == ("Be brief." if "system" in str(row) else None)
+    assert before.turns == ((("user", "hi"), ("assistant", "yes?")) if "hi" in str(row) else ())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_a_conversation_is_the_prompt_that_the_model_sees(tmp_path, tiny):
     prompter = Prompter.for_task(tiny.backbone, task)
     for p in problems[:5]:
         whole = prompter.decode([*prompter.prefix, *prompter.encode(p)])
-        words = [whole.index(x) for x in ("Be brief.", p.extra["turns"][0]["content"], "yes?", f"{p.problem}")]
+        words = [whole.index(x) for x in ("Be brief.", p.turns[0][1], "yes?", f"{p.problem}")]
         assert words == sorted(words)
     assert prompter.own(problems[0]) != prompter.own(problems[1])
     twins = [{"prompt": [user(f"{i}"), assistant("yes?"), user("Go on.")], "answer": i % 3} for i in range(40)]
@@ -94,3 +97,12 @@ def test_answers_are_needed_only_where_the_reward_compares_with_them(tmp_path, t
         ol.Session(tiny.backbone, tiny.plugin, task)
     ol.Session(tiny.backbone, tiny.plugin, task, reward=lambda completions, **_: [0.0 for _ in completions]).close()
     assert not make_task("jsonl", path=path, columns={"answer": "anwser"}).unanswered
+
+
+def test_columns_of_ones_own_are_no_conversation(tmp_path, tiny):
+    rows = [{"problem": f"{i}?", "answer": i, "turns": i, "system": f"metric {i}"} for i in range(20)]
+    task = make_task("jsonl", path=written(tmp_path / "x.jsonl", rows), num_examples=0)
+    found = [p for split in SPLITS for p in task.problems(split, 99)]
+    assert len(found) == 20 and task.system_prompt is None
+    assert all(p.turns == () and p.extra == {"turns": int(p.answer), "system": f"metric {p.answer}"} for p in found)
+    assert Prompter.for_task(tiny.backbone, task).encode(found[0])
