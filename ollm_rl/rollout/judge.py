@@ -30,6 +30,7 @@ OUR_REWARDS = (
     ReasoningGym,
 )  # classes; agents remember by name that they were trained with one
 PARTS = "rewards/"  # what a reward of several logs each of them under, before its name
+PATIENCE_S = 5.0  # a reward that fails later than this is not asked again for which completion
 LIMIT_S = 300.0  # of a call of a reward of one's own
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
 
@@ -92,7 +93,8 @@ class Judge:
                 raise
             raise RewardError(
                 f"reward '{self.name}' raised {type(error).__name__}: {error}{place_of(error, __file__)}. It was called with "
-                f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md.{self._culprit(episodes)}"
+                f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
+                f"{self._culprit(episodes) if time.perf_counter() - start < PATIENCE_S else ''}"
             ) from error
         if len(verdicts) != len(episodes):
             raise self._wrong(f"logged {len(verdicts)} verdicts", len(episodes))
@@ -288,7 +290,9 @@ class Weighted:
         sums: list[float | None] = [None] * len(completions)
         for judge, weight, name in zip(self.judges, self.weights, self.names, strict=True):
             extra: dict[str, Any] = {}
-            given = {**columns, "prompts": prompts, "completions": completions, "log_extra": extra.__setitem__}
+            # Copies for each: a reward may change what it is given.
+            shown = deepcopy({**columns, "prompts": prompts, "completions": completions})
+            given = shown | {"log_extra": extra.__setitem__}
             rewards = judge._numbers(called(judge.reward, given), len(completions))
             sums = [
                 total if reward is None else (total or 0.0) + weight * reward

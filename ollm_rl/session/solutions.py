@@ -37,7 +37,10 @@ from ollm_rl.tasks.twins import whole
 log = logging.getLogger(__name__)
 
 CHUNK = 32  # problems between two records
-MOST_PROBLEMS = 100_000  # of a split
+MOST_PROBLEMS, GENERATED = (
+    100_000,
+    8,
+)  # of a split that has an end; of one that has none, for each solution that is wanted
 HELDOUT = 100  # solutions of split `tune` are enough to report on
 SHOWN = 3  # texts in the report
 SMALL = PlugInConfig(num_options=2, encoder_width=8, decoder_width=8, prior_width=8, reader_depth=0, shortlist=2)
@@ -46,6 +49,7 @@ SMALL = PlugInConfig(num_options=2, encoder_width=8, decoder_width=8, prior_widt
 class Plain:
     """The backbone's own distribution over tokens, as the engine asks for it."""
 
+    @torch.inference_mode()
     def __call__(self, hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         return sample_tokens(logits, uniforms)
 
@@ -80,7 +84,8 @@ def with_solutions(
     given = task.problems("sft", config.num_solutions, config.seed) if config.solutions == "both" else []
     own = [p for p in given if p.solution is not None]
     found, report = _collected(session, config, "sft", max(0, config.num_solutions - len(own)))
-    heldout, said = _collected(session, config, "tune", min(HELDOUT, config.num_heldout))
+    right = replace(config, wrong_share=0.0)  # what is reported on are solutions
+    heldout, said = _collected(session, right, "tune", min(HELDOUT, config.num_heldout))
     report = {"sft": report, "tune": said, "given": len(own)}
     if run is not None:
         run.write_json("solutions.json", report)
@@ -109,7 +114,7 @@ def _collected(
     if not wanted:
         return [], {}
     task, judge, prompter = session.task, session.judge, session.prompter
-    problems = _once(task.problems(split, MOST_PROBLEMS if _is_finite(task) else 8 * wanted, config.seed))
+    problems = _once(task.problems(split, MOST_PROBLEMS if task.table else GENERATED * wanted, config.seed))
     if not problems:
         raise DataError(
             f"convert.solutions={config.solutions}: task '{task.name}' has no problems in split '{split}' to sample solutions of"
@@ -136,10 +141,6 @@ def _collected(
     return found, figures
 
 
-def _is_finite(task: Task) -> bool:
-    return bool(task.table)
-
-
 def _once(problems: Sequence[Problem]) -> list[Problem]:
     """Without the second solutions of a problem."""
     first: dict[str, Problem] = {}
@@ -152,17 +153,20 @@ def _sampled(
     session: Session, config: ConversionConfig, split: str, problems: list[Problem], file: Path, wanted: int
 ) -> list[list[dict[str, Any]]]:
     """What was said about each of the first problems, until there are as many solutions as are wanted."""
-    texts: list[list[dict[str, Any]]] = [json.loads(line) for line in _whole_lines(file)]
-    have = sum(_usable(said, config) for said in texts)
+    texts: list[list[dict[str, Any]]] = []
+    known, have = [json.loads(line) for line in _whole_lines(file)], 0
     draw = np.random.default_rng((config.seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), config.samples_per_problem)).tolist()
-    with track(f"solutions of {split}", len(problems), "problems", len(texts)) as bar, file.open("a") as kept:
+    with track(f"solutions of {split}", len(problems), "problems", len(known)) as bar, file.open("a") as kept:
+        # Chunk by chunk, whether they are known or not: what is found does not depend on what was kept before.
         while len(texts) < len(problems) and have < wanted:
-            # To the next multiple, so that a collection which was cut off ends where it would have ended.
-            part = range(len(texts), min((len(texts) // CHUNK + 1) * CHUNK, len(problems)))
+            end = min(len(texts) + CHUNK, len(problems))
+            before = known[len(texts) : end]
+            texts += before
+            have += sum(_usable(said, config) for said in before)
+            part = range(len(texts), end)
             requests = [Request(problems[i], seed) for i in part for seed in seeds[i]]
-            with torch.inference_mode():
-                episodes = session.rollout(requests, Plain(), skip_forced=False, keep_hidden=False, from_logits=True)
+            episodes = session.rollout(requests, Plain(), keep_hidden=False, from_logits=True) if requests else []
             for i in range(len(part)):
                 said = [
                     _record(e) for e in episodes[i * config.samples_per_problem : (i + 1) * config.samples_per_problem]
@@ -171,7 +175,8 @@ def _sampled(
                 texts.append(said)
                 have += _usable(said, config)
             kept.flush()
-            bar.advance(len(part), f"{have} solutions")
+            if len(part):
+                bar.advance(len(part), f"{have} solutions")
     return texts
 
 

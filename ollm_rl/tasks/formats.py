@@ -142,10 +142,8 @@ def _lines(file: Path, text: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _array(file: Path, text: Any) -> Iterator[tuple[str, Any]]:
-    """The elements of a file that is one JSON array, or of lines if its first is an array by itself."""
-    whole = text.read()
-    values = _value(whole, str(file))
-    for number, value in enumerate(values, 1):
+    """The elements of a file that is one JSON array."""
+    for number, value in enumerate(_value(text.read(), str(file)), 1):
         yield f"{file}, element {number}", value
 
 

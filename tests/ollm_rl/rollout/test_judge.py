@@ -366,3 +366,13 @@ def test_the_completion_that_a_reward_fails_for_is_named():
 
     with pytest.raises(RewardError, match=r"It fails for 'two \\\\x' \(problem 5\)"):
         Judge(parsed)(episodes("1", "2", "3", "4", "5", "two \\x", "7"))
+
+
+def test_what_one_of_several_rewards_changes_the_others_do_not_see():
+    def careless(completions, answer, **columns):
+        completions.clear()
+        answer.clear()
+        return [1.0]
+
+    judge_by([careless, right])(played := episodes("5"))
+    assert played[0].parts == {"careless": 1.0, "right": 1.0}

@@ -173,3 +173,10 @@ def test_a_plug_in_is_converted_on_them(tiny, problems, cache):
     assert ol.convert(tiny.backbone, task, **settings, solutions="sampled", samples_per_problem=3).path == plugin.path
     session = Session(tiny.backbone, plugin, task, even, ENGINE)
     assert session.problems("sft", 5, 0)[0].solution
+
+
+def test_what_is_found_does_not_depend_on_what_was_kept_before(tiny, problems, cache, monkeypatch):
+    monkeypatch.setattr(solutions, "CHUNK", 4)
+    few = [(p.problem, p.solution) for p in solved(tiny, problems, num_solutions=10).problems("sft", 999)]
+    solved(tiny, problems, num_solutions=60)  # asks for more of the same
+    assert [(p.problem, p.solution) for p in solved(tiny, problems, num_solutions=10).problems("sft", 999)] == few
