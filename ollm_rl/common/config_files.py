@@ -52,7 +52,10 @@ SCHEMAS = {
         "PythonFunctionsConfig": "ollm_rl.tasks.code", "HumanEvalConfig": "ollm_rl.tasks.code",
         "CountdownConfig": "ollm_rl.tasks.planning", "JugsConfig": "ollm_rl.tasks.planning", "ShortestPathConfig": "ollm_rl.tasks.planning",
     },
-    "reward": {"MathVerifyConfig": "ollm_rl.reward.functions", "PythonTestsConfig": "ollm_rl.reward.python_tests"},
+    "reward": {
+        "MathVerifyConfig": "ollm_rl.reward.functions", "PythonTestsConfig": "ollm_rl.reward.python_tests", "RewardConfig": "ollm_rl.reward.config",
+        "PerCompletionConfig": "ollm_rl.reward.config", "WeightedConfig": "ollm_rl.reward.config",
+    },
     "engine": {"EngineConfig": "ollm_rl.rollout.config"},
     "agent": dict.fromkeys((
             "AgentConfig", "GRPOConfig", "ShortlistHeadConfig", "PPOConfig", "DistillConfig", "ReferenceConfig", "LoRASFTConfig",

@@ -12,6 +12,7 @@ from typing import Any
 
 from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.reward.config import PerCompletionConfig
 
 
 class PerCompletion:
@@ -26,42 +27,22 @@ class PerCompletion:
     completions fail, the last error is raised.
 
     Args:
-        function: or `<module>.<name>` of it. It gets those of prompt, completion and columns that it takes.
-        concurrency: completions at a time.
-        timeout_s: of one try. A function that is not asynchronous runs in a thread, which goes on after its limit.
-        retries: further tries of a completion, after waits that double from `wait_s` on.
+        function: or `<module>.<name>` of it. It gets those of prompt, completion and columns that it takes. One that is not asynchronous runs
+            in a thread, which goes on after its limit.
+        settings: those of `PerCompletionConfig`.
     """
 
+    config_class = PerCompletionConfig
     __name__ = "per_completion"
 
-    def __init__(
-        self,
-        function: Callable[..., Any] | str,
-        concurrency: int = 16,
-        timeout_s: float = 30.0,
-        retries: int = 2,
-        wait_s: float = 0.5,
-    ):
-        self.function = locate(function, "reward.function") if isinstance(function, str) else function
-        if not callable(self.function):
+    def __init__(self, function: Callable[..., Any] | str | None, **settings: Any):
+        self.config = PerCompletionConfig.of(settings, "reward per_completion")
+        found: Any = locate(function, "reward.function") if isinstance(function, str) else function
+        if not callable(found):
             raise ConfigurationError(
                 f"reward.function={function!r:.80}; expected a function f(prompt, completion, **columns)"
             )
-        limits = {
-            "concurrency": (concurrency, 1),
-            "timeout_s": (timeout_s, 0),
-            "retries": (retries, 0),
-            "wait_s": (wait_s, 0),
-        }
-        for name, (value, least) in limits.items():
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or value < least
-                or (name == "timeout_s" and not value)
-            ):
-                raise ConfigurationError(f"reward.{name}={value!r}; expected a number of at least {least}")
-        self.concurrency, self.timeout_s, self.retries, self.wait_s = int(concurrency), timeout_s, int(retries), wait_s
+        self.function = found
         parameters = inspect.signature(self.function).parameters
         self._takes = None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else set(parameters)
 
@@ -80,7 +61,7 @@ class PerCompletion:
             }
             for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
-        free, errors = asyncio.Semaphore(self.concurrency), list[BaseException]()
+        free, errors = asyncio.Semaphore(self.config.concurrency), list[BaseException]()
         found = await asyncio.gather(*(self._judged(row, free, errors) for row in rows))
         if errors and all(verdict == "failed" for _, verdict in found):
             raise errors[-1]
@@ -92,12 +73,12 @@ class PerCompletion:
         self, row: dict[str, Any], free: asyncio.Semaphore, errors: list[BaseException]
     ) -> tuple[float | None, str]:
         given = row if self._takes is None else {k: v for k, v in row.items() if k in self._takes}
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.config.retries + 1):
             if attempt:
-                await asyncio.sleep(self.wait_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
+                await asyncio.sleep(self.config.wait_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
             async with free:
                 try:
-                    return await asyncio.wait_for(self._called(given), self.timeout_s), ""
+                    return await asyncio.wait_for(self._called(given), self.config.timeout_s), ""
                 except Exception as error:
                     errors.append(error)
         return None, "failed"

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ollm_rl.reward.config import SOLVED_AT
 from ollm_rl.tasks import Problem
 
-SOLVED_AT = 1.0  # the reward of a solved episode, where a judge says nothing else
 EOS, LENGTH = "eos", "length"  # why an episode ends: with its text, or cut off by its token budget
 
 

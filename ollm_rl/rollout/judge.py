@@ -18,10 +18,11 @@ from ollm_rl.common.heartbeat import beat
 from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean, place_of
 from ollm_rl.reward.answers import extract_answer
+from ollm_rl.reward.config import SOLVED_AT, RewardConfig
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.reward.plans import Plan
 from ollm_rl.reward.python_tests import PythonTests
-from ollm_rl.rollout.episode import SOLVED_AT, Episode
+from ollm_rl.rollout.episode import Episode
 
 OUR_REWARDS = (
     MathVerify,
@@ -341,11 +342,8 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
     """
     given = {"_target_": dotted_name(target), **settings} if hasattr(target, "__qualname__") else None
     settings = dict(settings)
-    conversational, solved_at, limit_s = (
-        bool(settings.pop("conversational", False)),
-        _positive(settings, "solved_at", SOLVED_AT),
-        _positive(settings, "limit_s", None),
-    )
+    conversational = bool(settings.pop("conversational", False))
+    how = RewardConfig.of({key: settings.pop(key) for key in ("solved_at", "limit_s") if key in settings})
     name = getattr(target, "__qualname__", str(target))
     try:
         parameters: Mapping[str, Any] = {}
@@ -370,13 +368,4 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
         ) from error
     if not callable(reward):
         raise ConfigurationError(f"reward._target_={name} gives {type(reward).__name__}, expected a reward function")
-    return Judge(reward, conversational, given, solved_at or SOLVED_AT, limit_s)
-
-
-def _positive(settings: dict[str, Any], name: str, default: float | None) -> float | None:
-    value = settings.pop(name, None)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LARGEST:  # type: ignore[operator]
-        raise ConfigurationError(f"reward.{name}={value!r}; expected a number above 0")
-    return float(value)
+    return Judge(reward, conversational, given, how.solved_at, how.limit_s)
