@@ -25,7 +25,7 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.modules import digest
@@ -33,6 +33,7 @@ from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
+from ollm_rl.tasks.base import worked
 
 log = logging.getLogger(__name__)
 SAMPLING = "random"  # of solutions, by `SFTTrainer`
@@ -190,9 +191,8 @@ class LoRASFT(LoRA):
     def fit_solutions(self, run: Run | None = None) -> None:
         """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint."""
         session = self.acting_session
-        problems = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
-        if any(p.solution is None for p in problems):
-            raise DataError(f"agent=lora_sft needs solutions, but task '{session.task.name}' has problems without one")
+        drawn = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
+        problems = worked(drawn, session.task.name, "agent=lora_sft (split 'sft')")
         text = [(session.prompter.own(p), p.solution) for p in problems]
         settings = (
             self.config.sft_epochs,

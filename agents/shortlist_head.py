@@ -23,7 +23,7 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.hidden_states import HiddenStates
 from ollm_rl.options.modules import digest
@@ -34,6 +34,7 @@ from ollm_rl.rollout.episode import Decisions, Episode, owners, represented
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
+from ollm_rl.tasks.base import worked
 
 
 class ShortlistPolicy(nn.Module):
@@ -154,11 +155,8 @@ class ShortlistHead(GRPO):
         plugin, reader = session.plugin, session.plugin.reader
         own = plugin.num_parameters - (0 if reader is None else sum(p.numel() for p in reader.parameters()))
         num_tokens = self.config.num_tokens or max(2, own // plugin.state_size)
-        problems = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
-        if any(p.solution is None for p in problems):
-            raise DataError(
-                f"agent=shortlist_head needs solutions, but task '{session.task.name}' has problems without one"
-            )
+        drawn = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
+        problems = worked(drawn, session.task.name, "agent=shortlist_head (split 'sft')")
         text = [(session.prompter.own(p), p.solution) for p in problems]
         shortlist = session.plugin.config.shortlist
         fit = {

@@ -33,6 +33,7 @@ from ollm_rl.options.reader_training import cached_reader, reader_key
 from ollm_rl.options.reading import read_states
 from ollm_rl.options.training import convert as train_plugin
 from ollm_rl.tasks import SPLITS, Problem, Task
+from ollm_rl.tasks.base import worked
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
@@ -61,22 +62,15 @@ def convert(
     prompter = Prompter.for_task(backbone, task)
     train = task.problems("sft", config.num_solutions, config.seed)
     heldout = task.problems("tune", config.num_heldout, config.seed)
-    for name, problems in (("sft", train), ("tune", heldout)):
-        if not problems and not any(task.problems(s, 1) for s in SPLITS if s != "test"):
-            raise DataError(
-                f"all problems of task '{task.name}' are in split test, marked so or by the hash of their text; conversion does not "
-                "train on them. Convert on "
-                "another task and come here with what it made: plugin.path=<directory>."
-            )
-        solved = sum(p.solution is not None for p in problems)
-        if not solved:
-            raise DataError(
-                f"conversion needs worked solutions, and none of the {len(problems)} problems of task '{task.name}' in split '{name}' has one. Let "
-                "the backbone sample them (convert.solutions=sampled), give them, or give a plug-in that exists (plugin.path=...)."
-            )
-        if solved < len(problems):
-            log.info("split %s: %d of %d problems have a worked solution", name, solved, len(problems))
-    train, heldout = ([p for p in problems if p.solution is not None] for problems in (train, heldout))
+    if not (train and heldout) and not any(task.problems(s, 1) for s in SPLITS if s != "test"):
+        raise DataError(
+            f"all problems of task '{task.name}' are in split test, marked so or by the hash of their text; conversion does not train on them. "
+            "Convert on another task and come here with what it made: plugin.path=<directory>."
+        )
+    train, heldout = (
+        worked(problems, task.name, f"conversion (split '{name}')")
+        for name, problems in (("sft", train), ("tune", heldout))
+    )
     train, heldout = (_fitting(backbone, prompter, problems) for problems in (train, heldout))
     text = [(prompter.own(p), p.solution) for p in train + heldout]
     over = [reader_key(backbone, prompter, train, heldout, config)] if config.plugin.reader_depth else []

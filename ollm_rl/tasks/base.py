@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ollm_rl.common.settings import Config, setting
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.functions import MathVerify
 
 SPLITS = ("sft", "train", "tune", "test")
@@ -130,6 +130,21 @@ def check_split(split: str) -> None:
 def format_answer(answer: str) -> str:
     """The line that states an answer."""
     return f"The answer is \\boxed{{{answer}}}."
+
+
+def worked(problems: Sequence[Problem], task: str, who: str) -> list[Problem]:
+    """Those that have a worked solution.
+
+    Raises:
+        DataError: none has; `who` needs them.
+    """
+    found = [p for p in problems if p.solution is not None]
+    if not found:
+        raise DataError(
+            f"{who} needs worked solutions, and none of the {len(problems)} problems of task '{task}' in that split has one. Let the backbone "
+            "sample them (convert.solutions=sampled), give them, or give a plug-in that exists (plugin.path=...)."
+        )
+    return found
 
 
 def values_of(problem: Problem, field: str) -> list[Any]:

@@ -160,7 +160,8 @@ def test_what_cannot_be_collected_is_said(tiny, problems, cache):
     with pytest.raises(ConfigurationError, match="needs a name"):
         solved(tiny, problems, lambda completions: [1.0 for _ in completions])
     with pytest.raises(
-        DataError, match="none of the .* problems of task 'jsonl' in split 'sft' has one.*convert.solutions=sampled"
+        DataError,
+        match="conversion .split 'sft'. needs worked solutions, and none of the .* problems of task 'jsonl' .*convert.solutions=sampled",
     ):
         ol.convert(tiny.backbone, problems)
 
