@@ -48,7 +48,7 @@ SCHEMAS = {
     "task": {
         "ChainSumConfig": "ollm_rl.tasks.generated", "LegCountingConfig": "ollm_rl.tasks.generated",
         "ReasoningGymConfig": "ollm_rl.tasks.generated", "JsonlConfig": "ollm_rl.tasks.records", "GSM8KConfig": "ollm_rl.tasks.records",
-        "OmniMathConfig": "ollm_rl.tasks.records", "HubSolutionsConfig": "ollm_rl.tasks.records",
+        "OmniMathConfig": "ollm_rl.tasks.records", "HubSolutionsConfig": "ollm_rl.tasks.streamed",
         "PythonFunctionsConfig": "ollm_rl.tasks.code", "HumanEvalConfig": "ollm_rl.tasks.code",
         "CountdownConfig": "ollm_rl.tasks.planning", "JugsConfig": "ollm_rl.tasks.planning", "ShortestPathConfig": "ollm_rl.tasks.planning",
     },

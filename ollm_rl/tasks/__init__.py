@@ -10,7 +10,8 @@ from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket
 from ollm_rl.tasks.code import HumanEval, PythonFunctions
 from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
 from ollm_rl.tasks.planning import Countdown, Jugs, ShortestPath
-from ollm_rl.tasks.records import GSM8K, HubSolutions, Jsonl, OmniMath
+from ollm_rl.tasks.records import GSM8K, Jsonl, OmniMath
+from ollm_rl.tasks.streamed import HubSolutions
 
 __all__ = [
     "GSM8K", "SPLITS", "TASKS", "ChainSum", "Countdown", "HubSolutions", "HumanEval", "Jsonl", "Jugs", "LegCounting", "OmniMath", "Problem", "PythonFunctions", "ReasoningGym",

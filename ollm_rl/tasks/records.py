@@ -6,10 +6,9 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Any, ClassVar
 
 from ollm_rl.common.settings import setting
@@ -137,22 +136,6 @@ class OmniMathConfig(JsonlConfig):
     max_new_tokens: int = setting(512, "token budget of an episode", at_least=1)
 
 
-@dataclass(frozen=True)
-class HubSolutionsConfig(TaskConfig):
-    """Of `HubSolutions`."""
-
-    name: str = setting("open_math_reasoning", "for tables and files")
-    hub_id: str = setting("nvidia/OpenMathReasoning", "a data set, streamed; a local directory will do", path=True)
-    hub_split: str = setting("cot", "its split")
-    problem: str = setting("problem", "its column of problems")
-    solution: str = setting("generated_solution", "its column of solutions")
-    answer: str = setting("expected_answer", "its column of answers")
-    max_characters: int = setting(8000, "of a solution", at_least=1)
-    buffer: int = setting(10_000, "rows among which the stream is shuffled", at_least=1)
-    num_examples: int = setting(0, "solved problems of our own that stand in every prompt", at_least=0)
-    max_new_tokens: int = setting(2048, "token budget of an episode", at_least=1)
-
-
 class Jsonl(Task):
     """Problems from files, or from a data set on the hub, with the fields `problem` and `answer`, and optionally `id`, `solution`, `split`,
     `domain` (a text or a list of texts), `difficulty` (a number) and `source`; `columns` says where they have other names.
@@ -257,14 +240,14 @@ class Jsonl(Task):
             if field not in row:
                 hint = did_you_mean(field, [str(k) for k in row])
                 raise DataError(f"{where} has no field '{field}'; found fields {sorted(row)}.{hint}")
-            if not _is(value, kinds) or not (optional or canonical(str(value))):
+            if not is_of(value, kinds) or not (optional or canonical(str(value))):
                 raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.")
         if row.get("split") and known_mark(row["split"]) is None:
             hint = did_you_mean(row["split"], MARKS)
             raise DataError(
                 f"{where} has {_shown(row['split'])} in the field 'split', expected one of {', '.join(MARKS)} or none.{hint}"
             )
-        problem = repair_escapes(_text(row["problem"]))
+        problem = repair_escapes(text_of(row["problem"]))
         solution = repair_escapes(row["solution"]) if canonical(row.get("solution") or "") else None
         answer = self._answer(row, solution, where)
         if (
@@ -273,14 +256,14 @@ class Jsonl(Task):
             solution = f"{solution.rstrip()}\n{format_answer(answer)}"
         self._take_system(before.system, where)
         extra = {k: v for k, v in row.items() if k not in KNOWN}
-        id = "" if row.get("id") is None else _text(row["id"]).strip()
+        id = "" if row.get("id") is None else text_of(row["id"]).strip()
         mark = known_mark(row["split"]) if row.get("split") else None
         return Problem(id or where.rsplit(" ", 1)[-1], problem, answer, solution, extra, before.turns), mark
 
     def _answer(self, row: dict[str, Any], solution: str | None, where: str) -> str:
         """The gold answer; empty where there is none, which `unanswered` remembers."""
         if row.get("answer") is not None:
-            if not canonical(given := _text(row["answer"])):
+            if not canonical(given := text_of(row["answer"])):
                 raise DataError(
                     f"{where} has {_shown(given)} in the field 'answer', expected a text or a finite number."
                 )
@@ -366,7 +349,7 @@ class Jsonl(Task):
         return [p for p in having if any(value.casefold() in str(v).casefold() for v in values_of(p, field))]
 
 
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+def is_of(value: Any, kinds: tuple[type, ...]) -> bool:
     """Whether a field's value is of one of these kinds: a number that is one, a list of texts."""
     if isinstance(value, bool) or not isinstance(value, kinds):
         return False
@@ -387,7 +370,7 @@ def _shown(value: Any) -> str:
     return f"{json.dumps(value, ensure_ascii=False, default=repr):.60}"
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A field as text: a number with the digits it was written with, and no exponent; 42.0 is 42."""
     if not isinstance(value, float):
         return str(value)
@@ -432,65 +415,3 @@ class OmniMath(Jsonl):
 
     def _take_examples(self, n: int) -> list[Problem]:
         return EXAMPLES[:n]
-
-
-class HubSolutions(Task):
-    """Worked solutions for conversion, streamed from a data set on the hub: no more rows are read than are asked for.
-
-    By default nvidia/OpenMathReasoning (arXiv 2504.16891). A problem's split follows from a hash of its text (up to spacing
-    and Unicode forms), so that all of its solutions are in one; outside of `sft` it counts once. Rows without an answer or with
-    a longer solution are left out.
-    """
-
-    config_class = HubSolutionsConfig
-
-    def __init__(self, **settings: Any):
-        self.config = config = HubSolutionsConfig.of(settings, "task 'open_math_reasoning'")
-        self.hub_id, self.hub_split, self.columns = (
-            config.hub_id,
-            config.hub_split,
-            (config.problem, config.solution, config.answer),
-        )
-        self.max_characters, self.buffer, self.max_new_tokens = (
-            config.max_characters,
-            config.buffer,
-            config.max_new_tokens,
-        )
-        self.name, self.examples = config.name, EXAMPLES[: config.num_examples]
-        self._known: dict[tuple[str, int, int], list[Problem]] = {}
-
-    def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
-        check_split(split)
-        if (split, n, seed) not in self._known:
-            self._known[split, n, seed] = list(islice(self._stream(split, seed), n))
-        return self._known[split, n, seed]
-
-    def _stream(self, split: str, seed: int) -> Iterator[Problem]:
-        seen: set[str] = set()
-        for number, row in enumerate(self._rows(seed)):
-            missing = [c for c in self.columns if c not in row]
-            if missing:
-                hint = did_you_mean(missing[0], [str(c) for c in row])
-                raise DataError(f"{self.hub_id} has no column '{missing[0]}'; it has {sorted(row)}.{hint}")
-            cells = [row[c] for c in self.columns]
-            problem, solution, answer = (_text(cell).strip() if _is(cell, TEXT) else "" for cell in cells)
-            whole = problem and solution and answer and len(solution) <= self.max_characters
-            text = canonical(problem)
-            if not whole or bucket(text) != split or (text in seen and split != "sft"):
-                continue
-            seen.add(text)
-            if extract_answer(solution) is None:
-                solution = f"{solution}\n{format_answer(answer)}"
-            yield Problem(f"{self.hub_split}-{seed}-{number}", problem, answer, solution)
-
-    def _rows(self, seed: int) -> Iterable[dict[str, Any]]:
-        from datasets import load_dataset
-
-        try:
-            data = load_dataset(self.hub_id, split=self.hub_split, streaming=True)
-            yield from data.shuffle(seed=seed, buffer_size=self.buffer)
-        except Exception as error:  # datasets raises many kinds for one cause
-            raise DataError(
-                f"the data set {self.hub_id}, split {self.hub_split}, cannot be had from the hub "
-                f"({type(error).__name__}). Give a local copy as a directory with task.hub_id=, or a file with task=jsonl."
-            ) from error
