@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ollm_rl.evaluation.evaluator import evaluate_agent as evaluate
     from ollm_rl.evaluation.while_training import EvaluateWhileTraining
     from ollm_rl.experiments.factories import make_agent
-    from ollm_rl.experiments.loading import load_agent
     from ollm_rl.options.conversion import convert
     from ollm_rl.options.modules import PlugIn
     from ollm_rl.oracle.oracle import Oracle
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from ollm_rl.rollout.sampler import Request
     from ollm_rl.session.agent import Agent
     from ollm_rl.session.callbacks import Callback
+    from ollm_rl.session.loading import load_agent
     from ollm_rl.session.local import Session
     from ollm_rl.session.local import shared_backbone as load_backbone
     from ollm_rl.tasks import make_task
@@ -63,7 +63,7 @@ _HOME = {
     "Weighted": "ollm_rl.rollout.judge",
     "convert": "ollm_rl.options.conversion",
     "evaluate": "ollm_rl.evaluation.evaluator",
-    "load_agent": "ollm_rl.experiments.loading",
+    "load_agent": "ollm_rl.session.loading",
     "load_backbone": "ollm_rl.session.local",
     "make_agent": "ollm_rl.experiments.factories",
     "make_task": "ollm_rl.tasks",

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 def convert(settings: Settings, overrides: list[str]) -> None:
     """convert a backbone: train a plug-in on solutions"""
     from ollm_rl.session.opening import open_session
+    from ollm_rl.session.solutions import write_solutions
 
     if not processes().is_main:
         open_session(settings).close()
@@ -34,6 +35,7 @@ def convert(settings: Settings, overrides: list[str]) -> None:
     shutil.copytree(session.plugin_path, with_run.path / "plugin", dirs_exist_ok=True)
     session.lm.save_pretrained(with_run.path / "plugin")
     with_run.write_json("conversion.json", session.conversion)
+    write_solutions(session.task, with_run)
     session.close()
     with_run.close()
     out.print_json(json.dumps(session.conversion))

@@ -19,6 +19,8 @@ from ollm_rl.cluster.pool import Pool, start_ray
 from ollm_rl.common.progress import Bar
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.config import PlugInConfig
+from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.sampler import Act, Request, act_key
 from ollm_rl.session.base import BaseSession, engine_settings
@@ -66,9 +68,12 @@ class ClusterSession(BaseSession):
     Args:
         settings: the whole configuration, from which workers make their own sessions.
         task: problems are drawn here, and sent.
+        plugin: use this one, one of these sizes or from this directory, in place of the one that the settings stand for.
     """
 
-    def __init__(self, settings: Settings, task: Task, seed: int = 0):
+    def __init__(
+        self, settings: Settings, task: Task, seed: int = 0, plugin: PlugIn | PlugInConfig | str | None = None
+    ):
         rollout = settings.config.rollout
         wanted = max(1, rollout.num_workers) * rollout.num_cpus_per_worker
         start_ray(rollout.address, num_cpus=max(2, int(wanted) + 1), show_workers=True)
@@ -83,8 +88,9 @@ class ClusterSession(BaseSession):
         }  # fmt: skip
         # One worker converts, or finds the plug-in; the others get it.
         self.serialized_settings = serialize_settings(settings)
-        self.pool = Pool(open_in_worker, [self.serialized_settings, seed], 1, **common)
+        self.pool = Pool(open_in_worker, [self.serialized_settings, seed, plugin], 1, **common)
         facts, plugin = self.pool.call(_describe)
+        assert isinstance(plugin, PlugIn)
         self.pool.grow(rollout.num_workers, [self.serialized_settings, seed, self.pool.put(plugin)])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.backbone = BackboneFacts(**facts, device=device)

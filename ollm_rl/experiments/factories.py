@@ -7,12 +7,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ollm_rl.common.locate import locate
-from ollm_rl.config.compose import check_taken, compose, to_dict
+from ollm_rl.config.compose import compose, to_dict
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.tree import Policy
-from ollm_rl.session.agent import Agent, adapt
+from ollm_rl.session.agent import Agent
 from ollm_rl.session.base import BaseSession
+from ollm_rl.session.loading import build_agent
 
 
 def make_agent(
@@ -42,21 +43,6 @@ def agent_of(session: BaseSession, config: DictConfig, policy: str | Path | None
     """The agent of a configuration."""
     values = to_dict(config)
     return build_agent(locate(values.pop("_target_")), session, values, policy)
-
-
-def build_agent(
-    kind: Callable[..., Any], session: BaseSession, values: dict[str, Any], policy: str | Path | None = None
-) -> Agent:
-    """Instantiate an agent: its class is called with the session and its settings.
-
-    Raises:
-        ConfigurationError: the class does not take one of the settings, or lacks a method.
-    """
-    check_taken(kind, values)
-    made = adapt(kind(session, **values), session, values)
-    if policy is not None:
-        made.load(policy)
-    return made
 
 
 def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, search: str | None = None) -> Oracle:

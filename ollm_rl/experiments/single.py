@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from ollm_rl.experiments.factories import agent_of
 from ollm_rl.session.agent import Agent, declared, store, train
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.callbacks import Callback
-from ollm_rl.session.opening import open_session, task_of
+from ollm_rl.session.opening import conversion_config, judge_of, open_session, plugin_path, task_of
+from ollm_rl.session.solutions import NO_OPTIONS, converted_by, with_solutions, write_solutions
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,15 @@ def open_workers(settings: Settings, seed: int) -> BaseSession:
         return open_session(settings, seed)
     from ollm_rl.cluster.session import ClusterSession
 
-    return ClusterSession(settings, task_of(settings.config), seed)
+    config, task, plugin = settings.config, task_of(settings.config), None
+    conversion = conversion_config(config)
+    if conversion.solutions != "given":  # all workers sample, and one converts
+        opens = partial(ClusterSession, settings, task, seed)
+        task = with_solutions(opens, task, judge_of(config), conversion)
+        if plugin_path(config) is None:
+            with closing(opens(NO_OPTIONS)) as session:
+                plugin = converted_by(session, task, conversion)
+    return ClusterSession(settings, task, seed, plugin)
 
 
 class SessionCache:
@@ -113,6 +124,7 @@ def _run_trial(
 ) -> Results:
     config = settings.config
     run.write_json("conversion.json", session.conversion)
+    write_solutions(session.task, run)
     before: Scores | None = None
     learned: dict[str, Any] = {}
     if config.policy is None:

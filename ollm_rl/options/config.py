@@ -52,8 +52,15 @@ class ConvertConfig(Config):
     prior_target: str = setting("canonical", "what the prior imitates in phase 2", choices=("canonical", "encoder"))
     solutions: str = setting(
         "given",
-        "worked solutions: the task's own, right ones of the backbone's samples, or both",
+        "worked solutions: the task's own, right ones that were sampled, or both",
         choices=("given", "sampled", "both"),
+    )
+    sampled_by: str | None = setting(
+        None, "sampled: directory of a trained agent (runs/<name>/policy) that is asked; null: the backbone", path=True
+    )
+    sampling_temperature: float = setting(0.7, "sampled: of the backbone", above=0)
+    rounds: int = setting(
+        1, "sampled: rounds of asking; from the second on, the prior of what was found so far is asked", at_least=1
     )
     samples_per_problem: int = setting(8, "sampled: texts of a problem", at_least=1)
     solutions_per_problem: int = setting(4, "sampled: right texts of a problem that are kept, at most", at_least=1)
@@ -105,5 +112,7 @@ class ConversionConfig(ConvertConfig):
 
     def training(self) -> dict[str, Any]:
         """What a plug-in depends on beside its texts; how those came about does not matter."""
-        how = ("solutions", "samples_per_problem", "solutions_per_problem", "wrong_share")
+        how = (
+            "solutions", "sampled_by", "sampling_temperature", "rounds", "samples_per_problem", "solutions_per_problem", "wrong_share",
+        )  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in how}

@@ -38,6 +38,8 @@ from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
 
+MOST = 1_000_000  # problems of a split of files
+
 
 def convert(
     backbone: Backbone, task: Task, config: ConversionConfig | None = None, run: Run | None = None, **settings: Any
@@ -60,8 +62,8 @@ def convert(
     """
     config = ConversionConfig.of({**vars(config or ConversionConfig()), **settings})
     prompter = Prompter.for_task(backbone, task)
-    train = task.problems("sft", config.num_solutions, config.seed)
-    heldout = task.problems("tune", config.num_heldout, config.seed)
+    train = drawn(task, "sft", config.num_solutions, config.seed)
+    heldout = drawn(task, "tune", config.num_heldout, config.seed)
     if not (train and heldout) and not any(task.problems(s, 1) for s in SPLITS if s != "test"):
         raise DataError(
             f"all problems of task '{task.name}' are in split test, marked so or by the hash of their text; conversion does not train on them. "
@@ -81,6 +83,14 @@ def convert(
             log.info("plug-in: from the cache (%s)", path)
             return PlugIn.from_pretrained(path, backbone)
         return _converted(backbone, prompter, train, heldout, config, path, run)
+
+
+def drawn(task: Task, split: str, n: int, seed: int) -> list[Problem]:
+    """At most n problems of a split; of one where only some have solutions, those that have one first."""
+    found = task.problems(split, n, seed)
+    if all(p.solution is not None for p in found) or not getattr(task, "table", ()):  # no table: without an end
+        return found
+    return sorted(task.problems(split, MOST, seed), key=lambda p: p.solution is None)[:n]
 
 
 def _fitting(backbone: Backbone, prompter: Prompter, problems: list[Problem]) -> list[Problem]:

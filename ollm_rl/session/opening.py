@@ -1,6 +1,7 @@
 """A configuration made real: the session that it describes, with the cheap checks before the expensive steps."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,16 @@ def conversion_config(config: DictConfig) -> ConversionConfig:
 
 
 def open_session(
-    settings: Settings, seed: int | None = None, run: Run | None = None, plugin: PlugIn | None = None
+    settings: Settings,
+    seed: int | None = None,
+    run: Run | None = None,
+    plugin: PlugIn | PlugInConfig | str | None = None,
 ) -> Session:
     """The session of a configuration that passed `preflight`, with the model in this process.
 
     Args:
         run: a conversion that is needed logs its metrics there.
-        plugin: use this one instead.
+        plugin: use this one instead, or a new one of these sizes; without the task's sampled solutions.
     """
     config = settings.config
     task = task_of(config)
@@ -59,16 +63,24 @@ def open_session(
     conversion = conversion_config(config)
     backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
     _check_cache_budget(backbone, task, to_dict(config.engine), conversion.plugin.reader_depth)
+    engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
-        task = with_solutions(backbone, task, judge, conversion, to_dict(config.engine), run)
-    if plugin is None and (path := plugin_path(config)) is not None:
-        plugin = PlugIn.from_pretrained(path, backbone)
-    elif plugin is None:
-        plugin = convert(backbone, task, conversion, run)
-    seed = config.seed if seed is None else seed
-    session = Session(backbone, plugin, task, judge, to_dict(config.engine), seed)
+        opens = partial(_session, backbone, task, judge, engine, config.seed)
+        task = with_solutions(opens, task, judge, conversion)
+        plugin = plugin_path(config) or convert(backbone, task, conversion, run)
+    session = _session(backbone, task, judge, engine, config.seed if seed is None else seed, plugin)
     session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk
     return session
+
+
+def _session(
+    backbone: Backbone, task: Task, judge: Judge, engine: dict[str, Any], seed: int, plugin: PlugIn | PlugInConfig | str
+) -> Session:
+    if isinstance(plugin, str):
+        plugin = PlugIn.from_pretrained(plugin, backbone)
+    elif isinstance(plugin, PlugInConfig):
+        plugin = PlugIn.beside(backbone, plugin)
+    return Session(backbone, plugin.to(backbone.device), task, judge, engine, seed)
 
 
 def plugin_path(config: DictConfig) -> str | None:
@@ -85,7 +97,9 @@ def serialize_settings(settings: Settings) -> SerializedSettings:
     return to_dict(settings.config), settings.choices
 
 
-def open_in_worker(serialized_settings: SerializedSettings, seed: int, plugin: PlugIn | None = None) -> Session:
+def open_in_worker(
+    serialized_settings: SerializedSettings, seed: int, plugin: PlugIn | PlugInConfig | str | None = None
+) -> Session:
     """In another process, the session of a configuration: all that are sent there become this one."""
     config, choices = serialized_settings
     session = open_session(Settings(OmegaConf.create(config), choices), seed, plugin=plugin)

@@ -1,16 +1,18 @@
-"""Worked solutions by sampling: what the backbone says about problems with answers, as far as the judge finds it right.
+"""Worked solutions by sampling: what a model says about problems with answers, as far as the judge finds it right.
 
-Rejection sampling as in STaR (Zelikman et al. 2022, arXiv 2203.14465) and RFT (Yuan et al. 2023, arXiv 2308.01825), from the backbone itself: what
-it says in one of several tries, a plug-in can learn to say.
+Rejection sampling as in STaR (Zelikman et al. 2022, arXiv 2203.14465) and RFT (Yuan et al. 2023, arXiv 2308.01825): what the backbone says in
+one of several tries, a plug-in can learn to say. Later rounds ask what was learned from earlier ones, as ReST-EM does (Singh et al. 2023,
+arXiv 2312.06585).
 """
 
+import copy
 import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
-from copy import copy
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,18 @@ from torch import Tensor
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import ConfigurationError, DataError
-from ollm_rl.models.backbone import Backbone
+from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
+from ollm_rl.options.conversion import convert, drawn
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.options.policies import sample_tokens
+from ollm_rl.options.policies import LatentPolicy, Sampling, sample_tokens
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.judge import Judge
-from ollm_rl.rollout.sampler import Request
-from ollm_rl.session.local import Session
+from ollm_rl.rollout.sampler import Act, Request
+from ollm_rl.session.base import BaseSession
+from ollm_rl.session.loading import load_agent
+from ollm_rl.session.saving import PLUGIN, read_description
 from ollm_rl.tasks import Problem, Task
 from ollm_rl.tasks.twins import whole
 
@@ -43,33 +48,58 @@ MOST_PROBLEMS, GENERATED = (
 )  # of a split that has an end; of one that has none, for each solution that is wanted
 HELDOUT = 100  # solutions of split `tune` are enough to report on
 SHOWN = 3  # texts in the report
-SMALL = PlugInConfig(num_options=2, encoder_width=8, decoder_width=8, prior_width=8, reader_depth=0, shortlist=2)
+NO_OPTIONS = PlugInConfig(
+    num_options=2, encoder_width=8, decoder_width=8, prior_width=8, reader_depth=0, shortlist=2
+)  # of a session that is asked for tokens only
+# A session in which the model with these options is: a plug-in, the sizes of a new one, or the directory of one.
+Opens = Callable[[PlugIn | PlugInConfig | str], BaseSession]
 
 
 class Plain:
-    """The backbone's own distribution over tokens, as the engine asks for it."""
+    """The backbone's own distribution over tokens at a temperature, as the engine asks for it."""
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        return sample_tokens(logits, uniforms)
+        return sample_tokens(logits / self.temperature, uniforms)
 
 
-def with_solutions(
-    backbone: Backbone,
-    task: Task,
-    judge: Judge,
-    config: ConversionConfig,
-    engine: dict[str, Any],
-    run: Run | None = None,
-) -> Task:
+@dataclass
+class Sampler:
+    """Who is asked for texts.
+
+    Attributes:
+        name: for the log. key: what its texts depend on.
+        request: the episode by which it answers.
+    """
+
+    name: str
+    key: list[Any]
+    session: BaseSession
+    act: Act
+    from_logits: bool = False
+    request: Callable[[Problem, int], Request] = Request
+
+    def __call__(self, asked: Sequence[tuple[Problem, int]]) -> list[Episode]:
+        requests = [self.request(problem, seed) for problem, seed in asked]
+        return self.session.rollout(requests, self.act, keep_hidden=False, from_logits=self.from_logits)
+
+
+def with_solutions(open_with: Opens, task: Task, judge: Judge, config: ConversionConfig) -> Task:
     """The task with sampled solutions in `sft`, beside its own (`convert.solutions=both`) or in their place (`sampled`), and in `tune` where it has
     none; the task itself with `given`.
 
-    Samples are kept in the cache, chunk by chunk, and an interrupted collection goes on from there. `solutions.json` in the run says how many
-    problems gave how many solutions, and shows some.
+    Samples are kept in the cache, chunk by chunk, and an interrupted collection goes on from there. `Task.sampled` says how many problems gave how
+    many solutions.
+
+    Args:
+        open_with: how a session is opened, in this process or on workers.
 
     Raises:
         ConfigurationError: the judge cannot be named, so that its verdicts could not be kept.
+        CheckpointError: there is no agent in `convert.sampled_by`.
         DataError: there are no problems in `sft`, or none of them was solved.
     """
     if config.solutions == "given":
@@ -79,20 +109,116 @@ def with_solutions(
             f"convert.solutions={config.solutions} keeps what the reward '{judge.name}' says, which therefore needs a name: give a function or "
             "class that can be imported"
         )
-    plugin = PlugIn.beside(backbone, SMALL)
-    session = Session(backbone, plugin, task, judge, engine, config.seed)
     given = task.problems("sft", config.num_solutions, config.seed) if config.solutions == "both" else []
     own = [p for p in given if p.solution is not None]
-    found, report = _collected(session, config, "sft", max(0, config.num_solutions - len(own)))
-    right = replace(config, wrong_share=0.0)  # what is reported on are solutions
-    heldout, said = _collected(session, right, "tune", min(HELDOUT, config.num_heldout))
-    report = {"sft": report, "tune": said, "given": len(own)}
-    if run is not None:
-        run.write_json("solutions.json", report)
-    tune = {p.id: p.solution for p in reversed(heldout)}
-    solved = copy(task)
-    solved.problems = partial(_problems, task, [*own, *found], tune)  # type: ignore[method-assign]
+    wanted = max(0, config.num_solutions - len(own))
+    sft, tune = (
+        _Collection(task, config, "sft", wanted),
+        _Collection(task, config, "tune", min(HELDOUT, config.num_heldout)),
+    )
+    for turn in range(config.rounds if wanted else 0):
+        # What is to be found is shared out over the rounds, so that later ones are asked as well.
+        share = -(-wanted * (turn + 1) // config.rounds)
+        if not (sft.lacks(share) or tune.lacks(tune.wanted)):
+            continue
+        with _sampler(open_with, _solved(task, own, sft, tune) if turn else None, config) as sampler:
+            sft.ask(sampler, judge, share)
+            tune.ask(sampler, judge, tune.wanted)
+        sft.must_have_found()
+        tune.must_have_found()
+    solved = _solved(task, own, sft, tune)
+    solved.sampled = {"sft": sft.figures(), "tune": tune.figures(), "given": len(own)}
     return solved
+
+
+def write_solutions(task: Task, run: Run) -> None:
+    """What was sampled, if anything was: figures in `solutions.json`, the solutions in `solutions.jsonl`, as `task=jsonl` reads them."""
+    if (figures := getattr(task, "sampled", None)) is None:
+        return
+    run.write_json("solutions.json", figures)
+    most = MOST_PROBLEMS if task.table else HELDOUT  # of a split without an end, those that can have one
+    lines = [
+        _line(split, p)
+        for split in ("sft", "tune")
+        for p in task.problems(split, MOST_PROBLEMS if split == "sft" else most)
+        if p.solution
+    ]
+    (run.path / "solutions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def convert_there(session: BaseSession, sft: list[Problem], tune: list[Problem], config: ConversionConfig) -> PlugIn:
+    """The plug-in of these solutions, converted where the model is; to be sent."""
+    task = copy.copy(session.task)
+    found = {"sft": sft, "tune": tune}
+    task.problems = lambda split, n, seed=0: found.get(split, [])[:n]  # type: ignore[method-assign]
+    return copy.deepcopy(convert(session.backbone, task, config)).cpu()
+
+
+def converted_by(session: BaseSession, task: Task, config: ConversionConfig) -> PlugIn:
+    """The plug-in of a task, converted where the model of the session is."""
+    sft, tune = (
+        drawn(task, split, n, config.seed)
+        for split, n in (("sft", config.num_solutions), ("tune", config.num_heldout))
+    )
+    found: PlugIn = session.run_on_model(convert_there, sft, tune, config)
+    return found
+
+
+def _line(split: str, problem: Problem) -> str:
+    known = {"problem": problem.problem, "answer": problem.answer, "solution": problem.solution, "split": split}
+    return json.dumps({k: v for k, v in known.items() if v is not None}, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _sampler(open_with: Opens, solved: Task | None, config: ConversionConfig) -> Iterator[Sampler]:
+    """Who samples in the first round, or in one after it, where there are solutions to convert on."""
+    where = config.sampled_by
+    if solved is not None:
+        with _closing(open_with(NO_OPTIONS)) as session:
+            plugin = converted_by(session, solved, config)
+        with _closing(open_with(plugin)) as session:
+            prior = Sampling(LatentPolicy.from_prior(session.plugin))
+            yield Sampler("the prior of what was found so far", ["prior", plugin.digest()], session, prior)
+    elif where is None:
+        with _closing(open_with(NO_OPTIONS)) as session:
+            key = ["backbone", config.sampling_temperature]
+            yield Sampler("the backbone", key, session, Plain(config.sampling_temperature), True)
+    else:
+        known = read_description(Path(where).expanduser()) if Path(where).expanduser().is_dir() else None
+        if known is None or known.get(PLUGIN) is None:
+            raise CheckpointError(
+                f"convert.sampled_by={where} holds no agent with its plug-in; expected the directory that a run or agent.save wrote, such as "
+                "runs/<name>/policy"
+            )
+        with _closing(open_with(str(known[PLUGIN]))) as session:
+            agent = load_agent(where, session)
+            files = sorted(p for p in Path(where).expanduser().rglob("*") if p.suffix in (".safetensors", ".json"))
+            key = ["agent", *(p.read_bytes() for p in files)]
+            acting = agent.acting_session or session
+            yield Sampler(
+                where,
+                key,
+                acting,
+                PolicyAdapter(agent, False),
+                agent.acts_on_logits,
+                partial(agent.request, deterministic=False),
+            )
+
+
+@contextmanager
+def _closing(session: BaseSession) -> Iterator[BaseSession]:
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def _solved(task: Task, own: list[Problem], sft: "_Collection", tune: "_Collection") -> Task:
+    """The task with what was found so far."""
+    found = copy.copy(task)
+    solutions = {p.id: p.solution for p in reversed(tune.right())}
+    found.problems = partial(_problems, task, [*own, *sft.right(), *sft.wrong()], solutions)  # type: ignore[method-assign]
+    return found
 
 
 def _problems(
@@ -107,38 +233,140 @@ def _problems(
     return [replace(p, solution=p.solution or tune.get(p.id)) for p in found] if split == "tune" else found
 
 
-def _collected(
-    session: Session, config: ConversionConfig, split: str, wanted: int
-) -> tuple[list[Problem], dict[str, Any]]:
-    """At most `wanted` pairs of problem and solution, and figures."""
-    if not wanted:
-        return [], {}
-    task, judge, prompter = session.task, session.judge, session.prompter
-    problems = _once(task.problems(split, MOST_PROBLEMS if task.table else GENERATED * wanted, config.seed))
-    if not problems:
-        raise DataError(
-            f"convert.solutions={config.solutions}: task '{task.name}' has no problems in split '{split}' to sample solutions of"
+class _Collection:
+    """What was said about the problems of a split, over all rounds.
+
+    Attributes:
+        wanted: solutions, at most.
+        said: of each problem, in the order in which they were sampled: text, whether it is right, whether it came to its end and was judged.
+        rounds: figures of each.
+    """
+
+    def __init__(self, task: Task, config: ConversionConfig, split: str, wanted: int):
+        self.task, self.config, self.split, self.wanted = task, config, split, wanted
+        self.problems: list[Problem] = []
+        self.said: list[list[dict[str, Any]]] = []
+        self.rounds: list[dict[str, Any]] = []
+        if wanted:
+            most = MOST_PROBLEMS if task.table else GENERATED * wanted
+            self.problems = _once(task.problems(split, most, config.seed))
+            self.said = [[] for _ in self.problems]
+            if not self.problems:
+                raise DataError(
+                    f"convert.solutions={config.solutions}: task '{task.name}' has no problems in split '{split}' to sample solutions of"
+                )
+
+    def lacks(self, wanted: int) -> bool:
+        """Whether there are fewer solutions, and somebody to ask for more."""
+        return self._have() < wanted and bool(self._open())
+
+    def _have(self) -> int:
+        return sum(len(self._texts(i)) for i in range(len(self.said)))
+
+    def _open(self) -> list[int]:
+        """Problems to ask about: those that were asked about without success first, then the others."""
+        tried = [i for i, said in enumerate(self.said) if said and not self._texts(i)]
+        return tried + [i for i, said in enumerate(self.said) if not said]
+
+    def ask(self, sampler: Sampler, judge: Judge, wanted: int) -> None:
+        """One round, until there are so many solutions."""
+        if not self.lacks(wanted):
+            return
+        order, have = self._open(), self._have()
+        session, config = sampler.session, self.config
+        prefix, prompts = session.run_on_model(_prompts, [self.problems[i] for i in order])
+        path = cache_dir() / "solutions" / key_of(
+            session.backbone.fingerprint, str(session.backbone.dtype), prefix, [(said, self.problems[i].answer) for i, said in zip(order, prompts, strict=True)],
+            judge.settings, judge.solved_at, config.samples_per_problem, session.engine_settings["max_new_tokens"], config.seed, "v2", *sampler.key,
+        )  # fmt: skip
+        with made_by_one(path):
+            path.mkdir(parents=True, exist_ok=True)
+            asked, texts, right = self._sampled(sampler, order, path / "texts.jsonl", wanted, have)
+        found = self._have() - have
+        self.rounds.append(
+            {"sampler": sampler.name, "problems": asked, "texts": texts, "texts_right": right, "new_solutions": found}
         )
-    room = session.engine_settings["max_new_tokens"]
-    path = cache_dir() / "solutions" / key_of(
-        session.backbone.fingerprint, str(session.backbone.dtype), prompter.prefix, [(prompter.own(p), p.answer) for p in problems],
-        judge.settings, judge.solved_at, config.samples_per_problem, room, config.seed, "v1",
-    )  # fmt: skip
-    with made_by_one(path):
-        path.mkdir(parents=True, exist_ok=True)
-        texts = _sampled(session, config, split, problems, path / "texts.jsonl", wanted)
-    found, figures = _chosen(problems, texts, config, wanted)
-    solved = figures["problems_solved"]
-    log.info(
-        "%s: %d solutions of %d problems, of %d sampled %d times each (%s)", split, len(found), solved, figures["problems_sampled"],
-        config.samples_per_problem, path,
-    )  # fmt: skip
-    if not found:
+        log.info(
+            "%s, round %d, %s: %d problems, %d of %d texts right, %d new solutions (%s)", self.split, len(self.rounds), sampler.name, asked, right,
+            texts, found, path,
+        )  # fmt: skip
+
+    def _sampled(self, sampler: Sampler, order: list[int], file: Path, wanted: int, have: int) -> tuple[int, int, int]:
+        """Numbers of problems asked about, of texts, and of right ones."""
+        known, asked, texts, right = [json.loads(line) for line in _whole_lines(file)], 0, 0, 0
+        draw = np.random.default_rng((self.config.seed, len(order)))
+        seeds = draw.integers(2**31, size=(len(order), self.config.samples_per_problem)).tolist()
+        with track(f"solutions of {self.split}", len(order), "problems", len(known)) as bar, file.open("a") as kept:
+            # Chunk by chunk, whether they are known or not: what is found does not depend on what was kept before.
+            while asked < len(order) and have < wanted:
+                part = list(range(asked, min(asked + CHUNK, len(order))))
+                new = part[max(0, len(known) - asked) :]
+                episodes = sampler([(self.problems[order[i]], seed) for i in new for seed in seeds[i]]) if new else []
+                each = self.config.samples_per_problem
+                for k, _ in enumerate(new):
+                    said = [_record(e) for e in episodes[k * each : (k + 1) * each]]
+                    kept.write(json.dumps(said, ensure_ascii=False) + "\n")
+                    known.append(said)
+                kept.flush()
+                for i in part:
+                    before = len(self._texts(order[i]))
+                    self.said[order[i]] += known[i]
+                    have += len(self._texts(order[i])) - before
+                    texts, right = texts + len(known[i]), right + sum(x["solved"] for x in known[i])
+                asked += len(part)
+                if new:
+                    bar.advance(len(new), f"{have} solutions")
+        return asked, texts, right
+
+    def _texts(self, i: int) -> list[str]:
+        """Solutions of a problem, each once, in the order in which they were sampled."""
+        right = (x["text"].strip() for x in self.said[i] if x["solved"])
+        return list(dict.fromkeys(text for text in right if text))[: self.config.solutions_per_problem]
+
+    def right(self) -> list[Problem]:
+        """One solution of every problem, then a second of those that have it, and so on: hard problems count as much as easy ones."""
+        texts = [self._texts(i) for i in range(len(self.said))]
+        turns = range(self.config.solutions_per_problem)
+        pairs = [(i, turn) for turn in turns for i in range(len(texts)) if turn < len(texts[i])]
+        return [replace(self.problems[i], solution=texts[i][turn]) for i, turn in pairs[: self.wanted]]
+
+    def wrong(self) -> list[Problem]:
+        """As many wrong texts, at most one a problem, as `convert.wrong_share` asks for."""
+        if not (share := self.config.wrong_share):
+            return []
+        texts = [
+            (i, next((x["text"].strip() for x in said if x["whole"] and not x["solved"] and x["text"].strip()), None))
+            for i, said in enumerate(self.said)
+        ]
+        wrong = [replace(self.problems[i], solution=text) for i, text in texts if text is not None]
+        most = round(len(self.right()) * share / (1 - share))
+        return random.Random(self.config.seed).sample(wrong, min(len(wrong), most))
+
+    def must_have_found(self) -> None:
+        """Raises: DataError: nothing was found."""
+        if not self.wanted or self.right():
+            return
+        asked = sum(bool(said) for said in self.said)
         raise DataError(
-            f"none of {figures['problems_sampled']} problems of split '{split}' was solved in {config.samples_per_problem} tries each; give worked "
-            "solutions, examples (task.num_examples), more tries (convert.samples_per_problem), easier problems or a stronger backbone"
+            f"none of {asked} problems of split '{self.split}' was solved in {self.config.samples_per_problem} tries each; give worked solutions, "
+            "examples (task.examples), more tries (convert.samples_per_problem), easier problems or a stronger backbone"
         )
-    return found, figures
+
+    def figures(self) -> dict[str, Any]:
+        per = Counter(len(self._texts(i)) for i, said in enumerate(self.said) if said)
+        found = self.right()
+        return {
+            "problems_sampled": sum(per.values()), "problems_solved": sum(n for texts, n in per.items() if texts),
+            "texts": sum(map(len, self.said)), "texts_right": sum(x["solved"] for said in self.said for x in said),
+            "solutions": len(found), "wrong_texts_kept": len(self.wrong()),
+            "problems_with_n_solutions": {str(n): per[n] for n in sorted(per)}, "rounds": self.rounds,
+            "shown": [{"problem": p.problem, "solution": p.solution} for p in found[:SHOWN]],
+        }  # fmt: skip
+
+
+def _prompts(session: Any, problems: list[Problem]) -> tuple[list[int], list[str]]:
+    """What all prompts begin with, and what tells them apart."""
+    return session.prompter.prefix, [session.prompter.own(p) for p in problems]
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
@@ -147,37 +375,6 @@ def _once(problems: Sequence[Problem]) -> list[Problem]:
     for p in problems:
         first.setdefault(whole(p), p)
     return list(first.values())
-
-
-def _sampled(
-    session: Session, config: ConversionConfig, split: str, problems: list[Problem], file: Path, wanted: int
-) -> list[list[dict[str, Any]]]:
-    """What was said about each of the first problems, until there are as many solutions as are wanted."""
-    texts: list[list[dict[str, Any]]] = []
-    known, have = [json.loads(line) for line in _whole_lines(file)], 0
-    draw = np.random.default_rng((config.seed, len(problems)))
-    seeds = draw.integers(2**31, size=(len(problems), config.samples_per_problem)).tolist()
-    with track(f"solutions of {split}", len(problems), "problems", len(known)) as bar, file.open("a") as kept:
-        # Chunk by chunk, whether they are known or not: what is found does not depend on what was kept before.
-        while len(texts) < len(problems) and have < wanted:
-            end = min(len(texts) + CHUNK, len(problems))
-            before = known[len(texts) : end]
-            texts += before
-            have += sum(_usable(said, config) for said in before)
-            part = range(len(texts), end)
-            requests = [Request(problems[i], seed) for i in part for seed in seeds[i]]
-            episodes = session.rollout(requests, Plain(), keep_hidden=False, from_logits=True) if requests else []
-            for i in range(len(part)):
-                said = [
-                    _record(e) for e in episodes[i * config.samples_per_problem : (i + 1) * config.samples_per_problem]
-                ]
-                kept.write(json.dumps(said, ensure_ascii=False) + "\n")
-                texts.append(said)
-                have += _usable(said, config)
-            kept.flush()
-            if len(part):
-                bar.advance(len(part), f"{have} solutions")
-    return texts
 
 
 def _record(episode: Episode) -> dict[str, Any]:
@@ -198,44 +395,3 @@ def _whole_lines(file: Path) -> list[str]:
         with file.open("r+b") as opened:
             opened.truncate(end)
     return raw[:end].decode().split("\n")[:-1]  # other line ends may stand in texts
-
-
-def _right(said: list[dict[str, Any]]) -> list[str]:
-    """Solutions of a problem, each once, in the order in which they were sampled."""
-    return list(dict.fromkeys(x["text"].strip() for x in said if x["solved"] and x["text"].strip()))
-
-
-def _usable(said: list[dict[str, Any]], config: ConversionConfig) -> int:
-    return min(len(_right(said)), config.solutions_per_problem)
-
-
-def _chosen(
-    problems: list[Problem], texts: list[list[dict[str, Any]]], config: ConversionConfig, wanted: int
-) -> tuple[list[Problem], dict[str, Any]]:
-    """One solution of every problem, then a second of those that have it, and so on: hard problems count as much as easy ones."""
-    right = [_right(said)[: config.solutions_per_problem] for said in texts]
-    pairs = [
-        (i, turn) for turn in range(config.solutions_per_problem) for i in range(len(right)) if turn < len(right[i])
-    ][:wanted]
-    found = [replace(problems[i], solution=right[i][turn]) for i, turn in pairs]
-    wrong = [
-        replace(problems[i], solution=text)
-        for i, said in enumerate(texts)
-        for text in list(
-            dict.fromkeys(x["text"].strip() for x in said if x["whole"] and not x["solved"] and x["text"].strip())
-        )[:1]
-    ]
-    share = config.wrong_share
-    kept = (
-        random.Random(config.seed).sample(wrong, min(len(wrong), round(len(found) * share / (1 - share))))
-        if share
-        else []
-    )
-    per = Counter(len(texts_of) for texts_of in right)
-    figures = {
-        "problems_sampled": len(texts), "problems_solved": sum(bool(each) for each in right), "texts": sum(map(len, texts)),
-        "texts_right": sum(x["solved"] for said in texts for x in said), "solutions": len(found), "wrong_texts_kept": len(kept),
-        "problems_with_n_solutions": {str(n): per[n] for n in sorted(per)},
-        "shown": [{"problem": p.problem, "solution": p.solution} for p in found[:SHOWN]],
-    }  # fmt: skip
-    return [*found, *kept], figures

@@ -77,6 +77,7 @@ class Task(ABC):
         table: how many rows went to which split and why, in lines; empty where problems are generated.
         unanswered: of the first problem without an answer, where it stands and what is missing; empty if all have one.
         default_reward: the class of the reward that judges it where no other is given.
+        sampled: how its solutions were sampled, for `solutions.json`; None: they were not.
         boxed: the reward that was chosen reads boxes; None: as `default_reward` does.
         settings: what `make_task` made it from, with the name under `name`; None of a task that was made otherwise.
     """
@@ -85,6 +86,7 @@ class Task(ABC):
     notes: Sequence[str] = ()
     table: Sequence[str] = ()
     unanswered: str = ""
+    sampled: dict[str, Any] | None = None
     boxed: bool | None = None
     default_reward: ClassVar[type[Any]] = MathVerify
     settings: dict[str, Any] | None = None

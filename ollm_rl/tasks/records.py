@@ -89,6 +89,11 @@ class JsonlConfig(TaskConfig):
         "`sft` rows with a short solution that stand in every prompt; where no row has one, problems of our own do",
         at_least=0,
     )
+    examples: str | None = setting(
+        None,
+        "a file of solved problems, such as two of one's own, all of which stand in every prompt; num_examples does not count then",
+        path=True,
+    )
     domain: str | None = setting(None, "keep problems whose domain holds this text, in any case")
     source: str | None = setting(None, "keep problems whose source holds this text, in any case")
     min_difficulty: float | None = setting(None, "keep problems of at least this difficulty")
@@ -171,12 +176,14 @@ class Jsonl(Task):
         rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
         spread = self._spread(rows)
         self.by_split, self.left_out, more = separate(spread)
-        self.notes, read = [*notes, *more], {split: len(found) for split, found in self.by_split.items()}
+        self.notes = [*notes, *more]
+        read = {split: len(found) for split, found in self.by_split.items()}
+        self.examples = self._take_examples(config.num_examples)
+        kept = {split: len(found) for split, found in self.by_split.items()}
         for note in self.notes:
             _say(f"task '{self.name}': {note}")
-        self.examples = self._take_examples(config.num_examples)
         self._filter()
-        self.table = [self._line(split, spread[split], read[split]) for split in SPLITS]
+        self.table = [self._line(split, spread[split], read[split], kept[split]) for split in SPLITS]
 
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         check_split(split)
@@ -195,16 +202,15 @@ class Jsonl(Task):
         elif self.config.hub_id is not None and not self.config.paths:
             yield from read_hub(self.config.hub_id, self.config.hub_config)
 
-    def _line(self, split: str, rows: list[Row], read: int) -> str:
+    def _line(self, split: str, rows: list[Row], read: int, kept: int) -> str:
         """How many problems a split has, and where they come from."""
         marked = self._marked[split]
         here = self.by_split[split]
         parts = [f"{marked:,} rows marked so"] if marked and rows else []
         parts += [f"{len(rows) - marked:,} by the hash of their text"] if len(rows) > marked else []
         parts += [f"{len(rows) - read:,} left out as twins"] if len(rows) > read else []
-        shown = sum(e in [row.problem for row in rows] for e in self.examples) if split == "sft" else 0
-        parts += [f"{shown} moved into the prompt"] if shown else []
-        parts += [f"{read - shown - len(here):,} left out by filters"] if read - shown > len(here) else []
+        parts += [f"{read - kept} moved into the prompt"] if read > kept else []
+        parts += [f"{kept - len(here):,} left out by filters"] if kept > len(here) else []
         solved = sum(p.solution is not None for p in here)
         parts += [f"{solved:,} with a solution"] if here else []
         return f"{split} {len(here):,} problems" + (f" ({', '.join(parts)})" if parts else "")
@@ -313,11 +319,36 @@ class Jsonl(Task):
         return found
 
     def _take_examples(self, n: int) -> list[Problem]:
+        if self.config.examples is not None:
+            return self._given_examples(self.config.examples)
         if not any(p.solution is not None for problems in self.by_split.values() for p in problems):
             return EXAMPLES[:n]
         short = [p for p in self.by_split["sft"] if p.solution is not None and len(p.solution) < MAX_EXAMPLE][:n]
         self.by_split["sft"] = [p for p in self.by_split["sft"] if p not in short]
         return short
+
+    def _given_examples(self, path: str) -> list[Problem]:
+        """Those of a file; problems that stand there are in no split."""
+        found = []
+        for where, row in read_rows(path):
+            if isinstance(row, dict) and "problem" in row:  # our names, whatever the columns of the data are called
+                row = {**row, **{theirs: row[ours] for ours, theirs in self.config.columns.items() if ours in row}}
+            example, _ = self._parse(row, where)
+            if example.solution is None:
+                raise DataError(
+                    f"{where} has no 'solution'; task.examples shows in every prompt how problems are solved."
+                )
+            found.append(example)
+        shown = {whole(p) for p in found}
+        for split, problems in self.by_split.items():
+            kept = [p for p in problems if whole(p) not in shown]
+            if len(kept) < len(problems):
+                self.notes = [
+                    *self.notes,
+                    f"{len(problems) - len(kept)} problems of {split} left out, which are examples",
+                ]
+            self.by_split[split] = kept
+        return found
 
     # Filters
 
@@ -414,4 +445,4 @@ class OmniMath(Jsonl):
         return {split: [] for split in SPLITS} | {"test": rows}
 
     def _take_examples(self, n: int) -> list[Problem]:
-        return EXAMPLES[:n]
+        return EXAMPLES[:n] if self.config.examples is None else super()._take_examples(n)

@@ -5,15 +5,19 @@ import json
 import pytest
 
 import ollm_rl as ol
-from ollm_rl.errors import ConfigurationError, DataError
-from ollm_rl.options.config import ConversionConfig
+from ollm_rl.common.run_dir import Run
+from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.options.config import ConversionConfig, PlugInConfig
+from ollm_rl.options.modules import PlugIn
 from ollm_rl.session import solutions
 from ollm_rl.session.local import Session
-from ollm_rl.session.solutions import with_solutions
+from ollm_rl.session.solutions import NO_OPTIONS, with_solutions, write_solutions
 from ollm_rl.tasks import make_task
 
 ENGINE = {"num_slots": 16, "max_new_tokens": 12}
 CALLS: list[int] = []
+OPENED: list[object] = []
+QUICK = {"num_solutions": 30, "num_heldout": 20, "epochs": 1, "prior_epochs": 1, "reader_epochs": 1}
 
 
 def even(completions, **columns):
@@ -43,6 +47,7 @@ def cache(tmp_path, monkeypatch):
     # A random model hardly ever ends a text.
     monkeypatch.setattr(solutions, "_record", lambda e: {"text": e.text, "solved": e.solved, "whole": True})
     CALLS.clear()
+    OPENED.clear()
     return tmp_path / "cache"
 
 
@@ -58,8 +63,21 @@ def config(**settings):
     )
 
 
-def solved(tiny, task, judge=even, run=None, **settings):
-    return with_solutions(tiny.backbone, task, ol.Judge(judge), config(**settings), ENGINE, run)
+def opens(tiny, task, judge):
+    def open_with(plugin):
+        OPENED.append(plugin)
+        if isinstance(plugin, PlugInConfig):
+            plugin = PlugIn.beside(tiny.backbone, plugin)
+        elif isinstance(plugin, str):
+            plugin = PlugIn.from_pretrained(plugin, tiny.backbone)
+        return Session(tiny.backbone, plugin, task, judge, ENGINE)
+
+    return open_with
+
+
+def solved(tiny, task, reward=even, **settings):
+    judge = reward if isinstance(reward, ol.Judge) else ol.Judge(reward)
+    return with_solutions(opens(tiny, task, judge), task, judge, config(**settings))
 
 
 def test_right_texts_are_kept_once_each_and_no_more_than_wanted(tiny, problems, cache):
@@ -102,12 +120,12 @@ def test_texts_that_are_cut_off_are_no_solutions(tiny, problems, cache, monkeypa
             for e in episodes:
                 e.stop = "eos" if ended[e.seed % 2] else "length"
 
-    task = with_solutions(tiny.backbone, problems, Judge(always), config(num_solutions=10_000), ENGINE)
+    task = solved(tiny, problems, Judge(always), num_solutions=10_000)
     assert 0 < len(task.problems("sft", 9999)) < 86 * 2
     ended[1] = False
     monkeypatch.setenv("OLLM_RL_CACHE", str(cache / "other"))
     with pytest.raises(DataError, match="was solved in 4 tries"):
-        with_solutions(tiny.backbone, problems, Judge(always), config(), ENGINE)
+        solved(tiny, problems, Judge(always))
 
 
 def test_a_collection_goes_on_where_it_was_cut_off(tiny, problems, cache, monkeypatch):
@@ -138,20 +156,20 @@ def test_given_and_sampled_and_wrong_ones(tiny, tmp_path, cache):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = make_task("jsonl", path=str(tmp_path / "x.jsonl"), num_examples=0)
     assert solved(tiny, task, solutions="given") is task
-    run = ol_run(tmp_path)
-    both = solved(tiny, task, solutions="both", num_solutions=50, run=run).problems("sft", 999)
+    run = Run(tmp_path, "run", "")
+    collected = solved(tiny, task, solutions="both", num_solutions=50)
+    write_solutions(collected, run)
+    both = collected.problems("sft", 999)
     given = [p for p in both if p.solution.startswith("It is ")]
     assert len(both) == 50 and 20 <= len(given) <= 30
     report = json.loads((run.path / "solutions.json").read_text())
     assert report["given"] == len(given) and report["sft"]["solutions"] == 50 - len(given) and report["sft"]["shown"]
+    # What was collected can be read again as data.
+    again = make_task("jsonl", path=str(run.path / "solutions.jsonl"), num_examples=0)
+    assert {(p.problem, p.solution) for p in again.problems("sft", 999)} >= {(p.problem, p.solution) for p in given}
+    assert len(again.problems("sft", 999)) == 50
     mixed = solved(tiny, task, num_solutions=20, wrong_share=0.25).problems("sft", 999)
     assert len(mixed) == 27  # 20 right ones and 7 wrong ones
-
-
-def ol_run(folder):
-    from ollm_rl.common.run_dir import Run
-
-    return Run(folder, "run", "")
 
 
 def test_what_cannot_be_collected_is_said(tiny, problems, cache):
@@ -168,10 +186,9 @@ def test_what_cannot_be_collected_is_said(tiny, problems, cache):
 
 def test_a_plug_in_is_converted_on_them(tiny, problems, cache):
     task = solved(tiny, problems)
-    settings = dict(num_solutions=30, num_heldout=20, epochs=1, prior_epochs=1, reader_epochs=1)
-    plugin = ol.convert(tiny.backbone, task, **settings)
+    plugin = ol.convert(tiny.backbone, task, **QUICK)
     # How solutions came about is no part of a plug-in's name; they are.
-    assert ol.convert(tiny.backbone, task, **settings, solutions="sampled", samples_per_problem=3).path == plugin.path
+    assert ol.convert(tiny.backbone, task, **QUICK, solutions="sampled", samples_per_problem=3).path == plugin.path
     session = Session(tiny.backbone, plugin, task, even, ENGINE)
     assert session.problems("sft", 5, 0)[0].solution
 
@@ -181,3 +198,64 @@ def test_what_is_found_does_not_depend_on_what_was_kept_before(tiny, problems, c
     few = [(p.problem, p.solution) for p in solved(tiny, problems, num_solutions=10).problems("sft", 999)]
     solved(tiny, problems, num_solutions=60)  # asks for more of the same
     assert [(p.problem, p.solution) for p in solved(tiny, problems, num_solutions=10).problems("sft", 999)] == few
+
+
+def test_later_rounds_ask_the_prior_of_what_was_found(tiny, problems, cache, monkeypatch):
+    monkeypatch.setattr(solutions, "CHUNK", 4)
+    task = solved(tiny, problems, rounds=3, **QUICK)
+    rounds = task.sampled["sft"]["rounds"]
+    assert [r["sampler"] for r in rounds] == ["the backbone"] + ["the prior of what was found so far"] * 2
+    assert all(r["new_solutions"] > 0 for r in rounds) and sum(r["new_solutions"] for r in rounds) >= 30
+    assert rounds[0]["new_solutions"] >= 10 and len(task.problems("sft", 999)) == 30  # a share of what is wanted each
+    assert [isinstance(plugin, PlugIn) for plugin in OPENED] == [False, False, True, False, True]
+    CALLS.clear()
+    again = solved(tiny, problems, rounds=3, **QUICK)
+    assert again.problems("sft", 999, 3) == task.problems("sft", 999, 3) and not CALLS  # all from the cache
+
+
+def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
+    class Late(ol.Judge):
+        """Nothing is right at first but in `tune`, and a few."""
+
+        def __call__(self, episodes):
+            super().__call__(episodes)
+            for e in episodes:
+                e.reward = float(e.problem.id.endswith("1") or late[0])
+
+    late = [False]
+    asked = []
+
+    def open_with(plugin):
+        late[0] = isinstance(plugin, PlugIn)
+        session = opens(tiny, problems, Late(even))(plugin)
+        roll = session.rollout
+        session.rollout = lambda requests, *a, **k: (
+            asked.append([r.problem.id for r in requests]),
+            roll(requests, *a, **k),
+        )[1]
+        return session
+
+    task = with_solutions(open_with, problems, Late(even), config(rounds=2, **{**QUICK, "num_solutions": 200}))
+    unsolved = [p.id for p in problems.problems("sft", 999) if not p.id.endswith("1")]
+    later = asked[-1 - (len(unsolved) > solutions.CHUNK)]
+    assert set(later) <= set(unsolved)
+    assert {p.id for p in task.problems("sft", 999)} == {p.id for p in problems.problems("sft", 999)}
+
+
+def test_a_trained_policy_is_asked(tiny, problems, cache, tmp_path):
+    agent = ol.make_agent("grpo", Session(tiny.backbone, tiny.plugin, problems, even, ENGINE))
+    agent.save(tmp_path / "policy")
+    task = solved(tiny, problems, sampled_by=str(tmp_path / "policy"))
+    assert len(task.problems("sft", 999)) == 30
+    assert OPENED[0] == str(tmp_path / "policy" / "plugin") and len(OPENED) == 1
+    assert task.sampled["sft"]["rounds"][0]["sampler"] == str(tmp_path / "policy")
+    other = solved(tiny, problems)
+    assert other.problems("sft", 999) != task.problems("sft", 999) and OPENED[1] is NO_OPTIONS
+    with pytest.raises(CheckpointError, match="sampled_by=.* holds no agent with its plug-in"):
+        solved(tiny, problems, sampled_by=str(tmp_path))
+
+
+def test_the_temperature_is_the_backbones(tiny, problems, cache):
+    cold = solved(tiny, problems, always, sampling_temperature=1e-4, solutions_per_problem=4)
+    assert cold.sampled["sft"]["problems_with_n_solutions"].keys() == {"1"}  # eight times the same
+    assert len(solved(tiny, problems, always, solutions_per_problem=4).problems("sft", 999)) == 30

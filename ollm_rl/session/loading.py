@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.locate import dotted_name, locate
+from ollm_rl.config.compose import check_taken
 from ollm_rl.errors import CheckpointError, OLLMError
-from ollm_rl.experiments.factories import build_agent
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.judge import OUR_REWARDS, Judge, make_judge
-from ollm_rl.session.agent import Agent
+from ollm_rl.session.agent import Agent, adapt
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.saving import DESCRIPTION, PLUGIN, read_description
@@ -73,6 +73,21 @@ def load_agent(
     if (path / "lora.json").is_file() and found is None:
         settings["rank"] = json.loads((path / "lora.json").read_text()).get("rank")
     return build_agent(kind, session, settings, path)
+
+
+def build_agent(
+    kind: Callable[..., Any], session: BaseSession, values: dict[str, Any], policy: str | Path | None = None
+) -> Agent:
+    """Instantiate an agent: its class is called with the session and its settings.
+
+    Raises:
+        ConfigurationError: the class does not take one of the settings, or lacks a method.
+    """
+    check_taken(kind, values)
+    made = adapt(kind(session, **values), session, values)
+    if policy is not None:
+        made.load(policy)
+    return made
 
 
 def _class_of(path: Path, found: dict[str, Any] | None, named: str | Callable[..., Any] | None) -> Any:
