@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ollm_rl.session.agent import Agent, declared, store, train
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.opening import conversion_config, judge_of, open_session, plugin_path, task_of
-from ollm_rl.session.solutions import NO_OPTIONS, converted_by, with_solutions, write_solutions
+from ollm_rl.session.solutions import with_solutions, write_solutions
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +35,9 @@ def open_workers(settings: Settings, seed: int) -> BaseSession:
     conversion = conversion_config(config)
     if conversion.solutions != "given":  # all workers sample, and one converts
         opens = partial(ClusterSession, settings, task, seed)
-        task = with_solutions(opens, task, judge_of(config), conversion)
-        if plugin_path(config) is None:
-            with closing(opens(NO_OPTIONS)) as session:
-                plugin = converted_by(session, task, conversion)
+        task, plugin = with_solutions(
+            opens, task, judge_of(config), conversion, and_convert=plugin_path(config) is None
+        )
     return ClusterSession(settings, task, seed, plugin)
 
 

@@ -66,7 +66,7 @@ def open_session(
     engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
         opens = partial(_session, backbone, task, judge, engine, config.seed)
-        task = with_solutions(opens, task, judge, conversion)
+        task, _ = with_solutions(opens, task, judge, conversion)
         plugin = plugin_path(config) or convert(backbone, task, conversion, run)
     session = _session(backbone, task, judge, engine, config.seed if seed is None else seed, plugin)
     session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk

@@ -11,7 +11,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,11 +72,13 @@ class Sampler:
 
     Attributes:
         name: for the log. key: what its texts depend on.
+        home: the session that was opened for it. session: where it acts, which may have another model.
         request: the episode by which it answers.
     """
 
     name: str
     key: list[Any]
+    home: BaseSession
     session: BaseSession
     act: Act
     from_logits: bool = False
@@ -87,7 +89,9 @@ class Sampler:
         return self.session.rollout(requests, self.act, keep_hidden=False, from_logits=self.from_logits)
 
 
-def with_solutions(open_with: Opens, task: Task, judge: Judge, config: ConversionConfig) -> Task:
+def with_solutions(
+    open_with: Opens, task: Task, judge: Judge, config: ConversionConfig, and_convert: bool = False
+) -> tuple[Task, PlugIn | None]:
     """The task with sampled solutions in `sft`, beside its own (`convert.solutions=both`) or in their place (`sampled`), and in `tune` where it has
     none; the task itself with `given`.
 
@@ -96,6 +100,7 @@ def with_solutions(open_with: Opens, task: Task, judge: Judge, config: Conversio
 
     Args:
         open_with: how a session is opened, in this process or on workers.
+        and_convert: convert on what was found, where it was sampled; the plug-in is given too.
 
     Raises:
         ConfigurationError: the judge cannot be named, so that its verdicts could not be kept.
@@ -103,7 +108,7 @@ def with_solutions(open_with: Opens, task: Task, judge: Judge, config: Conversio
         DataError: there are no problems in `sft`, or none of them was solved.
     """
     if config.solutions == "given":
-        return task
+        return task, None
     if judge.settings is None:
         raise ConfigurationError(
             f"convert.solutions={config.solutions} keeps what the reward '{judge.name}' says, which therefore needs a name: give a function or "
@@ -116,19 +121,27 @@ def with_solutions(open_with: Opens, task: Task, judge: Judge, config: Conversio
         _Collection(task, config, "sft", wanted),
         _Collection(task, config, "tune", min(HELDOUT, config.num_heldout)),
     )
-    for turn in range(config.rounds if wanted else 0):
-        # What is to be found is shared out over the rounds, so that later ones are asked as well.
-        share = -(-wanted * (turn + 1) // config.rounds)
-        if not (sft.lacks(share) or tune.lacks(tune.wanted)):
-            continue
-        with _sampler(open_with, _solved(task, own, sft, tune) if turn else None, config) as sampler:
+    plugin: PlugIn | None = None
+    with ExitStack() as opened:
+        home: BaseSession | None = None
+        for turn in range(config.rounds if wanted else 0):
+            # What is to be found is shared out over the rounds, so that later ones are asked as well.
+            share = -(-wanted * (turn + 1) // config.rounds)
+            if not (sft.lacks(share) or tune.lacks(tune.wanted)):
+                continue
+            if home is not None:
+                plugin = converted_by(home, _solved(task, own, sft, tune), config)
+            opened.close()
+            sampler = opened.enter_context(_sampler(open_with, plugin, config))
+            home = sampler.home
             sft.ask(sampler, judge, share)
             tune.ask(sampler, judge, tune.wanted)
-        sft.must_have_found()
-        tune.must_have_found()
-    solved = _solved(task, own, sft, tune)
+            sft.must_have_found()
+            tune.must_have_found()
+        solved = _solved(task, own, sft, tune)
+        plugin = converted_by(home, solved, config) if and_convert and home is not None else None
     solved.sampled = {"sft": sft.figures(), "tune": tune.figures(), "given": len(own)}
-    return solved
+    return solved, plugin
 
 
 def write_solutions(task: Task, run: Run) -> None:
@@ -157,8 +170,7 @@ def convert_there(session: BaseSession, sft: list[Problem], tune: list[Problem],
 def converted_by(session: BaseSession, task: Task, config: ConversionConfig) -> PlugIn:
     """The plug-in of a task, converted where the model of the session is."""
     sft, tune = (
-        drawn(task, split, n, config.seed)
-        for split, n in (("sft", config.num_solutions), ("tune", config.num_heldout))
+        drawn(task, split, n, config.seed) for split, n in (("sft", config.num_solutions), ("tune", config.num_heldout))
     )
     found: PlugIn = session.run_on_model(convert_there, sft, tune, config)
     return found
@@ -170,19 +182,17 @@ def _line(split: str, problem: Problem) -> str:
 
 
 @contextmanager
-def _sampler(open_with: Opens, solved: Task | None, config: ConversionConfig) -> Iterator[Sampler]:
-    """Who samples in the first round, or in one after it, where there are solutions to convert on."""
+def _sampler(open_with: Opens, plugin: PlugIn | None, config: ConversionConfig) -> Iterator[Sampler]:
+    """Who samples in the first round, or in one after it, where there is a plug-in of what was found."""
     where = config.sampled_by
-    if solved is not None:
-        with _closing(open_with(NO_OPTIONS)) as session:
-            plugin = converted_by(session, solved, config)
-        with _closing(open_with(plugin)) as session:
+    if plugin is not None:
+        with closing(open_with(plugin)) as session:
             prior = Sampling(LatentPolicy.from_prior(session.plugin))
-            yield Sampler("the prior of what was found so far", ["prior", plugin.digest()], session, prior)
+            yield Sampler("the prior of what was found so far", ["prior", plugin.digest()], session, session, prior)
     elif where is None:
-        with _closing(open_with(NO_OPTIONS)) as session:
+        with closing(open_with(NO_OPTIONS)) as session:
             key = ["backbone", config.sampling_temperature]
-            yield Sampler("the backbone", key, session, Plain(config.sampling_temperature), True)
+            yield Sampler("the backbone", key, session, session, Plain(config.sampling_temperature), True)
     else:
         known = read_description(Path(where).expanduser()) if Path(where).expanduser().is_dir() else None
         if known is None or known.get(PLUGIN) is None:
@@ -190,7 +200,7 @@ def _sampler(open_with: Opens, solved: Task | None, config: ConversionConfig) ->
                 f"convert.sampled_by={where} holds no agent with its plug-in; expected the directory that a run or agent.save wrote, such as "
                 "runs/<name>/policy"
             )
-        with _closing(open_with(str(known[PLUGIN]))) as session:
+        with closing(open_with(str(known[PLUGIN]))) as session:
             agent = load_agent(where, session)
             files = sorted(p for p in Path(where).expanduser().rglob("*") if p.suffix in (".safetensors", ".json"))
             key = ["agent", *(p.read_bytes() for p in files)]
@@ -198,19 +208,12 @@ def _sampler(open_with: Opens, solved: Task | None, config: ConversionConfig) ->
             yield Sampler(
                 where,
                 key,
+                session,
                 acting,
                 PolicyAdapter(agent, False),
                 agent.acts_on_logits,
                 partial(agent.request, deterministic=False),
             )
-
-
-@contextmanager
-def _closing(session: BaseSession) -> Iterator[BaseSession]:
-    try:
-        yield session
-    finally:
-        session.close()
 
 
 def _solved(task: Task, own: list[Problem], sft: "_Collection", tune: "_Collection") -> Task:

@@ -77,7 +77,7 @@ def opens(tiny, task, judge):
 
 def solved(tiny, task, reward=even, **settings):
     judge = reward if isinstance(reward, ol.Judge) else ol.Judge(reward)
-    return with_solutions(opens(tiny, task, judge), task, judge, config(**settings))
+    return with_solutions(opens(tiny, task, judge), task, judge, config(**settings))[0]
 
 
 def test_right_texts_are_kept_once_each_and_no_more_than_wanted(tiny, problems, cache):
@@ -207,7 +207,7 @@ def test_later_rounds_ask_the_prior_of_what_was_found(tiny, problems, cache, mon
     assert [r["sampler"] for r in rounds] == ["the backbone"] + ["the prior of what was found so far"] * 2
     assert all(r["new_solutions"] > 0 for r in rounds) and sum(r["new_solutions"] for r in rounds) >= 30
     assert rounds[0]["new_solutions"] >= 10 and len(task.problems("sft", 999)) == 30  # a share of what is wanted each
-    assert [isinstance(plugin, PlugIn) for plugin in OPENED] == [False, False, True, False, True]
+    assert [isinstance(plugin, PlugIn) for plugin in OPENED] == [False, True, True]
     CALLS.clear()
     again = solved(tiny, problems, rounds=3, **QUICK)
     assert again.problems("sft", 999, 3) == task.problems("sft", 999, 3) and not CALLS  # all from the cache
@@ -235,7 +235,10 @@ def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
         )[1]
         return session
 
-    task = with_solutions(open_with, problems, Late(even), config(rounds=2, **{**QUICK, "num_solutions": 200}))
+    task, plugin = with_solutions(
+        open_with, problems, Late(even), config(rounds=2, samples_per_problem=2, **{**QUICK, "num_solutions": 200}), and_convert=True
+    )
+    assert plugin is not None and plugin.report["num_solutions"] == len(task.problems("sft", 999))
     unsolved = [p.id for p in problems.problems("sft", 999) if not p.id.endswith("1")]
     later = asked[-1 - (len(unsolved) > solutions.CHUNK)]
     assert set(later) <= set(unsolved)
