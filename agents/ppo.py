@@ -115,9 +115,11 @@ class PPO(PolicyAgent):
                 figures = {
                     "reward": sampled["ollm_solved"] / n,
                     "no_answer_rate": sampled["ollm_no_answer"] / n,
+                    "unjudged_rate": sampled["ollm_unjudged"] / n,
                     "completions/clipped_ratio": sampled["ollm_truncated"] / n,
                     "completions/mean_length": sampled["ollm_tokens"] / n,
                     "decisions/mean": sampled.get("num_env_steps_sampled", 0) / n,
+                    **_parts(sampled),
                     **_metrics(learned),
                     "time/iteration_s": took,
                 }
@@ -250,6 +252,16 @@ class PPO(PolicyAgent):
 def _begin(runner: EpisodeRunner, iteration: int) -> None:
     if runner.env is not None:
         runner.begin(iteration)
+
+
+def _parts(sampled: dict) -> dict[str, float]:
+    """Mean and deviation of each of several rewards, under the names that GRPO logs them under."""
+    found: dict[str, float] = {}
+    for name in [key.removeprefix("ollm_part0_") for key in sampled if key.startswith("ollm_part0_")]:
+        n, total, squares = (float(sampled[f"ollm_part{moment}_{name}"]) for moment in range(3))
+        mean = total / n
+        found |= {f"rewards/{name}/mean": mean, f"rewards/{name}/std": max(0.0, squares / n - mean**2) ** 0.5}
+    return found
 
 
 def _metrics(values: dict) -> dict[str, float]:

@@ -194,7 +194,12 @@ class EpisodeRunner(SingleAgentEnvRunner):
             "solved": (sum(e.reward for e in episodes), "sum"),
             "no_answer": (sum(e.answer is None for e in episodes), "sum"),
             "truncated": (sum(e.truncated for e in episodes), "sum"),
+            "unjudged": (sum(not e.judged for e in episodes), "sum"),
         }  # fmt: skip
+        for part in dict.fromkeys(name for e in episodes for name in e.parts):  # of a reward of several, each of them
+            values = [e.parts[part] for e in episodes if part in e.parts]
+            for moment in range(3):
+                figures[f"part{moment}_{part}"] = sum(v**moment for v in values), "sum"
         for name, (value, reduce) in figures.items():
             self.metrics.log_value(f"ollm_{name}", value, reduce=reduce)
         return found

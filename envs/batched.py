@@ -212,7 +212,9 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         ended = [self.episodes[i] for i in done]
         for episode in ended:
             episode.text = self.session.prompter.decode(episode.tokens)
-        self.session.judge(ended)  # together: they are judged side by side, or by a reward that takes batches
+        self.session.judge(
+            ended, self.session.prompter
+        )  # together: they are judged side by side, or by a reward that takes batches
         for i, episode in zip(done, ended, strict=True):
             rewards[i] = episode.reward
             facts = {

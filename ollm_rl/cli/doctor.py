@@ -13,11 +13,11 @@ from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.errors import OLLMError
-from ollm_rl.models.backbone import describe
-from ollm_rl.models.loading import load_backbone
+from ollm_rl.models.backbone import Backbone, describe
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.local import shared_backbone
 from ollm_rl.session.opening import judge_of, task_of
 from ollm_rl.tasks.base import SPLITS, format_answer
 from ollm_rl.tasks.prompts import Prompter
@@ -37,10 +37,10 @@ def examine(settings: Settings, out: Console) -> bool:
         ("cache", _cache, "set OLLM_RL_CACHE to a directory that you may write"),
         ("task", _task, "check task= and task.path="),
         ("golds", _golds, "mend or remove these lines of the data"),
-        ("solutions", _solutions, "mend or remove these lines of the data, or check reward="),
         ("agent", _agent, "check agent= or agent._target_="),
         ("verifier", _verifier, "pip install -c constraints.txt math-verify"),
         ("backbone", _backbone, "check backbone= and the network"),
+        ("solutions", _solutions, "mend or remove these lines of the data, or check reward="),
     ]
     good = True
     for name, check, remedy in checks:
@@ -128,7 +128,11 @@ def _solutions(settings: Settings) -> str:
     episodes = [Episode(p, text=p.solution or "") for p in problems]
     judge = judge_of(settings.config)
     try:
-        judge(episodes)
+        prompter = Prompter.for_task(_loaded(settings), task)  # rewards are handed whole prompts
+    except OLLMError:  # which the check of the backbone has said
+        prompter = None
+    try:
+        judge(episodes, prompter)
     finally:
         judge.close()
     lost = [f"{e.problem.id}: reward {e.reward:g} {e.verdict}".rstrip() for e in episodes if not e.solved]
@@ -161,10 +165,12 @@ def _verifier(settings: Settings) -> str:
     return f"{len(cases)} verdicts right, symbolic ones in worker processes"
 
 
+def _loaded(settings: Settings) -> Backbone:
+    return shared_backbone(**{k: v for k, v in to_dict(settings.config.backbone).items() if k != "shape"})
+
+
 def _backbone(settings: Settings) -> str:
-    config = settings.config
-    backbone = load_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
-    task = task_of(config)
+    backbone, task = _loaded(settings), task_of(settings.config)
     prompter = Prompter.for_task(backbone, task)
     parts = [f"{describe(backbone)}; shared prefix of {len(prompter.prefix)} tokens"]
     problem = next((p for split in ("train", "test", "tune", "sft") for p in task.problems(split, 1)), None)

@@ -19,7 +19,7 @@ from ollm_rl.experiments.factories import agent_of
 from ollm_rl.session.agent import Agent, declared, store, train
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.callbacks import Callback
-from ollm_rl.session.opening import conversion_config, judge_of, open_session, plugin_path, task_of
+from ollm_rl.session.opening import conversion_config, judge_of, open_session, plugin_path, say_splits, task_of
 from ollm_rl.session.solutions import with_solutions, write_solutions
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def open_workers(settings: Settings, seed: int) -> BaseSession:
 
     config, task, plugin = settings.config, task_of(settings.config), None
     conversion = conversion_config(config)
+    say_splits(task)
     if conversion.solutions != "given":  # all workers sample, and one converts
         opens = partial(ClusterSession, settings, task, seed)
         task, plugin = with_solutions(

@@ -251,7 +251,7 @@ class TreeSearch:
             Episode(s.problem, 0, list(b.tokens), list(b.latents), b.stop, text=decode(b.tokens)) for s, b in whole
         ]
         if episodes:
-            self.session.judge(episodes)
+            self.session.judge(episodes, self.session.prompter)
         for (search, branch), episode in zip(whole, episodes, strict=True):
             search.frontier.ended(branch, episode.reward)
             if self.is_open(search):

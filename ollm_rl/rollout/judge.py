@@ -23,6 +23,8 @@ from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.reward.plans import Plan
 from ollm_rl.reward.python_tests import PythonTests
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.tasks.base import Problem
+from ollm_rl.tasks.prompts import Prompter
 
 OUR_REWARDS = (
     MathVerify,
@@ -69,11 +71,14 @@ class Judge:
         function = reward.func if isinstance(reward, partial) else reward
         self.name = getattr(function, "__name__", type(function).__name__)
 
-    def __call__(self, episodes: Sequence[Episode]) -> None:
+    def __call__(self, episodes: Sequence[Episode], prompter: Prompter | None = None) -> None:
         """Set `reward`, `answer` (the final answer that the text states, or what the reward function logs as `answer`) and, where the reward
         function logs it, `verdict`.
 
         An asynchronous function is awaited, in a thread of its own where a loop is running already, as in a notebook.
+
+        Args:
+            prompter: which made the prompts that the function is handed; without one, it is handed the problems.
 
         Raises:
             RewardError: the function raised an error, which is the cause of this one.
@@ -84,7 +89,7 @@ class Judge:
         start = time.perf_counter()
         extra: dict[str, Any] = {}
         try:
-            rewards = self._returned(episodes, extra)
+            rewards = self._returned(episodes, prompter, extra)
             verdicts = list(extra.get("verdict", [""] * len(episodes)))
             answers = list(extra.get("answer", [extract_answer(e.text) for e in episodes]))
         except OLLMError:
@@ -95,7 +100,7 @@ class Judge:
             raise RewardError(
                 f"reward '{self.name}' raised {type(error).__name__}: {error}{place_of(error, __file__)}. It was called with "
                 f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
-                f"{self._culprit(episodes) if time.perf_counter() - start < PATIENCE_S else ''}"
+                f"{self._culprit(episodes, prompter) if time.perf_counter() - start < PATIENCE_S else ''}"
             ) from error
         if len(verdicts) != len(episodes):
             raise self._wrong(f"logged {len(verdicts)} verdicts", len(episodes))
@@ -112,12 +117,13 @@ class Judge:
         self.seconds += time.perf_counter() - start
         beat()
 
-    def _returned(self, episodes: Sequence[Episode], extra: dict[str, Any]) -> list[float | None]:
+    def _returned(
+        self, episodes: Sequence[Episode], prompter: Prompter | None, extra: dict[str, Any]
+    ) -> list[float | None]:
         """What the reward function makes of the episodes; what it logs goes to `extra`."""
-        prompts: list[Any] = [e.problem.problem for e in episodes]
+        prompts = self._prompts([e.problem for e in episodes], prompter)
         completions: list[Any] = [e.text for e in episodes]
         if self.conversational:
-            prompts = [[{"role": "user", "content": p}] for p in prompts]
             completions = [[{"role": "assistant", "content": c}] for c in completions]
         given: dict[str, Any] = _columns(episodes) | {
             "prompts": prompts, "completions": completions, "completion_ids": [list(e.tokens) for e in episodes],
@@ -126,6 +132,18 @@ class Judge:
         if self.limit_s is None:
             return self._numbers(called(self.reward, given), len(episodes))
         return self._numbers(self._within(partial(called, self.reward, given), len(episodes)), len(episodes))
+
+    def _prompts(self, problems: list[Problem], prompter: Prompter | None) -> list[Any]:
+        """What the model saw, as text or messages."""
+        found: list[Any] = []
+        for i, p in enumerate(problems):
+            if i and p is problems[i - 1] and not self.conversational:
+                found.append(found[-1])
+            elif prompter is None or _is_ours(self.reward):  # ours do not look at it
+                found.append([{"role": "user", "content": p.problem}] if self.conversational else p.problem)
+            else:
+                found.append((prompter.messages if self.conversational else prompter.text)(p.problem, p.turns))
+        return found
 
     def _within(self, call: Callable[[], Any], n: int) -> Any:
         """What a call gives, if it ends within the limit; one that does not is left behind in its thread."""
@@ -154,19 +172,19 @@ class Judge:
             raise error
         return returned
 
-    def _culprit(self, episodes: Sequence[Episode]) -> str:
+    def _culprit(self, episodes: Sequence[Episode], prompter: Prompter | None) -> str:
         """The completion that a reward fails for, found by halves; empty where it does not fail again."""
         several = list(episodes)
         while len(several) > 1:
             half = several[: len(several) // 2]
-            several = half if self._fails(half) else several[len(half) :]
-        if not several or not self._fails(several):
+            several = half if self._fails(half, prompter) else several[len(half) :]
+        if not several or not self._fails(several, prompter):
             return ""
         return f" It fails for {several[0].text!r:.300} (problem {several[0].problem.id})."
 
-    def _fails(self, episodes: list[Episode]) -> bool:
+    def _fails(self, episodes: list[Episode], prompter: Prompter | None) -> bool:
         try:
-            self._returned(episodes, {})
+            self._returned(episodes, prompter, {})
         except Exception:
             return True
         return False

@@ -100,7 +100,7 @@ class Session(BaseSession):
                 found[place] = episode
             episodes = [e for e in found if e is not None]
             with profiler.part("verifier"):
-                self.judge(episodes)
+                self.judge(episodes, self.prompter)
         return episodes
 
     def run_on_model(self, function: Callable[..., Any], *args: Any) -> Any:

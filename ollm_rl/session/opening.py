@@ -35,6 +35,12 @@ def task_of(config: DictConfig) -> Task:
     return task
 
 
+def say_splits(task: Task) -> None:
+    """Where the rows of files went, before anything long begins."""
+    for line in getattr(task, "table", ()):
+        log.info("task '%s': %s", task.name, line)
+
+
 def judge_of(config: DictConfig) -> Judge:
     settings = to_dict(config.reward)
     return make_judge(locate(settings.pop("_target_"), "reward._target_"), settings)
@@ -65,6 +71,7 @@ def open_session(
     _check_cache_budget(backbone, task, to_dict(config.engine), conversion.plugin.reader_depth)
     engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
+        say_splits(task)
         opens = partial(_session, backbone, task, judge, engine, config.seed)
         task, _ = with_solutions(opens, task, judge, conversion)
         plugin = plugin_path(config) or convert(backbone, task, conversion, run)

@@ -70,9 +70,12 @@ class Prompter:
         self._plain = not (self._asks or asked.instruction or asked.prefill or asked.chat_template_kwargs)
         self._known: dict[tuple[Any, ...], list[int]] = {}
         # What every prompt shares, found by comparing two that differ in their first character.
-        one, two = self._tokens(self.text("1 A")), self._tokens(self.text("Let x"))
-        self.prefix: list[int] = list(os.path.commonprefix([one, two]))
-        shared = os.path.commonprefix([self.text("1 A"), self.text("Let x")])
+        some = [self.text("1 A"), self.text("Let x")]
+        if asked.instruction is not None and not asked.instruction.startswith("{problem}"):
+            # What stands before a problem does not stand before what was said earlier.
+            some.append(self.text("1 A", (("user", "Let x"), ("assistant", "1 A"))))
+        self.prefix: list[int] = list(os.path.commonprefix([self._tokens(text) for text in some]))
+        shared = os.path.commonprefix(some)
         ends = range(len(shared), max(len(shared) - LOOKED_BACK, -1), -1)
         # The text that those tokens stand for: a space at its end may belong to the first word of the problem.
         self._head = next((shared[:end] for end in ends if self._tokens(shared[:end]) == self.prefix), None)
@@ -122,22 +125,23 @@ class Prompter:
         """The whole prompt as text; `turns`: what was said before the problem, as (role, text)."""
         asked, system = self.prompting, self.prompting.system_prompt
         if self.tokenizer.chat_template:
-            said: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-            for e in self.examples:
-                said += [
-                    {"role": "user", "content": self._asked(e.problem)},
-                    {"role": "assistant", "content": e.solution},
-                ]
-            said += [{"role": role, "content": text} for role, text in turns]
-            said += [{"role": "user", "content": self._asked(problem)}]
             text = self.tokenizer.apply_chat_template(
-                said, tokenize=False, add_generation_prompt=True, **asked.chat_template_kwargs
+                self.messages(problem, turns), tokenize=False, add_generation_prompt=True, **asked.chat_template_kwargs
             )
             return f"{text}{asked.prefill}"
         begun = "" if system is None else f"{system}\n\n"
         solved = "".join(f"Problem: {self._asked(e.problem)}\nSolution: {e.solution}\n\n" for e in self.examples)
         before = "".join(f"Problem: {text}\n" if role == "user" else f"Solution: {text}\n\n" for role, text in turns)
         return f"{begun}{solved}{before}Problem: {self._asked(problem)}\nSolution: {asked.prefill}"
+
+    def messages(self, problem: str, turns: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+        """The whole prompt as messages, before a chat template; `turns` as in `text`."""
+        system = self.prompting.system_prompt
+        said: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        for e in self.examples:
+            said += [{"role": "user", "content": self._asked(e.problem)}, {"role": "assistant", "content": e.solution}]
+        said += [{"role": role, "content": text} for role, text in turns]
+        return [*said, {"role": "user", "content": self._asked(problem)}]
 
     def _asked(self, problem: str) -> str:
         """What the user says."""

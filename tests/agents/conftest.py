@@ -16,7 +16,7 @@ def easy(tiny, monkeypatch):
     """A reward that a random model earns now and then: the share of tokens with an odd number."""
 
     class Odd(Judge):
-        def __call__(self, episodes):
+        def __call__(self, episodes, prompter=None):
             for e in episodes:
                 e.reward = sum(t % 2 for t in e.tokens) / len(e.tokens)
 

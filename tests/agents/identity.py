@@ -24,7 +24,7 @@ class RightLatent(Judge):
     def right(self, hidden, z):
         return ((hidden.float()[:, 0] > self.middle) == (z == 0)) == self.above
 
-    def __call__(self, episodes):
+    def __call__(self, episodes, prompter=None):
         for e in episodes:
             e.reward = 0.0 if e.z is None else float(self.right(e.hidden, e.z)[0])
 

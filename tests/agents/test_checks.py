@@ -63,7 +63,7 @@ class Rewards(Judge):
         super().__init__(len)
         self.rewards = rewards
 
-    def __call__(self, episodes):
+    def __call__(self, episodes, prompter=None):
         for i, e in enumerate(episodes):
             e.reward = self.rewards[i % len(self.rewards)]
 

@@ -87,7 +87,7 @@ def test_the_best_prefix_is_the_one_that_pays(tiny, monkeypatch, tmp_path):
     class Judge(type(tiny.judge)):
         """Pays for texts that begin as few do."""
 
-        def __call__(self, episodes):
+        def __call__(self, episodes, prompter=None):
             for e in episodes:
                 e.reward = float(tuple(e.tokens[: len(wanted)]) == wanted)
 

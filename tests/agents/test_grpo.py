@@ -72,7 +72,7 @@ def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch, kept):
     """The reward is the share of decisions with a high latent: a bandit that any policy gradient must solve, also from some of them."""
 
     class Latents(Judge):
-        def __call__(self, episodes):
+        def __call__(self, episodes, prompter=None):
             for e in episodes:
                 chosen = [z for z in e.latents if z >= 0]
                 e.reward = sum(z > 4 for z in chosen) / max(len(chosen), 1)
@@ -90,7 +90,7 @@ def test_the_forward_kl_holds_the_policy_where_the_prior_is_sure(tiny, tmp_path,
     """No reward is credited there, so nothing else would."""
 
     class Latents(Judge):
-        def __call__(self, episodes):
+        def __call__(self, episodes, prompter=None):
             for e in episodes:
                 e.reward = sum(z > 4 for z in e.latents) / max(len(e.latents), 1)
 
@@ -152,7 +152,7 @@ def test_settings_are_checked(tiny):
 
 def test_a_loaded_policy_goes_on_learning(tiny, tmp_path, monkeypatch):
     class Latents(Judge):
-        def __call__(self, episodes):
+        def __call__(self, episodes, prompter=None):
             for e in episodes:
                 e.reward = float(sum(z for z in e.latents if z >= 0) % 2)
 

@@ -6,9 +6,11 @@ import shutil
 import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+import ollm_rl as ol
 from agents.grpo import GRPO
 from agents.ppo import PPO
 from agents.prior import Prior
@@ -52,6 +54,29 @@ def test_metrics_count_whole_episodes(tiny, tmp_path):
     other.load(path)
     for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def even(completions, **columns):
+    return [float(len(c) % 2 == 0) for c in completions]
+
+
+def short(completions, **columns):
+    return [None if len(c) % 3 == 0 else 1.0 / (1 + len(c)) for c in completions]
+
+
+def test_each_of_several_rewards_is_logged(tiny, tmp_path):
+    rewards = ol.Weighted([even, short], weights=[1.0, 0.5])
+    session = ol.Session(tiny.backbone, tiny.plugin, tiny.task, rewards, tiny.engine_settings)
+    run, episodes = Run(tmp_path, "ppo", ""), []
+    roll = session.rollout
+    session.rollout = lambda *a, **k: episodes.append(roll(*a, **k)) or episodes[-1]
+    PPO(session, **{**QUICK, "total_episodes": 32}).learn(run)
+    [line], sampled = run.metrics(), episodes[0]
+    for name in ("even", "short"):
+        values = [e.parts[name] for e in sampled if name in e.parts]
+        assert line[f"rewards/{name}/mean"] == pytest.approx(np.mean(values))
+        assert line[f"rewards/{name}/std"] == pytest.approx(np.std(values), abs=1e-6)
+    assert line["unjudged_rate"] == 0.0 and 0 < sum("short" in e.parts for e in sampled) < len(sampled)
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path):

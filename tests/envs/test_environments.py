@@ -149,7 +149,9 @@ def test_closing_ends_the_verifier_of_an_environment_that_opened_it(own_cache, m
 def test_episodes_that_end_together_are_judged_together(settings, tiny, monkeypatch):
     judged = []
     judge = tiny.judge
-    monkeypatch.setattr(tiny, "judge", lambda episodes: (judged.append(len(episodes)), judge(episodes)))
+    monkeypatch.setattr(
+        tiny, "judge", lambda episodes, prompter: (judged.append(len(episodes)), judge(episodes, prompter))
+    )
     batch = gymnasium.make_vec(
         NAME,
         num_envs=6,

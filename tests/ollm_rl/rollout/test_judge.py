@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import time
 from functools import partial
 
@@ -12,10 +13,13 @@ import torch
 from agents.grpo import describe
 from ollm_rl.cli.app import main
 from ollm_rl.errors import ConfigurationError, RewardError
+from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.judge import Judge, Weighted, judge_by, make_judge
-from ollm_rl.tasks import ChainSum, Problem
+from ollm_rl.rollout.sampler import Request
+from ollm_rl.session.local import Session
+from ollm_rl.tasks import ChainSum, Problem, make_task
 from ollm_rl.tasks import ReasoningGym as GymTask
 from tests.conftest import QUICK_KEYS
 
@@ -376,3 +380,49 @@ def test_what_one_of_several_rewards_changes_the_others_do_not_see():
 
     judge_by([careless, right])(played := episodes("5"))
     assert played[0].parts == {"careless": 1.0, "right": 1.0}
+
+
+SAW: list[object] = []
+
+
+def looks(prompts, completions, **columns):
+    SAW.append((prompts, columns["problem"]))
+    return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_prompts_are_what_the_model_saw(tiny, tmp_path, conversational):
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "content": "Yes?"},
+    ]
+    rows = [
+        {"prompt": [*said, {"role": "user", "content": f"{i}+{i}?"}], "answer": 2 * i, "split": "train"}
+        for i in range(3)
+    ]
+    rows += [
+        {
+            "prompt": [said[0], {"role": "user", "content": "1+3?"}],
+            "completion": "It is \\boxed{4}.",
+            "answer": 4,
+            "split": "sft",
+        }
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = make_task("jsonl", path=str(tmp_path / "x.jsonl"), instruction="Solve: {problem}", num_examples=1)
+    judge = Judge(looks, conversational=conversational)
+    session = Session(tiny.backbone, tiny.plugin, task, judge, tiny.engine_settings)
+    SAW.clear()
+    problems = task.problems("train", 3)
+    session.rollout([Request(p, s) for p in problems for s in range(2)], Sampling(LatentPolicy.from_prior(tiny.plugin)))
+    [(prompts, bare)] = SAW
+    assert bare == [p.problem for p in problems for _ in range(2)]
+    shown = [{"role": "user", "content": "Solve: 1+3?"}, {"role": "assistant", "content": "It is \\boxed{4}."}]
+    for prompt, problem in zip(prompts[::2], problems, strict=True):
+        if conversational:
+            assert prompt == [said[0], *shown, *said[1:], {"role": "user", "content": f"Solve: {problem.problem}"}]
+        else:
+            assert prompt == session.prompter.text(problem.problem, problem.turns) and "It is \\boxed{4}." in prompt
+            tokens = session.prompter._tokens(prompt)
+            assert tokens == session.prompter.prefix + session.prompter.encode(problem)

@@ -115,8 +115,8 @@ def test_texts_that_are_cut_off_are_no_solutions(tiny, problems, cache, monkeypa
     ended = [False, True]
 
     class Judge(ol.Judge):
-        def __call__(self, episodes):
-            super().__call__(episodes)
+        def __call__(self, episodes, prompter=None):
+            super().__call__(episodes, prompter)
             for e in episodes:
                 e.stop = "eos" if ended[e.seed % 2] else "length"
 
@@ -217,8 +217,8 @@ def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
     class Late(ol.Judge):
         """Nothing is right at first but in `tune`, and a few."""
 
-        def __call__(self, episodes):
-            super().__call__(episodes)
+        def __call__(self, episodes, prompter=None):
+            super().__call__(episodes, prompter)
             for e in episodes:
                 e.reward = float(e.problem.id.endswith("1") or late[0])
 
@@ -236,7 +236,11 @@ def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
         return session
 
     task, plugin = with_solutions(
-        open_with, problems, Late(even), config(rounds=2, samples_per_problem=2, **{**QUICK, "num_solutions": 200}), and_convert=True
+        open_with,
+        problems,
+        Late(even),
+        config(rounds=2, samples_per_problem=2, **{**QUICK, "num_solutions": 200}),
+        and_convert=True,
     )
     assert plugin is not None and plugin.report["num_solutions"] == len(task.problems("sft", 999))
     unsolved = [p.id for p in problems.problems("sft", 999) if not p.id.endswith("1")]
