@@ -332,7 +332,7 @@ class Jsonl(Task):
         found = []
         for where, row in read_rows(path):
             if isinstance(row, dict) and "problem" in row:  # our names, whatever the columns of the data are called
-                row = {**row, **{theirs: row[ours] for ours, theirs in self.config.columns.items() if ours in row}}
+                row = {**row, **{theirs: row.get(ours) for ours, theirs in self.config.columns.items()}}
             example, _ = self._parse(row, where)
             if example.solution is None:
                 raise DataError(

@@ -9,6 +9,7 @@ import pytest
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, Problem, Task, bucket, make_task
+from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.twins import canonical
 
 
@@ -458,3 +459,29 @@ def test_a_table_says_where_rows_went_and_why(tmp_path):
         Jsonl(paths={"tset": "a.jsonl"})
     with pytest.raises(ConfigurationError, match="task.columns has 3; expected texts"):
         Jsonl(path="x", columns={"problem": 3})
+
+
+def test_examples_of_ones_own_stand_in_every_prompt(tiny, tmp_path):
+    rows = [{"question": f"{i}+1?", "final": i + 1} for i in range(40)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = [{"problem": "3+1?", "solution": "3 + 1 = 4"}, {"problem": "9+9?", "solution": "It is \\boxed{18}."}]
+    (tmp_path / "two.csv").write_text("problem,solution\n" + "".join(f'"{m["problem"]}","{m["solution"]}"\n' for m in mine))
+    columns = {"problem": "question", "answer": "final"}
+    settings = dict(path=str(tmp_path / "x.jsonl"), columns=columns, examples=str(tmp_path / "two.csv"))
+    task = make_task("jsonl", **settings, num_examples=0)
+    assert [e.problem for e in task.examples] == ["3+1?", "9+9?"]
+    # What is shown is asked nowhere, and the table says so.
+    everything = [p.problem for split in SPLITS for p in task.problems(split, 99)]
+    assert "3+1?" not in everything and len(everything) == 39
+    assert sum("1 moved into the prompt" in line for line in task.table) == 1
+    assert any("1 problems of " in note and "which are examples" in note for note in task.notes)
+    text = Prompter.for_task(tiny.backbone, task).text("5+1?")
+    assert text.index("3 + 1 = 4") < text.index("9+9?") < text.index("5+1?")
+    # Columns may have the names of the data, too.
+    (tmp_path / "two.csv").write_text('question,solution,final\n"7+7?","It is 14.",14\n')
+    assert make_task("jsonl", **settings).examples[0].answer == "14"
+    (tmp_path / "two.csv").write_text('problem,answer\n"7+7?",14\n')
+    with pytest.raises(DataError, match="two.csv.* has no 'solution'; task.examples shows"):
+        make_task("jsonl", **settings)
+    with pytest.raises(DataError, match="nowhere"):
+        make_task("jsonl", **{**settings, "examples": str(tmp_path / "nowhere.jsonl")})
