@@ -162,8 +162,8 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
     """check versions, processor or GPU, backbone, cache, task and verifier"""
     from ollm_rl.cli.doctor import examine
 
-    if not examine(settings, out):
-        sys.exit(1)
+    if code := examine(settings, out):
+        sys.exit(code)
 
 
 COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {

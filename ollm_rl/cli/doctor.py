@@ -12,7 +12,7 @@ from rich.markup import escape
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
-from ollm_rl.errors import OLLMError
+from ollm_rl.errors import ConfigurationError, DataError, OLLMError
 from ollm_rl.models.backbone import Backbone, describe
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
@@ -26,11 +26,16 @@ from ollm_rl.tasks.records import EXAMPLES, Jsonl
 NEEDED = ("torch", "transformers", "gymnasium", "datasets", "math-verify", "hydra-core", "sympy", "numpy")
 PATIENCE_S = 20.0  # of a verdict: a busy machine is no fault of the installation
 MAX_GOLDS, GENERATED_GOLDS = 100_000, 200  # of a split: of a file, all
+NEEDS = {
+    "golds": ("task",),
+    "prompt": ("task", "backbone"),
+    "solutions": ("task",),
+}  # checks, and what has to have passed
 OPTIONAL = ("ray", "optuna", "trl", "peft", "stable-baselines3")
 
 
-def examine(settings: Settings, out: Console) -> bool:
-    """Run all checks and print one line each; True if nothing failed."""
+def examine(settings: Settings, out: Console) -> int:
+    """Run all checks and print one line each; the exit code: 0 if nothing failed, 2 if what failed is the user's to change."""
     checks: list[tuple[str, Callable[[Settings], str], str]] = [
         ("versions", _versions, "pip install -c constraints.txt -e ."),
         ("processor", _processor, "use backbone.device=cpu, or repair the GPU driver"),
@@ -40,18 +45,22 @@ def examine(settings: Settings, out: Console) -> bool:
         ("agent", _agent, "check agent= or agent._target_="),
         ("verifier", _verifier, "pip install -c constraints.txt math-verify"),
         ("backbone", _backbone, "check backbone= and the network"),
+        ("prompt", _prompt, "check the settings task.instruction, task.examples and the like"),
         ("solutions", _solutions, "mend or remove these lines of the data, or check reward="),
     ]
-    good = True
+    failed: dict[str, bool] = {}  # whether it is the user's to change
     for name, check, remedy in checks:
+        if missing := [needed for needed in NEEDS.get(name, ()) if needed in failed]:
+            out.print(f"[yellow]skip[/]  {name:<10} needs what failed: {', '.join(missing)}", highlight=False)
+            continue
         try:
             out.print(f"[green]ok[/]    {name:<10} {escape(check(settings))}", soft_wrap=True, highlight=False)
         except Exception as error:  # whatever is broken is what we are here to report
-            good = False
+            failed[name] = isinstance(error, ConfigurationError | DataError)
             fix = "" if isinstance(error, OLLMError) else f" Remedy: {remedy}."
             line = f"{str(error).rstrip('.')}.{fix}"
             out.print(f"[red]fail[/]  {name:<10} {escape(line)}", soft_wrap=True, highlight=False)
-    return good
+    return (2 if all(failed.values()) else 1) if failed else 0
 
 
 def _versions(settings: Settings) -> str:
@@ -170,12 +179,19 @@ def _loaded(settings: Settings) -> Backbone:
 
 
 def _backbone(settings: Settings) -> str:
-    backbone, task = _loaded(settings), task_of(settings.config)
-    prompter = Prompter.for_task(backbone, task)
-    parts = [f"{describe(backbone)}; shared prefix of {len(prompter.prefix)} tokens"]
+    return describe(_loaded(settings))
+
+
+def _prompt(settings: Settings) -> str:
+    task = task_of(settings.config)
+    prompter = Prompter.for_task(_loaded(settings), task)
     problem = next((p for split in ("train", "test", "tune", "sft") for p in task.problems(split, 1)), None)
-    if problem is not None:
-        tokens = len(prompter.prefix) + len(prompter.encode(problem))
-        text = prompter.text(problem.problem, problem.turns)
-        parts += [f"a whole prompt, {tokens} tokens:", *(f"  {line}" for line in text.split("\n"))]
-    return f"\n{'':17}".join(parts)
+    if problem is None:
+        return "none: the task has no problems"
+    tokens = len(prompter.prefix) + len(prompter.encode(problem))
+    text = prompter.text(problem.problem, problem.turns)
+    lines = [
+        f"{tokens} tokens, of which all share the first {len(prompter.prefix)}:",
+        *(f"  {line}" for line in text.split("\n")),
+    ]
+    return f"\n{'':17}".join(lines)

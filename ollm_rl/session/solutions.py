@@ -349,7 +349,11 @@ class _Collection:
         """Raises: DataError: nothing was found."""
         if not self.wanted or self.right():
             return
-        asked = sum(bool(said) for said in self.said)
+        asked, texts = sum(bool(said) for said in self.said), [x for said in self.said for x in said]
+        if all(x.get("unjudged") for x in texts):
+            raise DataError(
+                f"the reward gave None for all {len(texts)} texts that were sampled of split '{self.split}', so none is known to be right; check reward="
+            )
         raise DataError(
             f"none of {asked} problems of split '{self.split}' was solved in {self.config.samples_per_problem} tries each; give worked solutions, "
             "examples (task.examples), more tries (convert.samples_per_problem), easier problems or a stronger backbone"
@@ -385,6 +389,7 @@ def _record(episode: Episode) -> dict[str, Any]:
         "text": episode.text,
         "solved": episode.solved and not episode.truncated,
         "whole": not episode.truncated and episode.judged,
+        **({} if episode.judged else {"unjudged": True}),
     }
 
 

@@ -222,6 +222,15 @@ def test_the_doctor_lists_malformed_golds(tmp_path, capsys):
     assert "1 row of train left out, whose problems are in test too" in printed
 
 
+def test_the_doctor_says_once_what_is_wrong_with_data(tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"problem": ["2+3?"], "answer": 5}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "task=jsonl", "task.path=data.jsonl", "backbone=tiny"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stopped.value.code == 2 and [line.split()[1] for line in lines if line.startswith("fail")] == ["task"]
+    assert [line.split()[1] for line in lines if line.startswith("skip")] == ["golds", "prompt", "solutions"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

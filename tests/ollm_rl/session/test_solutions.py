@@ -30,6 +30,10 @@ def always(completions, **columns):
     return [1.0 for _ in completions]
 
 
+def unsure(completions, **columns):
+    return [None for _ in completions]
+
+
 def never(completions, **columns):
     return [0.0 for _ in completions]
 
@@ -44,8 +48,8 @@ def problems(tmp_path):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))
-    # A random model hardly ever ends a text.
-    monkeypatch.setattr(solutions, "_record", lambda e: {"text": e.text, "solved": e.solved, "whole": True})
+    record = solutions._record  # a random model hardly ever ends a text
+    monkeypatch.setattr(solutions, "_record", lambda e: {**record(e), "solved": e.solved, "whole": True})
     CALLS.clear()
     OPENED.clear()
     return tmp_path / "cache"
@@ -175,6 +179,8 @@ def test_given_and_sampled_and_wrong_ones(tiny, tmp_path, cache):
 def test_what_cannot_be_collected_is_said(tiny, problems, cache):
     with pytest.raises(DataError, match=r"none of \d+ problems of split 'sft' was solved in 4 tries each"):
         solved(tiny, problems, never)
+    with pytest.raises(DataError, match=r"the reward gave None for all \d+ texts that were sampled of split 'sft'"):
+        solved(tiny, problems, unsure)
     with pytest.raises(ConfigurationError, match="needs a name"):
         solved(tiny, problems, lambda completions: [1.0 for _ in completions])
     with pytest.raises(

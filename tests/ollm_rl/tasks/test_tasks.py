@@ -465,7 +465,9 @@ def test_examples_of_ones_own_stand_in_every_prompt(tiny, tmp_path):
     rows = [{"question": f"{i}+1?", "final": i + 1} for i in range(40)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mine = [{"problem": "3+1?", "solution": "3 + 1 = 4"}, {"problem": "9+9?", "solution": "It is \\boxed{18}."}]
-    (tmp_path / "two.csv").write_text("problem,solution\n" + "".join(f'"{m["problem"]}","{m["solution"]}"\n' for m in mine))
+    (tmp_path / "two.csv").write_text(
+        "problem,solution\n" + "".join(f'"{m["problem"]}","{m["solution"]}"\n' for m in mine)
+    )
     columns = {"problem": "question", "answer": "final"}
     settings = dict(path=str(tmp_path / "x.jsonl"), columns=columns, examples=str(tmp_path / "two.csv"))
     task = make_task("jsonl", **settings, num_examples=0)
