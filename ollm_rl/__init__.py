@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ollm_rl.session.loading import load_agent
     from ollm_rl.session.local import Session
     from ollm_rl.session.local import shared_backbone as load_backbone
+    from ollm_rl.session.solutions import sample_solutions
     from ollm_rl.tasks import make_task
     from ollm_rl.tasks.base import Problem, Task
 
@@ -67,12 +68,14 @@ _HOME = {
     "load_backbone": "ollm_rl.session.local",
     "make_agent": "ollm_rl.experiments.factories",
     "make_task": "ollm_rl.tasks",
+    "sample_solutions": "ollm_rl.session.solutions",
     "write_report": "ollm_rl.report.html",
 }
 _NAME_THERE = {"evaluate": "evaluate_agent", "load_backbone": "shared_backbone"}
 __all__ = [
     "Agent", "Callback", "Episode", "EvaluateWhileTraining", "Judge", "MathVerify", "Oracle", "PerCompletion", "Plan", "PlugIn", "Problem", "PythonTests",
-    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task", "write_report",
+    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task",
+    "sample_solutions", "write_report",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import DataError
+from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.modules import REPORT, PlugIn
@@ -57,10 +57,15 @@ def convert(
         settings: those of `ConversionConfig` that shall differ.
 
     Raises:
-        ConfigurationError: `ConversionConfig` has no such setting.
+        ConfigurationError: `ConversionConfig` has no such setting, or solutions are to be sampled and were not.
         DataError: the task has no solutions to learn from.
     """
     config = ConversionConfig.of({**vars(config or ConversionConfig()), **settings})
+    if config.solutions != "given" and getattr(task, "sampled", None) is None:
+        raise ConfigurationError(
+            f"solutions={config.solutions!r}: this converts on what the task has. Sample first: task = ol.sample_solutions(backbone, task), then "
+            "ol.convert(backbone, task)"
+        )
     prompter = Prompter.for_task(backbone, task)
     train = drawn(task, "sft", config.num_solutions, config.seed)
     heldout = drawn(task, "tune", config.num_heldout, config.seed)

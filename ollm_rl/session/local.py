@@ -10,7 +10,7 @@ from ollm_rl.errors import DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.models.loading import load_backbone, resolve
-from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert as converted
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.option_lm import OptionLM
@@ -121,6 +121,22 @@ class Session(BaseSession):
         self.judge.close()
         if "engine" in self.__dict__ and self.engine.profiler.enabled:
             log.info("%s", self.engine.profiler)
+
+
+def session_with(
+    backbone: Backbone,
+    task: Task,
+    reward: Callable[..., Any] | Judge | None,
+    engine: dict[str, Any],
+    seed: int,
+    plugin: PlugIn | PlugInConfig | str,
+) -> Session:
+    """A session with a plug-in, with a new one of these sizes, or with the one in a directory."""
+    if isinstance(plugin, str):
+        plugin = PlugIn.from_pretrained(plugin, backbone)
+    elif isinstance(plugin, PlugInConfig):
+        plugin = PlugIn.beside(backbone, plugin)
+    return Session(backbone, plugin.to(backbone.device), task, reward, engine, seed)
 
 
 def shared_backbone(

@@ -16,7 +16,7 @@ from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
-from ollm_rl.session.local import Session, shared_backbone
+from ollm_rl.session.local import Session, session_with, shared_backbone
 from ollm_rl.session.saving import PLUGIN
 from ollm_rl.session.solutions import with_solutions
 from ollm_rl.session.transport import SerializedSettings, make_current
@@ -72,22 +72,12 @@ def open_session(
     engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
         say_splits(task)
-        opens = partial(_session, backbone, task, judge, engine, config.seed)
+        opens = partial(session_with, backbone, task, judge, engine, config.seed)
         task, _ = with_solutions(opens, task, judge, conversion)
         plugin = plugin_path(config) or convert(backbone, task, conversion, run)
-    session = _session(backbone, task, judge, engine, config.seed if seed is None else seed, plugin)
+    session = session_with(backbone, task, judge, engine, config.seed if seed is None else seed, plugin)
     session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk
     return session
-
-
-def _session(
-    backbone: Backbone, task: Task, judge: Judge, engine: dict[str, Any], seed: int, plugin: PlugIn | PlugInConfig | str
-) -> Session:
-    if isinstance(plugin, str):
-        plugin = PlugIn.from_pretrained(plugin, backbone)
-    elif isinstance(plugin, PlugInConfig):
-        plugin = PlugIn.beside(backbone, plugin)
-    return Session(backbone, plugin.to(backbone.device), task, judge, engine, seed)
 
 
 def plugin_path(config: DictConfig) -> str | None:

@@ -25,16 +25,18 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert, drawn
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.policies import LatentPolicy, Sampling, sample_tokens
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.rollout.judge import Judge
+from ollm_rl.rollout.judge import Judge, judge_by
 from ollm_rl.rollout.sampler import Act, Request
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.loading import load_agent
+from ollm_rl.session.local import session_with
 from ollm_rl.session.saving import PLUGIN, read_description
 from ollm_rl.tasks import Problem, Task
 from ollm_rl.tasks.twins import whole
@@ -87,6 +89,36 @@ class Sampler:
     def __call__(self, asked: Sequence[tuple[Problem, int]]) -> list[Episode]:
         requests = [self.request(problem, seed) for problem, seed in asked]
         return self.session.rollout(requests, self.act, keep_hidden=False, from_logits=self.from_logits)
+
+
+def sample_solutions(
+    backbone: Backbone,
+    task: Task,
+    reward: Callable[..., Any] | Judge | None = None,
+    engine: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Task:
+    """The task with worked solutions by sampling, to convert on.
+
+    >>> task = ol.sample_solutions(backbone, task, num_solutions=1000, rounds=2)
+    >>> task.sampled["sft"]["problems_solved"], task.problems("sft", 1)[0].solution
+    >>> plugin = ol.convert(backbone, task)
+
+    Args:
+        reward, engine: as for `ol.Session`.
+        settings: `num_solutions`, `samples_per_problem`, `sampling_temperature`, `sampled_by`, `rounds` and the others of `convert`;
+            `solutions="both"` begins with the task's own.
+
+    Raises:
+        ConfigurationError: there is no such setting, or the reward has no name.
+        DataError: no problem was solved.
+    """
+    config = ConversionConfig.of({"solutions": "sampled", **settings})
+    judge = reward if isinstance(reward, Judge) else judge_by(task.default_reward() if reward is None else reward)
+    found, _ = with_solutions(
+        partial(session_with, backbone, task, judge, engine or {}, config.seed), task, judge, config
+    )
+    return found
 
 
 def with_solutions(
@@ -164,7 +196,7 @@ def convert_there(session: BaseSession, sft: list[Problem], tune: list[Problem],
     task = copy.copy(session.task)
     found = {"sft": sft, "tune": tune}
     task.problems = lambda split, n, seed=0: found.get(split, [])[:n]  # type: ignore[method-assign]
-    return copy.deepcopy(convert(session.backbone, task, config)).cpu()
+    return copy.deepcopy(convert(session.backbone, task, replace(config, solutions="given"))).cpu()
 
 
 def converted_by(session: BaseSession, task: Task, config: ConversionConfig) -> PlugIn:

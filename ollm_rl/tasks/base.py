@@ -144,7 +144,7 @@ def worked(problems: Sequence[Problem], task: str, who: str) -> list[Problem]:
     if not found:
         raise DataError(
             f"{who} needs worked solutions, and none of the {len(problems)} problems of task '{task}' in that split has one. Let the backbone "
-            "sample them (convert.solutions=sampled), give them, or give a plug-in that exists (plugin.path=...)."
+            "sample them (convert.solutions=sampled; in Python ol.sample_solutions), give them, or give a plug-in that exists (plugin.path=...)."
         )
     return found
 

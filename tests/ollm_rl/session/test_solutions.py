@@ -193,6 +193,10 @@ def test_what_cannot_be_collected_is_said(tiny, problems, cache):
 def test_a_plug_in_is_converted_on_them(tiny, problems, cache):
     task = solved(tiny, problems)
     plugin = ol.convert(tiny.backbone, task, **QUICK)
+    with pytest.raises(ConfigurationError, match="Sample first: task = ol.sample_solutions"):
+        ol.convert(tiny.backbone, problems, **QUICK, solutions="sampled")
+    same = ol.sample_solutions(tiny.backbone, problems, even, ENGINE, **vars(config()))
+    assert same.problems("sft", 99) == task.problems("sft", 99)
     # How solutions came about is no part of a plug-in's name; they are.
     assert ol.convert(tiny.backbone, task, **QUICK, solutions="sampled", samples_per_problem=3).path == plugin.path
     session = Session(tiny.backbone, plugin, task, even, ENGINE)
