@@ -10,6 +10,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
+TOGETHER = 512  # episodes between two checkpoints of `BestPrefix`
+
 
 class BestPrefix(PolicyAgent):
     """The prior behind a fixed opening: of those that its sampled texts begin with most often, the one that pays best.
@@ -42,7 +46,7 @@ class BestPrefix(PolicyAgent):
 
     config_class = BestPrefixConfig
     config: BestPrefixConfig
-    OPENING = "opening.json"
+    OPENING, TRIED = "opening.json", "tried.json"
 
     def __init__(self, session: Session, **settings: Any):
         super().__init__(session, **settings)
@@ -50,28 +54,49 @@ class BestPrefix(PolicyAgent):
         self.opening: tuple[int, ...] = ()
 
     def _learn(self, run: Run, callbacks: Callbacks) -> dict:
-        start = time.monotonic()
         problems = self.session.problems("train", self.config.num_problems, self.session.seed)
+        latest = run.latest_checkpoint()
+        run.truncate_metrics(latest[0] if latest else 0)
+        tried = self._begin(problems) if latest is None else _Tried(**json.loads((latest[1] / self.TRIED).read_text()))
+        # All openings of a problem together: its prompt is read once, and texts that say the same are one row of the engine.
+        size = max(1, TOGETHER // len(tried.openings))
+        with track("best_prefix", len(problems), "problems", tried.problems) as bar:
+            for step, at in enumerate(range(0, len(problems), size), 1):
+                if at < tried.problems:
+                    continue
+                self._try(problems[at : at + size], tried)
+                run.log_metrics(step, {"reward": max(tried.rewards) / tried.problems, **tried.costs()})
+                run.save_checkpoint(step, partial(self._write_tried, tried))
+                bar.advance(min(size, len(problems) - at), f"best {max(tried.rewards) / tried.problems:.3f}")
+        self.opening = tuple(tried.openings[int(np.argmax(tried.rewards))])
+        return tried.costs()
+
+    def _begin(self, problems: Sequence[Problem]) -> "_Tried":
+        """The openings to try."""
+        start = time.monotonic()
         seeds = np.random.default_rng(self.session.seed).integers(2**31, size=len(problems)).tolist()
         free = [Request(p, s) for p, s in zip(problems, seeds, strict=True)]
         said = self.session.rollout(free, PolicyAdapter(self, False), keep_hidden=False)
         room = min(self.config.max_tokens, self.session.engine_settings["max_new_tokens"] - 1)
         begun = [e.tokens[: min(room, len(e.tokens) - 1)] for e in said]  # the last token may end the text
         openings = [(), *self.session.run_on_model(_frequent, begun, self.config.num_openings)]
-        best: tuple[int, ...] = ()
-        episodes, most = len(said), -1.0
         tokens = sum(len(e.tokens) for e in said)
-        with track("best_prefix", len(openings), "openings") as bar:
-            for i, opening in enumerate(openings):
-                asked = [Request(p, 0, PolicyAdapter(self, True), opening=opening) for p in problems]
-                found = self.session.rollout(asked, PolicyAdapter(self, True), keep_hidden=False)
-                episodes, tokens = episodes + len(found), tokens + sum(len(e.tokens) for e in found)
-                reward = float(np.mean([e.reward for e in found]))
-                best, most = (opening, reward) if reward > most else (best, most)
-                run.log_metrics(i + 1, {"reward": reward, "train_episodes": episodes, "train_tokens": tokens})
-                bar.advance(1, f"best {most:.3f}")
-        self.opening = best
-        return {"train_episodes": episodes, "train_tokens": tokens, "train_seconds": time.monotonic() - start}
+        return _Tried([*map(list, openings)], [0.0] * len(openings), 0, len(said), tokens, time.monotonic() - start)
+
+    def _try(self, problems: Sequence[Problem], tried: "_Tried") -> None:
+        """Greedy answers to some more problems behind all openings."""
+        start, greedy = time.monotonic(), PolicyAdapter(self, True)
+        asked = [Request(p, 0, greedy, opening=tuple(opening)) for p in problems for opening in tried.openings]
+        found = self.session.rollout(asked, greedy, keep_hidden=False)
+        for i, episode in enumerate(found):
+            tried.rewards[i % len(tried.openings)] += episode.reward
+        tried.problems += len(problems)
+        tried.episodes += len(found)
+        tried.tokens += sum(len(e.tokens) for e in found)
+        tried.seconds += time.monotonic() - start
+
+    def _write_tried(self, tried: "_Tried", path: Path) -> None:
+        (path / self.TRIED).write_text(json.dumps(asdict(tried)) + "\n")
 
     def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
         return Request(problem, seed, PolicyAdapter(self, deterministic), opening=self.opening)
@@ -89,6 +114,21 @@ class BestPrefix(PolicyAgent):
         if not (found := Path(path) / self.OPENING).is_file():
             raise CheckpointError(f"no opening in {path}: expected {self.OPENING}. Train one with agent=best_prefix.")
         self.opening = tuple(json.loads(found.read_text())["tokens"])
+
+
+@dataclass
+class _Tried:
+    """How far the choice of an opening is: sums of rewards over the first `problems`, for each opening."""
+
+    openings: list[list[int]]
+    rewards: list[float]
+    problems: int
+    episodes: int
+    tokens: int
+    seconds: float
+
+    def costs(self) -> dict[str, Any]:
+        return {"train_episodes": self.episodes, "train_tokens": self.tokens, "train_seconds": self.seconds}
 
 
 def _frequent(session: Session, texts: Sequence[Sequence[int]], most: int) -> list[tuple[int, ...]]:

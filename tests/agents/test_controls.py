@@ -1,5 +1,7 @@
 """Controls: each changes what it may change and nothing else, and is saved and read like any other agent."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from agents import controls
 from agents.controls import BestPrefix, FirstDecisions, Local, Steer
 from agents.grpo import GRPO
 from agents.prior import Prior
+from ollm_rl.common.run_dir import Run
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_hand_over
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
@@ -101,6 +104,22 @@ def test_the_best_prefix_is_the_one_that_pays(tiny, monkeypatch, tmp_path):
     assert all(
         tuple(e.tokens[: len(wanted)]) == wanted and e.latents[: len(wanted)] == [-1] * len(wanted) for e in found
     )
+
+
+def test_the_choice_of_an_opening_goes_on_where_it_was(tiny, easy, tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "TOGETHER", 15)
+    settings = dict(num_openings=4, num_problems=12, max_tokens=4)
+    whole, run = BestPrefix(tiny, **settings), Run(tmp_path, "whole", "")
+    costs = whole.learn(run)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    cut = Run(tmp_path, "cut", "")
+    (cut.path / "checkpoints" / "latest").write_text("step_3\n")  # as a kill leaves it
+    again = BestPrefix(tiny, **settings)
+    monkeypatch.setattr(again, "_begin", None)  # the openings are known
+    assert again.learn(cut)["train_tokens"] == costs["train_tokens"] and again.opening == whole.opening
+    lines = [{k: v for k, v in line.items() if k != "train_seconds"} for line in cut.metrics()]
+    assert lines == [{k: v for k, v in line.items() if k != "train_seconds"} for line in run.metrics()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and costs["train_episodes"] == 12 * 6
 
 
 def test_handing_over_at_once_is_the_prior_and_never_is_the_agent(tiny, easy):
