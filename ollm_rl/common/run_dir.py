@@ -20,6 +20,7 @@ from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 log = logging.getLogger(__name__)
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 RESULTS = "results.json"  # of a run that is done
+SOLUTIONS = "solutions.json"  # how those were sampled that the options were made from
 
 
 class Recorded(Protocol):

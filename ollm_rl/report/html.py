@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.run_config import today
-from ollm_rl.common.run_dir import CONFIG, METRICS, RESULTS, stored_json, whole_lines
+from ollm_rl.common.run_dir import CONFIG, METRICS, RESULTS, SOLUTIONS, stored_json, whole_lines
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.overview import sample_counts
 from ollm_rl.evaluation.results import Results
@@ -60,6 +60,7 @@ def write_report(directory: str | Path) -> Path:
             for name, found in conversion.items()
             if isinstance(found, dict) and "uncertain" in found
         ],
+        sampled=_sampled([root, *(row.directory for row in results.rows if row.directory is not None)]),
         shown=[(f"{r.agent}, seed {r.seed}", episodes) for r in results.rows if whole and (episodes := _episodes(r))],
         config=OmegaConf.to_yaml(config) if config else "",
     )
@@ -88,6 +89,12 @@ def _unfinished(root: Path, config: DictConfig) -> Results:
 
 def _image(plot: Path) -> dict[str, str]:
     return {"name": plot.stem, "data": base64.b64encode(plot.read_bytes()).decode()}
+
+
+def _sampled(folders: list[Path]) -> dict[str, Any] | None:
+    """How the solutions that the options were made from were sampled, if they were."""
+    found = next((folder / SOLUTIONS for folder in folders if (folder / SOLUTIONS).exists()), None)
+    return None if found is None else stored_json(found)
 
 
 def _verdicts(results: Results) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.progress import track
-from ollm_rl.common.run_dir import Run
+from ollm_rl.common.run_dir import SOLUTIONS, Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
@@ -49,7 +49,7 @@ MOST_PROBLEMS, GENERATED = (
     8,
 )  # of a split that has an end; of one that has none, for each solution that is wanted
 HELDOUT = 100  # solutions of split `tune` are enough to report on
-SHOWN = 3  # texts in the report
+SHOWN = 8  # texts in the report
 NO_OPTIONS = PlugInConfig(
     num_options=2, encoder_width=8, decoder_width=8, prior_width=8, reader_depth=0, shortlist=2
 )  # of a session that is asked for tokens only
@@ -180,7 +180,7 @@ def write_solutions(task: Task, run: Run) -> None:
     """What was sampled, if anything was: figures in `solutions.json`, the solutions in `solutions.jsonl`, as `task=jsonl` reads them."""
     if (figures := getattr(task, "sampled", None)) is None:
         return
-    run.write_json("solutions.json", figures)
+    run.write_json(SOLUTIONS, figures)
     most = MOST_PROBLEMS if task.table else HELDOUT  # of a split without an end, those that can have one
     lines = [
         _line(split, p)
@@ -394,12 +394,13 @@ class _Collection:
     def figures(self) -> dict[str, Any]:
         per = Counter(len(self._texts(i)) for i, said in enumerate(self.said) if said)
         found = self.right()
+        some = random.Random(self.config.seed).sample(found, min(SHOWN, len(found)))
         return {
             "problems_sampled": sum(per.values()), "problems_solved": sum(n for texts, n in per.items() if texts),
             "texts": sum(map(len, self.said)), "texts_right": sum(x["solved"] for said in self.said for x in said),
             "solutions": len(found), "wrong_texts_kept": len(self.wrong()),
             "problems_with_n_solutions": {str(n): per[n] for n in sorted(per)}, "rounds": self.rounds,
-            "shown": [{"problem": p.problem, "solution": p.solution} for p in found[:SHOWN]],
+            "shown": [{"problem": p.problem, "solution": p.solution} for p in some],
         }  # fmt: skip
 
 

@@ -168,6 +168,10 @@ def test_given_and_sampled_and_wrong_ones(tiny, tmp_path, cache):
     assert len(both) == 50 and 20 <= len(given) <= 30
     report = json.loads((run.path / "solutions.json").read_text())
     assert report["given"] == len(given) and report["sft"]["solutions"] == 50 - len(given) and report["sft"]["shown"]
+    (run.path / "config.yaml").write_text("seed: 0")
+    page = ol.write_report(run.path).read_text()
+    assert "Sampled solutions" in page and f"beside {len(given)} solutions of the task" in page
+    assert f"<td>{report['sft']['rounds'][0]['texts']}</td>" in page
     # What was collected can be read again as data.
     again = make_task("jsonl", path=str(run.path / "solutions.jsonl"), num_examples=0)
     assert {(p.problem, p.solution) for p in again.problems("sft", 999)} >= {(p.problem, p.solution) for p in given}
