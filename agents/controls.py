@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from agents.config import BestPrefixConfig, FirstDecisionsConfig, LocalConfig, S
 from agents.grpo import GRPO
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
-from ollm_rl.errors import CheckpointError, ConfigurationError
+from ollm_rl.errors import CheckpointError, ConfigurationError, TrainingError
 from ollm_rl.options.modules import digest, masked, mlp
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
@@ -65,10 +66,12 @@ class BestPrefix(PolicyAgent):
                 if at < tried.problems:
                     continue
                 self._try(problems[at : at + size], tried)
-                run.log_metrics(step, {"reward": max(tried.rewards) / tried.problems, **tried.costs()})
+                run.log_metrics(step, {"reward": tried.best(), **tried.costs()})
                 run.save_checkpoint(step, partial(self._write_tried, tried))
-                bar.advance(min(size, len(problems) - at), f"best {max(tried.rewards) / tried.problems:.3f}")
-        self.opening = tuple(tried.openings[int(np.argmax(tried.rewards))])
+                bar.advance(min(size, len(problems) - at), f"best {tried.best():.3f}")
+        if not any(tried.judged):
+            raise TrainingError("the reward gave None for every answer behind every opening; check reward=")
+        self.opening = tuple(tried.openings[int(np.argmax(tried.means()))])
         return tried.costs()
 
     def _begin(self, problems: Sequence[Problem]) -> "_Tried":
@@ -81,7 +84,8 @@ class BestPrefix(PolicyAgent):
         begun = [e.tokens[: min(room, len(e.tokens) - 1)] for e in said]  # the last token may end the text
         openings = [(), *self.session.run_on_model(_frequent, begun, self.config.num_openings)]
         tokens = sum(len(e.tokens) for e in said)
-        return _Tried([*map(list, openings)], [0.0] * len(openings), 0, len(said), tokens, time.monotonic() - start)
+        none = [0.0] * len(openings)
+        return _Tried([*map(list, openings)], none, [0] * len(openings), 0, len(said), tokens, time.monotonic() - start)
 
     def _try(self, problems: Sequence[Problem], tried: "_Tried") -> None:
         """Greedy answers to some more problems behind all openings."""
@@ -89,7 +93,9 @@ class BestPrefix(PolicyAgent):
         asked = [Request(p, 0, greedy, opening=tuple(opening)) for p in problems for opening in tried.openings]
         found = self.session.rollout(asked, greedy, keep_hidden=False)
         for i, episode in enumerate(found):
-            tried.rewards[i % len(tried.openings)] += episode.reward
+            if episode.judged:
+                tried.rewards[i % len(tried.openings)] += episode.reward
+                tried.judged[i % len(tried.openings)] += 1
         tried.problems += len(problems)
         tried.episodes += len(found)
         tried.tokens += sum(len(e.tokens) for e in found)
@@ -118,14 +124,22 @@ class BestPrefix(PolicyAgent):
 
 @dataclass
 class _Tried:
-    """How far the choice of an opening is: sums of rewards over the first `problems`, for each opening."""
+    """How far the choice of an opening is: for each, the sum of rewards over the first `problems`, and how many of its texts were judged."""
 
     openings: list[list[int]]
     rewards: list[float]
+    judged: list[int]
     problems: int
     episodes: int
     tokens: int
     seconds: float
+
+    def means(self) -> list[float]:
+        """Of each opening; one that was never judged is behind all others."""
+        return [total / n if n else -math.inf for total, n in zip(self.rewards, self.judged, strict=True)]
+
+    def best(self) -> float:
+        return max(self.means()) if any(self.judged) else 0.0
 
     def costs(self) -> dict[str, Any]:
         return {"train_episodes": self.episodes, "train_tokens": self.tokens, "train_seconds": self.seconds}

@@ -12,7 +12,7 @@ from rich.markup import escape
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
-from ollm_rl.errors import ConfigurationError, DataError, OLLMError
+from ollm_rl.errors import DataError, OLLMError
 from ollm_rl.models.backbone import Backbone, describe
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
@@ -56,7 +56,7 @@ def examine(settings: Settings, out: Console) -> int:
         try:
             out.print(f"[green]ok[/]    {name:<10} {escape(check(settings))}", soft_wrap=True, highlight=False)
         except Exception as error:  # whatever is broken is what we are here to report
-            failed[name] = isinstance(error, ConfigurationError | DataError)
+            failed[name] = isinstance(error, OLLMError)
             fix = "" if isinstance(error, OLLMError) else f" Remedy: {remedy}."
             line = f"{str(error).rstrip('.')}.{fix}"
             out.print(f"[red]fail[/]  {name:<10} {escape(line)}", soft_wrap=True, highlight=False)
@@ -109,9 +109,11 @@ def _golds(settings: Settings) -> str:
     task = task_of(settings.config)
     most = MAX_GOLDS if isinstance(task, Jsonl) else GENERATED_GOLDS
     problems = [p for split in SPLITS for p in task.problems(split, most)]
-    problems += [e for e in task.examples if e not in EXAMPLES]
-    if unanswered := sum(not p.answer for p in problems):
-        return f"not checked: {unanswered} of {len(problems)} problems have none"
+    problems += [e for e in task.examples if e not in EXAMPLES and e.answer]
+    if task.unanswered:
+        raise DataError(
+            f"reward=math_verify compares with an answer, and {task.unanswered} Give answers, or choose a reward that needs none."
+        )
     ids, golds = [p.id for p in problems], [p.answer for p in problems]
     with Verifier(PATIENCE_S) as verifier:
         verdicts = verifier.check_many([(gold, format_answer(gold)) for gold in golds])
@@ -133,7 +135,7 @@ def _solutions(settings: Settings) -> str:
     most = MAX_GOLDS if isinstance(task, Jsonl) else GENERATED_GOLDS
     problems = [p for split in SPLITS for p in task.problems(split, most) if p.solution is not None]
     if not problems:
-        return "none: the task has no worked solutions"
+        return "none: the task has no worked solutions, and conversion needs some: convert.solutions=sampled (docs/tasks.md)"
     episodes = [Episode(p, text=p.solution or "") for p in problems]
     judge = judge_of(settings.config)
     try:

@@ -167,7 +167,12 @@ def preflight(settings: Settings) -> None:
             f"backbone '{name}' is not a model directory: expected a config.json in it. "
             "Give a directory written by save_pretrained, a Hugging Face id, 'smollm2' or 'tiny'."
         )
-    for key, file in (("plugin.path", "plugin.json"), ("policy", None), ("oracle.critic", "critic.json")):
+    for key, file in (
+        ("plugin.path", "plugin.json"),
+        ("policy", None),
+        ("convert.sampled_by", "agent.json"),
+        ("oracle.critic", "critic.json"),
+    ):
         path = OmegaConf.select(config, key)
         if path is not None and not os.path.exists(Path(path) / file if file else path):
             raise CheckpointError(

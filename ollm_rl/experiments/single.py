@@ -19,7 +19,7 @@ from ollm_rl.experiments.factories import agent_of
 from ollm_rl.session.agent import Agent, declared, store, train
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.callbacks import Callback
-from ollm_rl.session.opening import conversion_config, judge_of, open_session, plugin_path, say_splits, task_of
+from ollm_rl.session.opening import conversion_config, open_session, plugin_path, say_splits, task_of, wants_samples
 from ollm_rl.session.solutions import with_solutions, write_solutions
 
 log = logging.getLogger(__name__)
@@ -32,13 +32,10 @@ def open_workers(settings: Settings, seed: int) -> BaseSession:
     from ollm_rl.cluster.session import ClusterSession
 
     config, task, plugin = settings.config, task_of(settings.config), None
-    conversion = conversion_config(config)
     say_splits(task)
-    if conversion.solutions != "given":  # all workers sample, and one converts
+    if wants_samples(config):  # all workers sample, and one converts
         opens = partial(ClusterSession, settings, task, seed)
-        task, plugin = with_solutions(
-            opens, task, judge_of(config), conversion, and_convert=plugin_path(config) is None
-        )
+        task, plugin = with_solutions(opens, task, conversion_config(config), and_convert=plugin_path(config) is None)
     return ClusterSession(settings, task, seed, plugin)
 
 

@@ -103,6 +103,12 @@ class ConvertConfig(Config):
     )
     seed: int = setting(0, "of the solutions, and of training on them", at_least=0, at_most=MOST_SEEDS)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sampled_by", "rounds"):
+            if self.solutions == "given" and getattr(self, name) != getattr(ConvertConfig, name):
+                raise self.refuse(name, "it together with convert.solutions=sampled or both")
+
 
 @dataclass(frozen=True)
 class ConversionConfig(ConvertConfig):

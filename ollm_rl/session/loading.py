@@ -18,6 +18,7 @@ from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.saving import DESCRIPTION, PLUGIN, read_description
 from ollm_rl.tasks import Task, make_task
+from ollm_rl.tasks.records import told_of_boxes
 
 OURS = "agents."
 # Who can act by what earlier releases left, where nothing says who it was: the files, and the class.
@@ -157,7 +158,8 @@ def _task_of(path: Path, found: dict[str, Any]) -> Task:
             f"{path} was trained on the task {target or found['task']['name']}, which is none of the toolkit's. Give "
             "session=ol.Session(...) on it."
         )
-    return make_task(**found["task"])
+    task = make_task(**found["task"])
+    return task if found.get("boxed") is None else told_of_boxes(task, bool(found["boxed"]))
 
 
 def _plugin_of(path: Path, found: dict[str, Any], backbone: Any, task: Task) -> PlugIn:

@@ -22,17 +22,22 @@ from ollm_rl.session.solutions import with_solutions
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.prompts import Prompter
-from ollm_rl.tasks.records import EXAMPLES
+from ollm_rl.tasks.records import told_of_boxes
 
 log = logging.getLogger(__name__)
 
 
 def task_of(config: DictConfig) -> Task:
-    task = make_task(**to_dict(config.task))
-    task.boxed = config.reward._target_ == MATH_VERIFY
-    if not task.boxed:  # ours show how to state an answer in a box
-        task.examples = [example for example in task.examples if example not in EXAMPLES]
-    return task
+    return told_of_boxes(make_task(**to_dict(config.task)), _reads_boxes(to_dict(config.reward)))
+
+
+def _reads_boxes(reward: dict[str, Any]) -> bool:
+    """Whether it is `MathVerify`, or one of several that are added is."""
+    if reward["_target_"] == MATH_VERIFY:
+        return True
+    parts = reward.get("functions")
+    named = [f for f in parts if isinstance(f, str)] if isinstance(parts, list) else []
+    return any(locate(f, "reward.functions") is locate(MATH_VERIFY, "reward") for f in named)
 
 
 def say_splits(task: Task) -> None:
@@ -72,8 +77,10 @@ def open_session(
     engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
         say_splits(task)
-        opens = partial(session_with, backbone, task, judge, engine, config.seed)
-        task, _ = with_solutions(opens, task, judge, conversion)
+        if wants_samples(config):
+            task, _ = with_solutions(
+                partial(session_with, backbone, task, judge, engine, config.seed), task, conversion
+            )
         plugin = plugin_path(config) or convert(backbone, task, conversion, run)
     session = session_with(backbone, task, judge, engine, config.seed if seed is None else seed, plugin)
     session.serialized_settings, session.chunk = serialize_settings(settings), config.rollout.chunk
@@ -87,6 +94,11 @@ def plugin_path(config: DictConfig) -> str | None:
         log.info("plug-in of the policy: %s", beside)
         return str(beside)
     return None if config.plugin.path is None else str(config.plugin.path)
+
+
+def wants_samples(config: DictConfig) -> bool:
+    """Whether solutions are to be sampled: not for a policy that is there with its plug-in."""
+    return config.convert.solutions != "given" and (config.policy is None or plugin_path(config) is None)
 
 
 def serialize_settings(settings: Settings) -> SerializedSettings:

@@ -2,6 +2,7 @@
 
     _target_, settings   its class, and what that was called with
     backbone             name, revision, fingerprint and dtype
+    boxed                whether its prompts are for a reward that reads boxes; null: for the task's own
     task, reward         as `make_task` and the reward's class take them; null where they were made otherwise
     engine               max_new_tokens, the token budget that it was trained with
     plugin               `plugin`, a directory beside it, or the path of the plug-in elsewhere
@@ -39,6 +40,7 @@ def description(agent: Any) -> dict[str, Any]:
             "dtype": str(backbone.dtype).removeprefix("torch."),
         },
         "task": getattr(session.task, "settings", None),  # of a class that inherits nothing, it may be missing
+        "boxed": getattr(session.task, "boxed", None),  # as its prompts depend on it
         "reward": session.reward,
         "engine": {"max_new_tokens": session.engine_settings["max_new_tokens"]},
         "plugin": None if path is None else str(Path(path).resolve()),

@@ -11,7 +11,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
+from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import SOLUTIONS, Run
-from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert, drawn
@@ -32,7 +33,7 @@ from ollm_rl.options.modules import PlugIn
 from ollm_rl.options.policies import LatentPolicy, Sampling, sample_tokens
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.rollout.judge import Judge, judge_by
+from ollm_rl.rollout.judge import Judge
 from ollm_rl.rollout.sampler import Act, Request
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.loading import load_agent
@@ -110,42 +111,33 @@ def sample_solutions(
             `solutions="both"` begins with the task's own.
 
     Raises:
-        ConfigurationError: there is no such setting, or the reward has no name.
+        ConfigurationError: there is no such setting.
         DataError: no problem was solved.
     """
     config = ConversionConfig.of({"solutions": "sampled", **settings})
-    judge = reward if isinstance(reward, Judge) else judge_by(task.default_reward() if reward is None else reward)
-    found, _ = with_solutions(
-        partial(session_with, backbone, task, judge, engine or {}, config.seed), task, judge, config
-    )
+    found, _ = with_solutions(partial(session_with, backbone, task, reward, engine or {}, config.seed), task, config)
     return found
 
 
 def with_solutions(
-    open_with: Opens, task: Task, judge: Judge, config: ConversionConfig, and_convert: bool = False
+    open_with: Opens, task: Task, config: ConversionConfig, and_convert: bool = False
 ) -> tuple[Task, PlugIn | None]:
     """The task with sampled solutions in `sft`, beside its own (`convert.solutions=both`) or in their place (`sampled`), and in `tune` where it has
     none; the task itself with `given`.
 
-    Samples are kept in the cache, chunk by chunk, and an interrupted collection goes on from there. `Task.sampled` says how many problems gave how
-    many solutions.
+    Texts are kept in the cache, chunk by chunk, and an interrupted collection goes on from there. Verdicts are not kept: what is read from the cache
+    is judged again, for a reward may have been mended. `Task.sampled` says how many problems gave how many solutions.
 
     Args:
         open_with: how a session is opened, in this process or on workers.
         and_convert: convert on what was found, where it was sampled; the plug-in is given too.
 
     Raises:
-        ConfigurationError: the judge cannot be named, so that its verdicts could not be kept.
         CheckpointError: there is no agent in `convert.sampled_by`.
         DataError: there are no problems in `sft`, or none of them was solved.
     """
     if config.solutions == "given":
         return task, None
-    if judge.settings is None:
-        raise ConfigurationError(
-            f"convert.solutions={config.solutions} keeps what the reward '{judge.name}' says, which therefore needs a name: give a function or "
-            "class that can be imported"
-        )
     given = task.problems("sft", config.num_solutions, config.seed) if config.solutions == "both" else []
     own = [p for p in given if p.solution is not None]
     wanted = max(0, config.num_solutions - len(own))
@@ -166,8 +158,8 @@ def with_solutions(
             opened.close()
             sampler = opened.enter_context(_sampler(open_with, plugin, config))
             home = sampler.home
-            sft.ask(sampler, judge, share)
-            tune.ask(sampler, judge, tune.wanted)
+            sft.ask(sampler, share)
+            tune.ask(sampler, tune.wanted)
             sft.must_have_found()
             tune.must_have_found()
         solved = _solved(task, own, sft, tune)
@@ -181,13 +173,8 @@ def write_solutions(task: Task, run: Run) -> None:
     if (figures := getattr(task, "sampled", None)) is None:
         return
     run.write_json(SOLUTIONS, figures)
-    most = MOST_PROBLEMS if task.table else HELDOUT  # of a split without an end, those that can have one
-    lines = [
-        _line(split, p)
-        for split in ("sft", "tune")
-        for p in task.problems(split, MOST_PROBLEMS if split == "sft" else most)
-        if p.solution
-    ]
+    sampled = {"sft": MOST_PROBLEMS, "tune": MOST_PROBLEMS if has_end(task) else HELDOUT}
+    lines = [_line(split, p) for split, n in sampled.items() for p in task.problems(split, n) if p.solution]
     (run.path / "solutions.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
@@ -196,7 +183,8 @@ def convert_there(session: BaseSession, sft: list[Problem], tune: list[Problem],
     task = copy.copy(session.task)
     found = {"sft": sft, "tune": tune}
     task.problems = lambda split, n, seed=0: found.get(split, [])[:n]  # type: ignore[method-assign]
-    return copy.deepcopy(convert(session.backbone, task, replace(config, solutions="given"))).cpu()
+    config = replace(config, solutions="given", sampled_by=None, rounds=ConversionConfig.rounds)
+    return copy.deepcopy(convert(session.backbone, task, config)).cpu()
 
 
 def converted_by(session: BaseSession, task: Task, config: ConversionConfig) -> PlugIn:
@@ -209,8 +197,23 @@ def converted_by(session: BaseSession, task: Task, config: ConversionConfig) -> 
 
 
 def _line(split: str, problem: Problem) -> str:
-    known = {"problem": problem.problem, "answer": problem.answer, "solution": problem.solution, "split": split}
-    return json.dumps({k: v for k, v in known.items() if v is not None}, ensure_ascii=False) + "\n"
+    asked = [*problem.turns, ("user", problem.problem)]
+    row = {
+        **problem.extra,
+        "id": problem.id,
+        **(
+            {"prompt": [{"role": r, "content": t} for r, t in asked]} if problem.turns else {"problem": problem.problem}
+        ),
+        **({"answer": problem.answer} if problem.answer else {}),
+        "solution": problem.solution,
+        "split": split,
+    }
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def has_end(task: Task) -> bool:
+    """Whether its problems are rows, and not generated as many as are wanted."""
+    return bool(getattr(task, "table", ()))
 
 
 @contextmanager
@@ -218,23 +221,24 @@ def _sampler(open_with: Opens, plugin: PlugIn | None, config: ConversionConfig) 
     """Who samples in the first round, or in one after it, where there is a plug-in of what was found."""
     where = config.sampled_by
     if plugin is not None:
-        with closing(open_with(plugin)) as session:
+        with _opened(open_with, plugin) as session:
             prior = Sampling(LatentPolicy.from_prior(session.plugin))
             yield Sampler("the prior of what was found so far", ["prior", plugin.digest()], session, session, prior)
     elif where is None:
-        with closing(open_with(NO_OPTIONS)) as session:
+        with _opened(open_with, NO_OPTIONS) as session:
             key = ["backbone", config.sampling_temperature]
             yield Sampler("the backbone", key, session, session, Plain(config.sampling_temperature), True)
     else:
-        known = read_description(Path(where).expanduser()) if Path(where).expanduser().is_dir() else None
+        folder = Path(where).expanduser()
+        known = read_description(folder) if folder.is_dir() else None
         if known is None or known.get(PLUGIN) is None:
             raise CheckpointError(
                 f"convert.sampled_by={where} holds no agent with its plug-in; expected the directory that a run or agent.save wrote, such as "
                 "runs/<name>/policy"
             )
-        with closing(open_with(str(known[PLUGIN]))) as session:
+        with _opened(open_with, str(known[PLUGIN])) as session:
             agent = load_agent(where, session)
-            files = sorted(p for p in Path(where).expanduser().rglob("*") if p.suffix in (".safetensors", ".json"))
+            files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))
             key = ["agent", *(p.read_bytes() for p in files)]
             acting = agent.acting_session or session
             yield Sampler(
@@ -246,6 +250,16 @@ def _sampler(open_with: Opens, plugin: PlugIn | None, config: ConversionConfig) 
                 agent.acts_on_logits,
                 partial(agent.request, deterministic=False),
             )
+
+
+@contextmanager
+def _opened(open_with: Opens, plugin: PlugIn | PlugInConfig | str) -> Iterator[BaseSession]:
+    session = open_with(plugin)
+    try:
+        yield session
+    finally:
+        if session.lm is None:  # one in this process has its judge from others, who still need it
+            session.close()
 
 
 def _solved(task: Task, own: list[Problem], sft: "_Collection", tune: "_Collection") -> Task:
@@ -273,7 +287,7 @@ class _Collection:
 
     Attributes:
         wanted: solutions, at most.
-        said: of each problem, in the order in which they were sampled: text, whether it is right, whether it came to its end and was judged.
+        said: of each problem, in the order in which they were sampled: text, whether it is right, whether it was cut off and whether it was judged.
         rounds: figures of each.
     """
 
@@ -283,10 +297,14 @@ class _Collection:
         self.said: list[list[dict[str, Any]]] = []
         self.rounds: list[dict[str, Any]] = []
         if wanted:
-            most = MOST_PROBLEMS if task.table else GENERATED * wanted
+            most = MOST_PROBLEMS if has_end(task) else GENERATED * wanted
             self.problems = _once(task.problems(split, most, config.seed))
+            if split == "tune":  # what is there stays there
+                given = [p for p in self.problems if p.solution is not None]
+                self.wanted = max(0, wanted - len(given))
+                self.problems = [p for p in self.problems if p.solution is None] if self.wanted else given
             self.said = [[] for _ in self.problems]
-            if not self.problems:
+            if not self.problems and self.wanted:
                 raise DataError(
                     f"convert.solutions={config.solutions}: task '{task.name}' has no problems in split '{split}' to sample solutions of"
                 )
@@ -303,20 +321,23 @@ class _Collection:
         tried = [i for i, said in enumerate(self.said) if said and not self._texts(i)]
         return tried + [i for i, said in enumerate(self.said) if not said]
 
-    def ask(self, sampler: Sampler, judge: Judge, wanted: int) -> None:
+    def ask(self, sampler: Sampler, wanted: int) -> None:
         """One round, until there are so many solutions."""
         if not self.lacks(wanted):
             return
         order, have = self._open(), self._have()
         session, config = sampler.session, self.config
-        prefix, prompts = session.run_on_model(_prompts, [self.problems[i] for i in order])
         path = cache_dir() / "solutions" / key_of(
-            session.backbone.fingerprint, str(session.backbone.dtype), prefix, [(said, self.problems[i].answer) for i, said in zip(order, prompts, strict=True)],
-            judge.settings, judge.solved_at, config.samples_per_problem, session.engine_settings["max_new_tokens"], config.seed, "v2", *sampler.key,
+            session.backbone.fingerprint, str(session.backbone.dtype), session.run_on_model(_prompts, [self.problems[i] for i in order]),
+            config.samples_per_problem, session.engine_settings["max_new_tokens"], config.seed, "v3", *sampler.key,
         )  # fmt: skip
+        us = processes()
+        if not us.is_main:  # who then reads what the main process has sampled
+            us.wait()
         with made_by_one(path):
-            path.mkdir(parents=True, exist_ok=True)
             asked, texts, right = self._sampled(sampler, order, path / "texts.jsonl", wanted, have)
+        if us.is_main:
+            us.wait()
         found = self._have() - have
         self.rounds.append(
             {"sampler": sampler.name, "problems": asked, "texts": texts, "texts_right": right, "new_solutions": found}
@@ -331,23 +352,26 @@ class _Collection:
         known, asked, texts, right = [json.loads(line) for line in _whole_lines(file)], 0, 0, 0
         draw = np.random.default_rng((self.config.seed, len(order)))
         seeds = draw.integers(2**31, size=(len(order), self.config.samples_per_problem)).tolist()
-        with track(f"solutions of {self.split}", len(order), "problems", len(known)) as bar, file.open("a") as kept:
+        each = self.config.samples_per_problem
+        with track(f"solutions of {self.split}", len(order), "problems", len(known)) as bar:
             # Chunk by chunk, whether they are known or not: what is found does not depend on what was kept before.
             while asked < len(order) and have < wanted:
                 part = list(range(asked, min(asked + CHUNK, len(order))))
                 new = part[max(0, len(known) - asked) :]
-                episodes = sampler([(self.problems[order[i]], seed) for i in new for seed in seeds[i]]) if new else []
-                each = self.config.samples_per_problem
-                for k, _ in enumerate(new):
-                    said = [_record(e) for e in episodes[k * each : (k + 1) * each]]
-                    kept.write(json.dumps(said, ensure_ascii=False) + "\n")
-                    known.append(said)
-                kept.flush()
-                for i in part:
+                said = _read([self.problems[order[i]] for i in part], known[part[0] : part[-1] + 1])
+                episodes = sampler.session.run_on_model(_judged, said) if said else []
+                if new:
+                    added = sampler([(self.problems[order[i]], seed) for i in new for seed in seeds[i]])
+                    episodes, lines = [*episodes, *added], [added[k : k + each] for k in range(0, len(added), each)]
+                    _append(file, [[_kept(e) for e in line] for line in lines])
+                for k, i in enumerate(part):
+                    found = [_record(e) for e in episodes[k * each : (k + 1) * each]]
                     before = len(self._texts(order[i]))
-                    self.said[order[i]] += known[i]
+                    self.said[order[i]] += found
                     have += len(self._texts(order[i])) - before
-                    texts, right = texts + len(known[i]), right + sum(x["solved"] for x in known[i])
+                    texts, right = texts + len(found), right + sum(x["solved"] for x in found)
+                if not asked:
+                    self._judgeable()
                 asked += len(part)
                 if new:
                     bar.advance(len(new), f"{have} solutions")
@@ -370,26 +394,36 @@ class _Collection:
         if not (share := self.config.wrong_share):
             return []
         texts = [
-            (i, next((x["text"].strip() for x in said if x["whole"] and not x["solved"] and x["text"].strip()), None))
-            for i, said in enumerate(self.said)
+            (i, next((x["text"].strip() for x in said if self._is_wrong(x)), None)) for i, said in enumerate(self.said)
         ]
         wrong = [replace(self.problems[i], solution=text) for i, text in texts if text is not None]
         most = round(len(self.right()) * share / (1 - share))
         return random.Random(self.config.seed).sample(wrong, min(len(wrong), most))
+
+    def _is_wrong(self, record: dict[str, Any]) -> bool:
+        return record["judged"] and not (record["cut"] or record["solved"]) and bool(record["text"].strip())
 
     def must_have_found(self) -> None:
         """Raises: DataError: nothing was found."""
         if not self.wanted or self.right():
             return
         asked, texts = sum(bool(said) for said in self.said), [x for said in self.said for x in said]
-        if all(x.get("unjudged") for x in texts):
+        cut = sum(x["cut"] for x in texts)
+        room = (
+            f" {cut:,} of {len(texts):,} texts were cut off by the token budget (engine.max_new_tokens)." if cut else ""
+        )
+        raise DataError(
+            f"none of {asked} problems of split '{self.split}' was solved in {self.config.samples_per_problem} tries each.{room} Give worked solutions, "
+            "examples (task.examples), more tries (convert.samples_per_problem), a larger split (task.split), easier problems or a stronger backbone"
+        )
+
+    def _judgeable(self) -> None:
+        """Raises: DataError: the reward has no opinion on any text so far."""
+        texts = [x for said in self.said for x in said]
+        if not any(x["judged"] for x in texts):
             raise DataError(
                 f"the reward gave None for all {len(texts)} texts that were sampled of split '{self.split}', so none is known to be right; check reward="
             )
-        raise DataError(
-            f"none of {asked} problems of split '{self.split}' was solved in {self.config.samples_per_problem} tries each; give worked solutions, "
-            "examples (task.examples), more tries (convert.samples_per_problem), easier problems or a stronger backbone"
-        )
 
     def figures(self) -> dict[str, Any]:
         per = Counter(len(self._texts(i)) for i, said in enumerate(self.said) if said)
@@ -404,9 +438,15 @@ class _Collection:
         }  # fmt: skip
 
 
-def _prompts(session: Any, problems: list[Problem]) -> tuple[list[int], list[str]]:
-    """What all prompts begin with, and what tells them apart."""
-    return session.prompter.prefix, [session.prompter.own(p) for p in problems]
+def _prompts(session: Any, problems: list[Problem]) -> list[Any]:
+    """What the model will see: the beginning of all prompts, one as a whole, and what tells the others apart."""
+    prompter = session.prompter
+    return [prompter.prefix, prompter.text("1 A"), [prompter.own(p) for p in problems]]
+
+
+def _judged(session: Any, episodes: list[Episode]) -> list[Episode]:
+    session.judge(episodes, session.prompter)
+    return episodes
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
@@ -417,12 +457,32 @@ def _once(problems: Sequence[Problem]) -> list[Problem]:
     return list(first.values())
 
 
+def _kept(episode: Episode) -> dict[str, Any]:
+    """An episode as a record of the cache."""
+    return {"text": episode.text, "tokens": list(map(int, episode.tokens)), "stop": episode.stop, "seed": episode.seed}
+
+
+def _read(problems: list[Problem], lines: list[list[dict[str, Any]]]) -> list[Episode]:
+    """The episodes of the first problems, as far as there are records of them."""
+    pairs = zip(problems, lines, strict=False)
+    return [
+        Episode(p, **{k: record[k] for k in ("seed", "tokens", "stop", "text")}) for p, line in pairs for record in line
+    ]
+
+
+def _append(file: Path, lines: list[list[dict[str, Any]]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
 def _record(episode: Episode) -> dict[str, Any]:
+    """What counts of an episode that was judged."""
     return {
         "text": episode.text,
-        "solved": episode.solved and not episode.truncated,
-        "whole": not episode.truncated and episode.judged,
-        **({} if episode.judged else {"unjudged": True}),
+        "solved": episode.solved and not episode.truncated and bool(episode.text.strip()),
+        "cut": episode.truncated,
+        "judged": episode.judged,
     }
 
 

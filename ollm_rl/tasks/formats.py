@@ -44,18 +44,21 @@ class Written(float):
         return number
 
 
-def read_rows(path: str) -> Iterator[tuple[str, Any]]:
+def read_rows(path: str, setting: str = "task.path") -> Iterator[tuple[str, Any]]:
     """Where it stands, and the value, of every row of a file, or of all files of a directory and those below it.
 
     In a directory, the rows of a file whose name begins with that of a split (`test.csv`, `train-00000-of-00002.parquet`) have it
     as their `split`, where they say nothing else.
+
+    Args:
+        setting: that names the path, for messages.
 
     Raises:
         DataError: something cannot be read, is no UTF-8 text, or holds nothing; the message has the file and the line.
     """
     place = Path(path).expanduser()
     found = 0
-    for file in _files(place):
+    for file in _files(place, setting):
         mark = mark_of_name(file.name) if file != place else None
         for where, value in _rows_of(file):
             found += 1
@@ -66,15 +69,15 @@ def read_rows(path: str) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{place} is empty. {EXPECTED}")
 
 
-def _files(place: Path) -> list[Path]:
+def _files(place: Path, setting: str) -> list[Path]:
     try:
         if not stat.S_ISDIR(place.stat().st_mode):
             return [place]
         found = sorted(p for p in place.rglob("*") if p.is_file() and _is_ours(p) and not _is_hidden(p, place))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such file or directory: {place}. Check task.path.") from None
+        raise DataError(f"no such file or directory: {place}. Check {setting}.") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        raise DataError(f"{place} cannot be read ({getattr(error, 'strerror', error)}). Check task.path.") from error
+        raise DataError(f"{place} cannot be read ({getattr(error, 'strerror', error)}). Check {setting}.") from error
     if not found:
         raise DataError(f"{place} is a directory without files that end in {', '.join(SUFFIXES)}, or these and .gz.")
     return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ollm_rl.errors import DataError
+from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.tasks.base import Problem, Task, TaskConfig
 
 LOOKED_BACK = 16  # characters, for the end of the shared prefix
@@ -125,9 +125,19 @@ class Prompter:
         """The whole prompt as text; `turns`: what was said before the problem, as (role, text)."""
         asked, system = self.prompting, self.prompting.system_prompt
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                self.messages(problem, turns), tokenize=False, add_generation_prompt=True, **asked.chat_template_kwargs
-            )
+            said, own = self.messages(problem, turns), asked.chat_template_kwargs
+            try:
+                text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **own)
+            except Exception as error:  # a template is a program of its own
+                raise ConfigurationError(
+                    f"the chat template of the backbone refuses the prompt ({type(error).__name__}: {error}). It was given messages of "
+                    f"{', '.join(dict.fromkeys(m['role'] for m in said))} and {own or 'no arguments'}: change task.system_prompt, "
+                    "task.chat_template_kwargs or the data's messages."
+                ) from error
+            if not isinstance(text, str):
+                raise ConfigurationError(
+                    f"task.chat_template_kwargs={own} makes the chat template give {type(text).__name__}; expected arguments of the template itself"
+                )
             return f"{text}{asked.prefill}"
         begun = "" if system is None else f"{system}\n\n"
         solved = "".join(f"Problem: {self._asked(e.problem)}\nSolution: {e.solution}\n\n" for e in self.examples)

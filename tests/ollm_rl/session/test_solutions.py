@@ -15,14 +15,13 @@ from ollm_rl.session.solutions import NO_OPTIONS, with_solutions, write_solution
 from ollm_rl.tasks import make_task
 
 ENGINE = {"num_slots": 16, "max_new_tokens": 12}
-CALLS: list[int] = []
+ASKED: list[int] = []  # episodes that were sampled
 OPENED: list[object] = []
 QUICK = {"num_solutions": 30, "num_heldout": 20, "epochs": 1, "prior_epochs": 1, "reader_epochs": 1}
 
 
 def even(completions, **columns):
     """Texts of an even number of characters are right: about half of what a random model says."""
-    CALLS.append(len(completions))
     return [float(len(c) % 2 == 0) for c in completions]
 
 
@@ -49,8 +48,8 @@ def problems(tmp_path):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))
     record = solutions._record  # a random model hardly ever ends a text
-    monkeypatch.setattr(solutions, "_record", lambda e: {**record(e), "solved": e.solved, "whole": True})
-    CALLS.clear()
+    monkeypatch.setattr(solutions, "_record", lambda e: {**record(e), "solved": e.solved, "cut": False})
+    ASKED.clear()
     OPENED.clear()
     return tmp_path / "cache"
 
@@ -74,14 +73,22 @@ def opens(tiny, task, judge):
             plugin = PlugIn.beside(tiny.backbone, plugin)
         elif isinstance(plugin, str):
             plugin = PlugIn.from_pretrained(plugin, tiny.backbone)
-        return Session(tiny.backbone, plugin, task, judge, ENGINE)
+        session = Session(tiny.backbone, plugin, task, judge, ENGINE)
+        roll = session.rollout
+
+        def counted(requests, *args, **kwargs):
+            ASKED.append(len(requests))
+            return roll(requests, *args, **kwargs)
+
+        session.rollout = counted
+        return session
 
     return open_with
 
 
 def solved(tiny, task, reward=even, **settings):
     judge = reward if isinstance(reward, ol.Judge) else ol.Judge(reward)
-    return with_solutions(opens(tiny, task, judge), task, judge, config(**settings))[0]
+    return with_solutions(opens(tiny, task, judge), task, config(**settings))[0]
 
 
 def test_right_texts_are_kept_once_each_and_no_more_than_wanted(tiny, problems, cache):
@@ -135,16 +142,16 @@ def test_texts_that_are_cut_off_are_no_solutions(tiny, problems, cache, monkeypa
 def test_a_collection_goes_on_where_it_was_cut_off(tiny, problems, cache, monkeypatch):
     monkeypatch.setattr(solutions, "CHUNK", 4)
     whole = [(p.problem, p.solution) for p in solved(tiny, problems).problems("sft", 999)]
-    asked = sum(CALLS)
+    asked = sum(ASKED)
     for file in cache.glob("solutions/*/texts.jsonl"):
         lines = file.read_bytes().splitlines(keepends=True)
         file.write_bytes(b"".join(lines[:6]) + lines[6][:10])  # in the middle of a line
-    CALLS.clear()
+    ASKED.clear()
     assert [(p.problem, p.solution) for p in solved(tiny, problems).problems("sft", 999)] == whole
-    assert 0 < sum(CALLS) < asked
-    CALLS.clear()
+    assert 0 < sum(ASKED) < asked
+    ASKED.clear()
     solved(tiny, problems)
-    assert not CALLS  # from the cache
+    assert not ASKED  # from the cache
 
 
 def test_given_and_sampled_and_wrong_ones(tiny, tmp_path, cache):
@@ -185,8 +192,8 @@ def test_what_cannot_be_collected_is_said(tiny, problems, cache):
         solved(tiny, problems, never)
     with pytest.raises(DataError, match=r"the reward gave None for all \d+ texts that were sampled of split 'sft'"):
         solved(tiny, problems, unsure)
-    with pytest.raises(ConfigurationError, match="needs a name"):
-        solved(tiny, problems, lambda completions: [1.0 for _ in completions])
+    # A reward needs no name, and one that was mended is asked again.
+    assert len(solved(tiny, problems, lambda completions: [1.0 for _ in completions]).problems("sft", 99)) == 30
     with pytest.raises(
         DataError,
         match="conversion .split 'sft'. needs worked solutions, and none of the .* problems of task 'jsonl' .*convert.solutions=sampled",
@@ -222,9 +229,9 @@ def test_later_rounds_ask_the_prior_of_what_was_found(tiny, problems, cache, mon
     assert all(r["new_solutions"] > 0 for r in rounds) and sum(r["new_solutions"] for r in rounds) >= 30
     assert rounds[0]["new_solutions"] >= 10 and len(task.problems("sft", 999)) == 30  # a share of what is wanted each
     assert [isinstance(plugin, PlugIn) for plugin in OPENED] == [False, True, True]
-    CALLS.clear()
+    ASKED.clear()
     again = solved(tiny, problems, rounds=3, **QUICK)
-    assert again.problems("sft", 999, 3) == task.problems("sft", 999, 3) and not CALLS  # all from the cache
+    assert again.problems("sft", 999, 3) == task.problems("sft", 999, 3) and not ASKED  # all from the cache
 
 
 def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
@@ -252,7 +259,6 @@ def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
     task, plugin = with_solutions(
         open_with,
         problems,
-        Late(even),
         config(rounds=2, samples_per_problem=2, **{**QUICK, "num_solutions": 200}),
         and_convert=True,
     )
