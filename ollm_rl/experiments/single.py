@@ -17,7 +17,7 @@ from ollm_rl.evaluation.results import Results, Scores
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.experiments.factories import agent_of
 from ollm_rl.session.agent import Agent, declared, store, train
-from ollm_rl.session.base import BaseSession
+from ollm_rl.session.base import BaseSession, problems_of
 from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.opening import conversion_config, open_session, plugin_path, say_splits, task_of, wants_samples
 from ollm_rl.session.solutions import with_solutions, write_solutions
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 def open_workers(settings: Settings, seed: int) -> BaseSession:
     """The session of a driver whose workers have the model, if there are to be any; else as `open_session`."""
+    if wants_samples(settings.config):  # hours before anything is evaluated
+        problems_of(task_of(settings.config), settings.config.evaluate.split, 1)
     if not settings.config.rollout.num_workers:
         return open_session(settings, seed)
     from ollm_rl.cluster.session import ClusterSession

@@ -57,10 +57,7 @@ class BaseSession(SentByName, ABC):
             DataError: there are none.
             ConfigurationError: one is longer than the backbone can read.
         """
-        found = self.task.problems(split, n, seed)
-        if not found:
-            having = [s for s in SPLITS if self.task.problems(s, 1)]
-            raise DataError(f"task '{self.task.name}' has no problems in split '{split}', only in {', '.join(having)}")
+        found = problems_of(self.task, split, n, seed)
         self.run_on_model(_check_lengths, found)  # now, and not in the iteration that comes to it
         return found
 
@@ -99,6 +96,19 @@ class BaseSession(SentByName, ABC):
     def heartbeat(self) -> int:
         """A number that grows while there is progress."""
         return heartbeat.count()
+
+
+def problems_of(task: Task, split: str, n: int, seed: int = 0) -> list[Problem]:
+    """At most `n` problems of a split of a task.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = task.problems(split, n, seed)
+    if not found:
+        having = [s for s in SPLITS if task.problems(s, 1)]
+        raise DataError(f"task '{task.name}' has no problems in split '{split}', only in {', '.join(having)}")
+    return found
 
 
 def engine_settings(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:

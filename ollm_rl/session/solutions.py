@@ -161,7 +161,6 @@ def with_solutions(
             sft.ask(sampler, share)
             tune.ask(sampler, tune.wanted)
             sft.must_have_found()
-            tune.must_have_found()
         solved = _solved(task, own, sft, tune)
         plugin = converted_by(home, solved, config) if and_convert and home is not None else None
     solved.sampled = {"sft": sft.figures(), "tune": tune.figures(), "given": len(own)}
@@ -264,22 +263,33 @@ def _opened(open_with: Opens, plugin: PlugIn | PlugInConfig | str) -> Iterator[B
 
 def _solved(task: Task, own: list[Problem], sft: "_Collection", tune: "_Collection") -> Task:
     """The task with what was found so far."""
-    found = copy.copy(task)
+    found, right, moved = copy.copy(task), sft.right(), list[Problem]()
+    if tune.wanted and not (tune.right() or tune.given):
+        # Something has to be there to report on: a tenth of the problems that were solved, which then are in `sft` no more.
+        mine = {p.id for p in own}
+        solved = [i for i in dict.fromkeys(p.id for p in right) if i not in mine]
+        kept = mine | set(solved[: -max(1, len(solved) // 10)])
+        if not kept:
+            tune.must_have_found()
+        right, moved = [p for p in right if p.id in kept], [p for p in right if p.id not in kept]
+        log.warning("no problem of tune was solved: %d solutions of sft are held out in its place", len(moved))
     solutions = {p.id: p.solution for p in reversed(tune.right())}
-    found.problems = partial(_problems, task, [*own, *sft.right(), *sft.wrong()], solutions)  # type: ignore[method-assign]
+    found.problems = partial(_problems, task, [*own, *right, *sft.wrong()], solutions, moved)  # type: ignore[method-assign]
     return found
 
 
 def _problems(
-    task: Task, sft: list[Problem], tune: dict[str, str | None], split: str, n: int, seed: int = 0
+    task: Task, sft: list[Problem], tune: dict[str, str | None], moved: list[Problem], split: str, n: int, seed: int = 0
 ) -> list[Problem]:
-    """As `Task.problems`."""
+    """As `Task.problems`. tune: solutions of its problems by their ids. moved: problems that are in it besides, after all others."""
     if split == "sft":
         drawn = list(sft)
         random.Random(seed).shuffle(drawn)
         return drawn[:n]
     found = task.problems(split, n, seed)
-    return [replace(p, solution=p.solution or tune.get(p.id)) for p in found] if split == "tune" else found
+    if split != "tune":
+        return found
+    return [*(replace(p, solution=p.solution or tune.get(p.id)) for p in found), *moved][:n]
 
 
 class _Collection:
@@ -296,15 +306,17 @@ class _Collection:
         self.problems: list[Problem] = []
         self.said: list[list[dict[str, Any]]] = []
         self.rounds: list[dict[str, Any]] = []
+        self.given = 0  # problems of tune that have a solution of their own
         if wanted:
             most = MOST_PROBLEMS if has_end(task) else GENERATED * wanted
             self.problems = _once(task.problems(split, most, config.seed))
             if split == "tune":  # what is there stays there
-                given = [p for p in self.problems if p.solution is not None]
-                self.wanted = max(0, wanted - len(given))
-                self.problems = [p for p in self.problems if p.solution is None] if self.wanted else given
+                unsolved = [p for p in self.problems if p.solution is None]
+                self.given = len(self.problems) - len(unsolved)
+                self.wanted = max(0, wanted - self.given)
+                self.problems = unsolved if self.wanted else self.problems
             self.said = [[] for _ in self.problems]
-            if not self.problems and self.wanted:
+            if not self.problems and self.wanted and not self.given:
                 raise DataError(
                     f"convert.solutions={config.solutions}: task '{task.name}' has no problems in split '{split}' to sample solutions of"
                 )

@@ -286,3 +286,29 @@ def test_the_temperature_is_the_backbones(tiny, problems, cache):
     cold = solved(tiny, problems, always, sampling_temperature=1e-4, solutions_per_problem=4)
     assert cold.sampled["sft"]["problems_with_n_solutions"].keys() == {"1"}  # eight times the same
     assert len(solved(tiny, problems, always, solutions_per_problem=4).problems("sft", 999)) == 30
+
+
+def test_solutions_of_sft_are_held_out_where_tune_has_none(tiny, problems, cache, caplog):
+    asked_in_sft = {p.problem for p in problems.problems("sft", 999)}
+
+    def in_sft(completions, problem, **columns):
+        return [float(p in asked_in_sft and len(c) % 2 == 0) for p, c in zip(problem, completions, strict=True)]
+
+    task = solved(tiny, problems, in_sft)
+    assert "no problem of tune was solved: " in caplog.text
+    sft, tune = task.problems("sft", 999), [p for p in task.problems("tune", 999) if p.solution]
+    assert len(sft) + len(tune) == 30 and len(tune) >= 2
+    assert not {p.problem for p in sft} & {p.problem for p in tune}
+    # What is evaluated on comes first, as it was.
+    n = len(problems.problems("tune", 999))
+    assert task.problems("tune", n, 3) == problems.problems("tune", n, 3)
+    assert ol.convert(tiny.backbone, task, **QUICK).report["num_solutions"] == len(sft)
+
+
+def test_what_a_task_has_in_tune_is_not_sampled(tiny, tmp_path, cache):
+    rows = [{"problem": f"{i}?", "answer": i, "split": "sft"} for i in range(40)]
+    rows += [{"problem": f"{i}+0?", "answer": i, "solution": f"It is {i}.", "split": "tune"} for i in range(120)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = make_task("jsonl", path=str(tmp_path / "x.jsonl"), num_examples=0)
+    found = solved(tiny, task)
+    assert found.sampled["tune"]["texts"] == 0 and found.problems("tune", 999, 1) == task.problems("tune", 999, 1)
