@@ -11,6 +11,7 @@ from agents.controls import BestPrefix, FirstDecisions, Local, Steer
 from agents.grpo import GRPO
 from agents.prior import Prior
 from ollm_rl.common.run_dir import Run
+from ollm_rl.errors import TrainingError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_hand_over
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
@@ -120,6 +121,26 @@ def test_the_choice_of_an_opening_goes_on_where_it_was(tiny, easy, tmp_path, mon
     lines = [{k: v for k, v in line.items() if k != "train_seconds"} for line in cut.metrics()]
     assert lines == [{k: v for k, v in line.items() if k != "train_seconds"} for line in run.metrics()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and costs["train_episodes"] == 12 * 6
+
+
+def test_an_opening_is_paid_by_the_texts_that_were_judged(tiny, tmp_path, monkeypatch):
+    class Judge(type(tiny.judge)):
+        """Has no opinion but on texts that begin with one of two tokens, and pays little for those."""
+
+        def __call__(self, episodes, prompter=None):
+            for e in episodes:
+                e.judged = open_minded and e.tokens[0] in (3, 4)
+                e.reward = -0.5 - 0.1 * (e.tokens[0] == 3) if e.judged else 0.0
+
+    monkeypatch.setattr(controls, "_frequent", lambda *_: [(3,), (4,), (5,)])
+    monkeypatch.setattr(tiny, "judge", Judge(len))
+    open_minded = True
+    agent = BestPrefix(tiny, num_problems=6)
+    agent.learn(tmp_path / "run")
+    assert agent.opening == (4,)
+    open_minded = False
+    with pytest.raises(TrainingError, match="gave None for every answer"):
+        BestPrefix(tiny, num_problems=6).learn()
 
 
 def test_handing_over_at_once_is_the_prior_and_never_is_the_agent(tiny, easy):

@@ -243,6 +243,8 @@ def test_the_doctor_says_once_what_is_wrong_with_data(tmp_path, capsys):
         (["train", "agent._target_=nowhere.Agent"], "No module named"),
         (["train", "backbone=./nowhere"], "not a model directory"),
         (["train", "plugin.path=nowhere"], "plugin.json"),
+        (["train", "convert.solutions=sampled", "convert.sampled_by=nowhere"], "agent.json"),
+        (["train", "convert.rounds=2"], "together with convert.solutions=sampled"),
         (["compare", "agents=[prior,gropo]"], "Did you mean 'grpo'?"),
         (["train", "--fast"], "unknown option"),
         (["train", "engine.kv_cache_gib=much"], "expected null or a number above 0"),

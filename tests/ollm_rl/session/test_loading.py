@@ -14,6 +14,7 @@ from agents.shortlist_head import ShortlistHead
 from ollm_rl.cli.app import main
 from ollm_rl.errors import CheckpointError, OLLMError
 from ollm_rl.evaluation.evaluator import evaluate
+from ollm_rl.options.config import PlugInConfig
 from tests.conftest import QUICK_KEYS
 from tests.fixtures.runs_23d70ee.reward import even
 
@@ -187,3 +188,29 @@ def test_a_task_of_ones_own_needs_a_session(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="task that make_task did not make"):
         ol.load_agent(tmp_path / "mine")
     assert ol.load_agent(tmp_path / "mine", session).session is session
+
+
+REWARD = "def parity(completions, **columns):\n    return [float(len(c) % 2) for c in completions]\n"
+
+
+def test_an_agent_comes_back_with_the_prompts_that_it_had(tmp_path, monkeypatch):
+    """Examples that show boxes stand in prompts only where the reward reads boxes, which the task alone does not say."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "parities.py").write_text(REWARD)
+    rows = [{"problem": f"{i}?", "answer": i} for i in range(150)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = [*QUICK_KEYS, "task=jsonl", "task.path=data.jsonl", "agent=prior"]
+    plugin = ol.PlugIn.beside(ol.load_backbone("tiny", "float32"), PlugInConfig(reader_depth=0))
+    plugin.save_pretrained(tmp_path / "plugin")
+    for name, reward, shown in (
+        ("own", ["reward=parities.parity"], 0),
+        ("boxes", [], 2),
+        ("sum", ["reward=weighted", "reward.functions=[parities.parity,ollm_rl.reward.functions.MathVerify]"], 2),
+    ):
+        main(["train", *keys, *reward, f"name={name}", "plugin.path=plugin", "plugin.reader_depth=0"])
+        again = ol.load_agent(
+            f"runs/{name}/policy",
+            reward=ol.MathVerify() if name == "boxes" else lambda completions: [0.0] * len(completions),
+        )
+        assert len(again.session.prompter.examples) == shown == len(again.session.task.examples), name

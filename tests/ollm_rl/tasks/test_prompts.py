@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.tiny import CHAT_TEMPLATE
 from ollm_rl.tasks import Problem
-from ollm_rl.tasks.prompts import BOX, Prompter
+from ollm_rl.tasks.prompts import BOX, Prompter, Prompting
 from ollm_rl.tasks.records import JsonlConfig
 
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -110,3 +110,22 @@ def test_a_box_is_asked_for_where_the_judge_wants_one_and_nothing_shows_one():
 def test_an_instruction_without_a_place_for_the_problem_is_refused():
     with pytest.raises(ConfigurationError, match="task.instruction=Solve.; expected a text with {problem}"):
         JsonlConfig(path="x", instruction="Solve.")
+
+
+def test_a_template_that_refuses_a_prompt_is_said(tiny):
+    class Tokenizer:
+        eos_token_id = 0
+        chat_template = "not empty"
+
+        def apply_chat_template(self, said, tokenize, add_generation_prompt, **more):
+            if said[0]["role"] == "system":
+                raise RuntimeError("System role not supported")
+            return [1] if more else "text"
+
+    backbone = SimpleNamespace(tokenizer=Tokenizer(), eos_ids=[0])
+    with pytest.raises(
+        ConfigurationError, match=r"refuses the prompt .RuntimeError: System role not supported.*task.system_prompt"
+    ):
+        Prompter(backbone, [], Prompting(system_prompt="Hi"))
+    with pytest.raises(ConfigurationError, match=r"task.chat_template_kwargs=.*gives? list"):
+        Prompter(backbone, [], Prompting(chat_template_kwargs={"return_dict": True}))
