@@ -20,7 +20,7 @@ def small(tiny, **settings) -> Distill:
     return Distill(tiny, **{"rounds": 2, "problems_per_round": 12, "budget": 120, "width": 4, "epochs": 30} | settings)
 
 
-def even(episodes):
+def even(episodes, prompter=None):
     for e in episodes:
         e.reward = float(sum(e.tokens) % 4 == 0)
 

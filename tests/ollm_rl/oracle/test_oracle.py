@@ -52,7 +52,7 @@ def every_text(session, problem) -> set[tuple[int, ...]]:
 def test_a_tree_search_judges_every_text_once(short, prior, monkeypatch, search, width):
     problem = short.problems("test", 1)[0]
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(short, "judge", lambda episodes: seen.extend(tuple(e.tokens) for e in episodes))
+    monkeypatch.setattr(short, "judge", lambda episodes, prompter=None: seen.extend(tuple(e.tokens) for e in episodes))
     found = Oracle(short, prior, search, budget=100_000, width=width).solve([problem])[0]
     assert found.tried == len(seen)
     assert len(seen) == len(set(seen)) > 10
@@ -64,7 +64,7 @@ def test_best_first_finds_what_enumeration_finds(short, prior, monkeypatch):
     wanted = sorted(every_text(short, problem))[::7]
     for text in wanted:
 
-        def judge(episodes, text=text):
+        def judge(episodes, prompter=None, text=text):
             for e in episodes:
                 e.reward = float(tuple(e.tokens) == text)
 
@@ -90,7 +90,7 @@ def test_no_search_spends_more_than_its_budget(tiny, prior, search, budget):
 
 @pytest.mark.parametrize("search", ["best_first", "puct", "beam", "best_of_n"])
 def test_more_budget_solves_more(tiny, prior, search, monkeypatch):
-    def judge(episodes):
+    def judge(episodes, prompter=None):
         for e in episodes:
             e.reward = float(sum(e.tokens) % 13 == 0)
 
@@ -129,7 +129,7 @@ def finds_what_exhaustive_finds(seed: int, monkeypatch) -> tuple[bool, int]:
     problem = session.problems("test", 1, seed)[0]
     chance = np.random.default_rng(seed)
 
-    def judge(episodes):
+    def judge(episodes, prompter=None):
         for e in episodes:  # one text in `rare` is right, whichever search asks
             e.reward = float(hash((rare, *e.tokens)) % rare == 0)
 
@@ -189,7 +189,7 @@ def test_resumed_it_gives_the_same_searches(tiny, prior, monkeypatch, tmp_path):
 
 
 def accept_one_in(rare: int):
-    def judge(episodes):
+    def judge(episodes, prompter=None):
         for e in episodes:
             e.reward = float(sum(e.tokens) % rare == 0)
 
@@ -197,7 +197,7 @@ def accept_one_in(rare: int):
 
 
 def test_without_memory_beginnings_are_computed_again_and_counted(tiny, prior, monkeypatch):
-    monkeypatch.setattr(tiny, "judge", lambda episodes: None)
+    monkeypatch.setattr(tiny, "judge", lambda episodes, prompter=None: None)
     problems = tiny.problems("test", 4)
     kept = Oracle(tiny, prior, "best_first", 200, 4).solve(problems)
     poor = Oracle(tiny, prior, "best_first", 200, 4, keep_gib=0).solve(problems)
@@ -207,7 +207,7 @@ def test_without_memory_beginnings_are_computed_again_and_counted(tiny, prior, m
 
 
 def test_a_verdict_that_times_out_is_counted_and_stops_nothing(tiny, prior, monkeypatch):
-    def judge(episodes):
+    def judge(episodes, prompter=None):
         for e in episodes:
             e.verdict = "timeout"
 
@@ -219,7 +219,7 @@ def test_a_verdict_that_times_out_is_counted_and_stops_nothing(tiny, prior, monk
 
 
 def test_limits_on_verdicts_and_time_end_a_search_with_what_it_has(tiny, prior, monkeypatch):
-    monkeypatch.setattr(tiny, "judge", lambda episodes: None)
+    monkeypatch.setattr(tiny, "judge", lambda episodes, prompter=None: None)
     problems = tiny.problems("test", 3)
     assert all(s.tried <= 5 for s in Oracle(tiny, prior, "best_first", 10**6, 1, max_tries=5).solve(problems))
     start = time.monotonic()
@@ -257,7 +257,7 @@ def test_an_unknown_search_is_refused(tiny, prior):
 
 
 def test_a_beam_wider_than_the_engine_is_as_wide_as_the_engine(tiny, prior, monkeypatch):
-    monkeypatch.setattr(tiny, "judge", lambda episodes: None)
+    monkeypatch.setattr(tiny, "judge", lambda episodes, prompter=None: None)
     slots = tiny.engine.num_slots
     found = Oracle(tiny, prior, "beam", 600, 4 * slots).solve(tiny.problems("test", 2))
     narrow = Oracle(tiny, prior, "beam", 600, slots).solve(tiny.problems("test", 2))

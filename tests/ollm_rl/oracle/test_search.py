@@ -21,7 +21,7 @@ def test_the_branch_of_a_text_that_it_values_comes_first():
 
 def test_every_text_is_still_judged_once(short, monkeypatch):
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(short, "judge", lambda episodes: seen.extend(tuple(e.tokens) for e in episodes))
+    monkeypatch.setattr(short, "judge", lambda episodes, prompter=None: seen.extend(tuple(e.tokens) for e in episodes))
 
     def prior(hidden, mask):
         return short.plugin.prior_logits(hidden).masked_fill(~mask, -1e9).log_softmax(-1)
