@@ -33,12 +33,10 @@ from ollm_rl.options.reader_training import cached_reader, reader_key
 from ollm_rl.options.reading import read_states
 from ollm_rl.options.training import convert as train_plugin
 from ollm_rl.tasks import SPLITS, Problem, Task
-from ollm_rl.tasks.base import worked
+from ollm_rl.tasks.base import ALL, has_end, worked
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
-
-MOST = 1_000_000  # problems of a split of files
 
 
 def convert(
@@ -93,9 +91,9 @@ def convert(
 def drawn(task: Task, split: str, n: int, seed: int) -> list[Problem]:
     """At most n problems of a split; of one where only some have solutions, those that have one first."""
     found = task.problems(split, n, seed)
-    if all(p.solution is not None for p in found) or not getattr(task, "table", ()):  # no table: without an end
+    if all(p.solution is not None for p in found) or not has_end(task):
         return found
-    return sorted(task.problems(split, MOST, seed), key=lambda p: p.solution is None)[:n]
+    return sorted(task.problems(split, ALL, seed), key=lambda p: p.solution is None)[:n]
 
 
 def _fitting(backbone: Backbone, prompter: Prompter, problems: list[Problem]) -> list[Problem]:

@@ -6,6 +6,7 @@ A problem's split follows from a hash of its text, so that no seed and no size m
 
 import hashlib
 import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.functions import MathVerify
 
 SPLITS = ("sft", "train", "tune", "test")
+ALL = sys.maxsize  # problems of a split that has an end
 # Cumulative percentages of the hash; the last 3% hold the examples that stand in every prompt.
 BOUNDS = {"sft": (0, 42), "train": (42, 67), "tune": (67, 77), "test": (77, 97), "examples": (97, 100)}
 
@@ -104,6 +106,11 @@ class Task(ABC):
     @abstractmethod
     def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
         """At most `n` problems of a split; the same ones for the same seed."""
+
+
+def has_end(task: Task) -> bool:
+    """Whether its problems are rows of data, and not generated as many as are wanted."""
+    return bool(getattr(task, "table", ()))
 
 
 def bucket(text: str, bounds: Mapping[str, tuple[float, float]] = BOUNDS) -> str:

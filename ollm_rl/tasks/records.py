@@ -349,9 +349,8 @@ class Jsonl(Task):
                     f"{where} has no 'solution'; task.examples shows in every prompt how problems are solved."
                 )
             found.append(example)
-        self.unanswered, self.system_prompt, self._system = (
-            mine  # an example needs no answer, and is asked under the data's system message
-        )
+        # An example needs no answer, and is asked under the data's system message.
+        self.unanswered, self.system_prompt, self._system = mine
         shown = {whole(p) for p in found}
         for split, problems in self.by_split.items():
             kept = [p for p in problems if whole(p) not in shown]

@@ -4,7 +4,7 @@ import pytest
 
 from ollm_rl.config.compose import compose
 from ollm_rl.experiments.single import open_workers
-from ollm_rl.session import solutions
+from ollm_rl.session import collection
 from tests.conftest import QUICK_KEYS
 
 KEYS = [
@@ -18,9 +18,9 @@ def test_workers_sample_solutions_as_one_process_does(own_cache, tmp_path, monke
     (own_cache / "reward-failed").touch()
     # A random model hardly ever ends a text.
     monkeypatch.setattr(
-        solutions, "_record", lambda e: {"text": e.text, "solved": e.solved, "cut": False, "judged": True}
+        collection, "_record", lambda e: {"text": e.text, "solved": e.solved, "cut": False, "judged": True}
     )
-    monkeypatch.setattr(solutions, "CHUNK", 8)
+    monkeypatch.setattr(collection, "CHUNK", 8)
     found = []
     for n in (0, 2):
         monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / str(n)))

@@ -9,9 +9,10 @@ from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.modules import PlugIn
-from ollm_rl.session import solutions
+from ollm_rl.session import collection
 from ollm_rl.session.local import Session
-from ollm_rl.session.solutions import NO_OPTIONS, with_solutions, write_solutions
+from ollm_rl.session.samplers import NO_OPTIONS
+from ollm_rl.session.solutions import with_solutions, write_solutions
 from ollm_rl.tasks import make_task
 
 ENGINE = {"num_slots": 16, "max_new_tokens": 12}
@@ -47,8 +48,8 @@ def problems(tmp_path):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))
-    record = solutions._record  # a random model hardly ever ends a text
-    monkeypatch.setattr(solutions, "_record", lambda e: {**record(e), "solved": e.solved, "cut": False})
+    record = collection._record  # a random model hardly ever ends a text
+    monkeypatch.setattr(collection, "_record", lambda e: {**record(e), "solved": e.solved, "cut": False})
     ASKED.clear()
     OPENED.clear()
     return tmp_path / "cache"
@@ -140,7 +141,7 @@ def test_texts_that_are_cut_off_are_no_solutions(tiny, problems, cache, monkeypa
 
 
 def test_a_collection_goes_on_where_it_was_cut_off(tiny, problems, cache, monkeypatch):
-    monkeypatch.setattr(solutions, "CHUNK", 4)
+    monkeypatch.setattr(collection, "CHUNK", 4)
     whole = [(p.problem, p.solution) for p in solved(tiny, problems).problems("sft", 999)]
     asked = sum(ASKED)
     for file in cache.glob("solutions/*/texts.jsonl"):
@@ -215,14 +216,14 @@ def test_a_plug_in_is_converted_on_them(tiny, problems, cache):
 
 
 def test_what_is_found_does_not_depend_on_what_was_kept_before(tiny, problems, cache, monkeypatch):
-    monkeypatch.setattr(solutions, "CHUNK", 4)
+    monkeypatch.setattr(collection, "CHUNK", 4)
     few = [(p.problem, p.solution) for p in solved(tiny, problems, num_solutions=10).problems("sft", 999)]
     solved(tiny, problems, num_solutions=60)  # asks for more of the same
     assert [(p.problem, p.solution) for p in solved(tiny, problems, num_solutions=10).problems("sft", 999)] == few
 
 
 def test_later_rounds_ask_the_prior_of_what_was_found(tiny, problems, cache, monkeypatch):
-    monkeypatch.setattr(solutions, "CHUNK", 4)
+    monkeypatch.setattr(collection, "CHUNK", 4)
     task = solved(tiny, problems, rounds=3, **QUICK)
     rounds = task.sampled["sft"]["rounds"]
     assert [r["sampler"] for r in rounds] == ["the backbone"] + ["the prior of what was found so far"] * 2
@@ -264,7 +265,7 @@ def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
     )
     assert plugin is not None and plugin.report["num_solutions"] == len(task.problems("sft", 999))
     unsolved = [p.id for p in problems.problems("sft", 999) if not p.id.endswith("1")]
-    later = asked[-1 - (len(unsolved) > solutions.CHUNK)]
+    later = asked[-1 - (len(unsolved) > collection.CHUNK)]
     assert set(later) <= set(unsolved)
     assert {p.id for p in task.problems("sft", 999)} == {p.id for p in problems.problems("sft", 999)}
 
