@@ -17,6 +17,9 @@ class EvaluateConfig(Config):
     split: str = setting("test", "where the problems come from", choices=SPLITS)
     num_problems: int = setting(200, "problems, one greedy answer each", at_least=1)
     samples: int = setting(8, "sampled answers per problem, for avg@k, pass@k and maj@k; 0: none", at_least=0)
+    ks: list[int] = setting(
+        [], "numbers of answers up to samples for curves of pass@k and maj@k, such as [1,2,4,8]; empty: samples alone"
+    )
     num_ood: int = setting(0, "test problems of each of the task's out-of-distribution variants", at_least=0)
     num_kl: int = setting(0, "problems for the KL from where training started", at_least=0)
     hand_over: list[float] = setting(
@@ -28,6 +31,10 @@ class EvaluateConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if wrong_k := [k for k in self.ks if not 1 <= k <= self.samples]:
+            raise ConfigurationError(
+                f"evaluate.ks: {wrong_k[0]} answers of evaluate.samples={self.samples}; expected numbers from 1 to {self.samples}"
+            )
         if wrong := [x for x in self.hand_over if not (0 < x < 1 or (x >= 1 and float(x).is_integer()))]:
             raise ConfigurationError(
                 f"evaluate.hand_over: {wrong[0]} is no number of decisions and no share; expected 1, 2, ... or a number between 0 and 1"

@@ -45,16 +45,20 @@ def evaluate(
     problems: Sequence[Problem],
     k: int = EvaluateConfig.samples,
     seed: int = 0,
+    ks: Sequence[int] = (),
 ) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
+
+    Args:
+        ks: numbers of texts up to k for pass@k and maj@k, estimated from all texts; by default k alone.
 
     An agent with a model of its own (`acting_session`) acts with that. The seeds of the episodes depend on `seed` and the
     problem's place only, so agents are compared on equal terms.
 
     Raises:
-        ConfigurationError: k is negative.
+        ConfigurationError: k is negative, or one of `ks` larger.
     """
-    EvaluateConfig(samples=k)  # which checks it
+    EvaluateConfig(samples=k, ks=list(ks))  # which checks them
     session = agent.acting_session or session
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
@@ -65,7 +69,7 @@ def evaluate(
         episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar)
     first = episodes[:: k + 1]
     rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
-    return Evaluation(results_row(name, first, rest, k, seed), first, rest)
+    return Evaluation(results_row(name, first, rest, k, seed, ks), first, rest)
 
 
 def evaluate_agent(
@@ -77,6 +81,7 @@ def evaluate_agent(
     seed: int = 0,
     name: str | None = None,
     directory: str | Path | None = None,
+    ks: Sequence[int] = (),
 ) -> Results:
     """Evaluate an agent on problems of a split: one greedy answer and `samples` sampled ones for each.
 
@@ -85,6 +90,7 @@ def evaluate_agent(
     >>> result.rows[0].accuracy, result.rows[0].sampled[8].pass_
 
     Args:
+        ks: numbers of texts up to `samples` for curves of pass@k and maj@k.
         name: of the agent in tables; by default, that of its configuration, or of its class.
         directory: that `results.json`, `rollouts/greedy.jsonl`, `rollouts/sampled.jsonl` and `replays.json` (for the report) are written
             to, over those of an earlier evaluation; by default the agent's `run_dir`, where it has one. What learning took is taken from
@@ -97,7 +103,7 @@ def evaluate_agent(
     EvaluateConfig(split=split, num_problems=num_problems)  # which checks them
     agent = adapt(agent, session)
     name = name or agent_name(agent)
-    found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed)
+    found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed, ks)
     results = Results([found.row], session.task.name, session.backbone.name, conversion=session.conversion)
     directory = directory or agent.run_dir
     if directory is not None:

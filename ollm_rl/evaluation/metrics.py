@@ -5,19 +5,20 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 
-from ollm_rl.evaluation.records import Breakdown, Difference, Sampled, Share
+from ollm_rl.evaluation.records import Breakdown, Difference, Interval, Sampled, Share
 from ollm_rl.evaluation.rows import Row
-from ollm_rl.reward.normal_form import normal_form, plain_number
-from ollm_rl.reward.verifier import MAX_ANSWER
+from ollm_rl.evaluation.votes import Ballot
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.base import values_of
 
 BREAKDOWN = ("domain", "difficulty", "source")
+COMPARED = 16  # texts of a problem that are compared with one another
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -35,40 +36,55 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def majority(episodes: Sequence[Episode]) -> float:
-    """How right the answer is that most of a problem's texts give: the solved share of the texts that give it.
-
-    Answers that the verifier's normal form makes equal are one, texts without an answer do not vote, and of answers that are
-    equally frequent it is the mean. Over these k texts as they are: no estimate of what other k would give.
-    """
-    votes: dict[Any, list[bool]] = {}
-    for episode in episodes:
-        if episode.answer is not None:
-            votes.setdefault(_vote(episode.answer), []).append(episode.solved)
-    most = max(map(len, votes.values()), default=0)
-    winners = [solved for solved in votes.values() if len(solved) == most]
-    return sum(sum(solved) / most for solved in winners) / len(winners) if winners else 0.0
-
-
-def _vote(answer: str) -> Any:
-    if len(answer) > MAX_ANSWER:  # it is compared as it stands
-        return answer.strip()
-    number = plain_number(form := normal_form(answer))
-    return form if number is None else number
-
-
-def sampled_metrics(episodes: Sequence[Episode], k: int) -> dict[int, Sampled]:
-    """`avg@k`, `pass@k` and `maj@k` of k texts per problem, one problem's after another's, under k; nothing if k is 0.
+def sampled_metrics(episodes: Sequence[Episode], samples: int, ks: Sequence[int] = ()) -> dict[int, Sampled]:
+    """`avg@k`, `pass@k` and `maj@k`, with their intervals over problems, under every k; nothing if there are no samples.
 
     `maj@k` is None where rewards have nothing to do with stated answers: solved texts, and no answer in any.
+
+    Args:
+        episodes: `samples` texts of every problem, one problem's after another's.
+        ks: numbers of texts up to `samples`, estimated from all texts (`ollm_rl.evaluation.votes`); by default `samples` alone.
     """
-    if not k or not episodes:
+    if not samples or not episodes:
         return {}
-    groups = [episodes[at : at + k] for at in range(0, len(episodes), k)]
+    groups = [episodes[at : at + samples] for at in range(0, len(episodes), samples)]
     correct = [sum(e.solved for e in group) for group in groups]
     unstated = any(correct) and all(e.answer is None for e in episodes)
-    avg, best = float(np.mean(correct)) / k, float(np.mean([pass_at_k(k, c, k) for c in correct]))
-    return {k: Sampled(avg, best, None if unstated else float(np.mean([majority(group) for group in groups])))}
+    ballots = [] if unstated else [Ballot(group) for group in groups]
+    avg, avg_ci95 = _with_interval([c / samples for c in correct])
+    found: dict[int, Sampled] = {}
+    for k in sorted({*(ks or [samples])}):
+        best, best_ci95 = _with_interval([pass_at_k(samples, c, k) for c in correct])
+        maj, maj_ci95 = (None, None) if unstated else _with_interval([b.majority(k) for b in ballots])
+        found[k] = Sampled(avg, best, maj, avg_ci95, best_ci95, maj_ci95)
+    return found
+
+
+def _with_interval(values: Sequence[float]) -> tuple[float, Interval]:
+    """The mean over problems and its bootstrap interval."""
+    found = bootstrap(np.array(values))
+    return found.mean, found.ci95
+
+
+def diversity(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
+    """How different the texts of a problem are: `distinct_answers`, and `text_distance`, a mean over pairs of its first `COMPARED` texts.
+
+    The distance of two texts is the share of their pairs of neighbouring tokens that the other does not have (one minus Dice's coefficient).
+    """
+    if samples < 2 or not episodes:
+        return {}
+    answers, distances = [], []
+    for at in range(0, len(episodes), samples):
+        group = episodes[at : at + samples]
+        answers.append(Ballot(group).num_answers)
+        texts = Counter(tuple(e.tokens) for e in group[:COMPARED])  # many are the same
+        grams = {text: Counter(pairwise((-1, *text))) for text in texts}
+        differ = [
+            texts[a] * texts[b] * (1 - 2 * (grams[a] & grams[b]).total() / max(len(a) + len(b), 1))
+            for a, b in combinations(texts, 2)
+        ]
+        distances.append(sum(differ) / math.comb(min(samples, COMPARED), 2))
+    return {"distinct_answers": float(np.mean(answers)), "text_distance": float(np.mean(distances))}
 
 
 def breakdown(judged: Sequence[tuple[Problem, bool]]) -> Breakdown:
@@ -145,8 +161,10 @@ def foreign_script(text: str) -> bool:
     )
 
 
-def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int, seed: int = 0) -> Row:
-    """The figures of an evaluation with k sampled texts a problem."""
+def results_row(
+    name: str, greedy: list[Episode], sampled: list[Episode], samples: int, seed: int = 0, ks: Sequence[int] = ()
+) -> Row:
+    """The figures of an evaluation with so many sampled texts a problem; `ks` as in `sampled_metrics`."""
     whole = share(sum(e.solved for e in greedy), len(greedy))
     return Row(
         agent=name,
@@ -154,7 +172,8 @@ def results_row(name: str, greedy: list[Episode], sampled: list[Episode], k: int
         n_problems=whole.n,
         accuracy=whole.accuracy,
         accuracy_ci95=whole.accuracy_ci95,
-        sampled=sampled_metrics(sampled, k),
+        sampled=sampled_metrics(sampled, samples, ks),
+        **diversity(sampled, samples),
         mean_length=float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
         mean_decisions=float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
         mean_reward=float(np.mean([e.reward for e in greedy])) if greedy else 0.0,

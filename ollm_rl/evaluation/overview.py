@@ -55,8 +55,8 @@ def share_cell(found: Scores | Share | None) -> str:
 
 
 def sample_counts(rows: Sequence[AgentRow]) -> list[int]:
-    """The numbers of samples k that some row has figures of, in order."""
-    return sorted({k for row in rows for k in row.sampled})
+    """The largest number of samples k of every row that has figures of some, in order."""
+    return sorted({max(row.sampled) for row in rows if row.sampled})
 
 
 def shown_pooled(pooled: Sequence[PooledRow]) -> list[PooledRow]:
@@ -80,7 +80,8 @@ def results_table(title: str, rows: Sequence[Row], pooled: Sequence[PooledRow] =
     for row, task, seed in named:
         cells = [*([task] if tasks else []), row.agent, seed, str(row.n_problems), share_cell(row)]
         # Figures of another number of samples are no more comparable than those of another column.
-        cells += [num(v) for k in ks for v in vars(row.sampled.get(k, Sampled())).values()]
+        for found in [row.sampled.get(k, Sampled()) for k in ks]:
+            cells += [num(v) for v in (found.avg, found.pass_, found.maj)]
         cells += [num(getattr(row, "mean_reward", None))] if graded else []
         cells += [f"{row.train_episodes:.0f}", f"{row.train_seconds:.0f}"]
         cells += [num(v) for v in (row.no_answer_rate, row.repetition_rate, row.foreign_script_rate)]

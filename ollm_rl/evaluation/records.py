@@ -94,11 +94,14 @@ class Variant(Share):
 @dataclass
 class Sampled:
     """Of k sampled answers a problem: their mean accuracy, the share of problems that some of them solves (unbiased), and the share that
-    the answer of most of them solves; None where it was not measured."""
+    the answer of most of them solves, with their 95% intervals (bootstrap over problems); None where it was not measured."""
 
     avg: float | None = None
     pass_: float | None = None
     maj: float | None = None
+    avg_ci95: Interval | None = None
+    pass_ci95: Interval | None = None
+    maj_ci95: Interval | None = None
 
 
 @dataclass(kw_only=True)

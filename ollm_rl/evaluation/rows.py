@@ -26,7 +26,7 @@ from ollm_rl.evaluation.records import (
     read_record,
 )
 
-_SAMPLED = re.compile(r"(avg|pass|maj)(?:@|_at_)(\d+)")
+_SAMPLED = re.compile(r"(avg|pass|maj)(?:@|_at_)(\d+)(_ci95)?")
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,8 @@ class Scores(Record):
 
     Attributes:
         accuracy: of one greedy answer a problem (of a search: the solved share), with its 95% interval.
-        sampled: by the number of samples k.
+        sampled: by the number of samples k. distinct_answers, text_distance: of a problem's sampled texts, see
+            `ollm_rl.evaluation.metrics.diversity`.
         mean_length: of greedy texts, in tokens; `mean_decisions`: tokens at which options disagreed; `mean_reward`: their reward.
         no_answer_rate, repetition_rate, foreign_script_rate: shares of greedy texts that degenerate so.
         verdicts: how many greedy answers got which verdict.
@@ -48,6 +49,8 @@ class Scores(Record):
     accuracy: float
     accuracy_ci95: Interval
     sampled: dict[int, Sampled] = field(default_factory=dict)
+    distinct_answers: float | None = None
+    text_distance: float | None = None
     mean_length: float | None = None
     mean_decisions: float | None = None
     mean_reward: float | None = None
@@ -64,9 +67,11 @@ class Scores(Record):
         found = dict(found)
         sampled: dict[int, Sampled] = {}
         for key in [key for key in found if _SAMPLED.fullmatch(key)]:
-            which, k = _SAMPLED.fullmatch(key).groups()  # type: ignore[union-attr]
-            if (value := found.pop(key)) is not None:
-                setattr(sampled.setdefault(int(k), Sampled()), {"pass": "pass_"}.get(which, which), value)
+            which, k, interval = _SAMPLED.fullmatch(key).groups()  # type: ignore[union-attr]
+            if (value := found.pop(key)) is None:
+                continue
+            name = f"{which}_ci95" if interval else {"pass": "pass_"}.get(which, which)
+            setattr(sampled.setdefault(int(k), Sampled()), name, tuple(value) if interval else value)
         found["sampled"] = dict(sorted(sampled.items()))
         parts: Mapping[str, Mapping[str, Any]] = found.get("breakdown") or {}
         found["breakdown"] = {
@@ -79,9 +84,11 @@ class Scores(Record):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop("sampled", None)
-        figures: dict[str, float | None] = {}
+        figures: dict[str, Any] = {}
         for k, each in self.sampled.items():
             figures |= {f"avg@{k}": each.avg, f"pass@{k}": each.pass_, f"maj@{k}": each.maj}
+            intervals = {f"{name}@{k}_ci95": getattr(each, f"{name}_ci95") for name in ("avg", "pass", "maj")}
+            figures |= {name: list(interval) for name, interval in intervals.items() if interval is not None}
             figures |= {"avg_at_8": each.avg, "pass_at_8": each.pass_} if k == 8 else {}  # for readers who know these
         return _after(values, "accuracy_ci95", figures)
 

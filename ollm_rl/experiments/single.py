@@ -136,7 +136,7 @@ def _run_trial(
         every, n = config.evaluate.every, config.evaluate.every_problems
         learned = train(agent, run, [*([EvaluateWhileTraining(every, n)] if every is not None else []), *callbacks])
         store(agent, run.path / "policy")
-    found = evaluate(session, agent, settings.agent_name, problems, config.evaluate.samples, seed)
+    found = evaluate(session, agent, settings.agent_name, problems, config.evaluate.samples, seed, config.evaluate.ks)
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
     row = found.row

@@ -23,7 +23,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     folder.mkdir(exist_ok=True)
-    parts = (plot(results, folder) for plot in (_learning, _costs, _headroom, _decides, _budget))
+    parts = (plot(results, folder) for plot in (_learning, _costs, _headroom, _decides, _budget, _samples))
     return [p for p in (*parts, *_gaps(results, folder)) if p is not None]
 
 
@@ -265,6 +265,33 @@ def _budget(results: Results, folder: Path) -> Path | None:
     axes.set_title(f"What could the best latents reach? {results.backbone} on {results.task}", fontsize=11)
     _legend(axes, **({"loc": "lower right"} if len(marked) < 4 else {}))
     return _save(figure, folder / "solved_against_budget.png")
+
+
+def _samples(results: Results, folder: Path) -> Path | None:
+    """pass@k and maj@k against k with their 95% bands: does learning find new solutions, or repeat those that were there?"""
+    several = any(len(row.seeds) > 1 for row in results.pooled)
+    rows = [row for row in (results.pooled if several else results.rows) if len(row.sampled) > 1]
+    if not rows:
+        return None
+    figure, axes = _figure("texts per problem (k)", "share solved")
+    colours = _colours(results)
+    for row in rows:
+        ks, found = [*row.sampled], [*row.sampled.values()]
+        for name, style in (("pass", "o-"), ("maj", "s--")):
+            values = [getattr(each, {"pass": "pass_"}.get(name, name)) for each in found]
+            if None in values:
+                continue
+            axes.plot(ks, values, style, color=colours[row.agent], markersize=4, label=f"{row.agent}: {name}@k")
+            bands = [getattr(each, f"{name}_ci95") for each in found]
+            if None not in bands:
+                axes.fill_between(ks, *zip(*bands, strict=True), color=colours[row.agent], alpha=0.12)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({k for row in rows for k in row.sampled})
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.minorticks_off()
+    axes.set_title(f"More samples: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
+    _legend(axes)
+    return _save(figure, folder / "samples.png")
 
 
 def _gaps(results: Results, folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from ollm_rl.evaluation.comparison import WINDOW
 from ollm_rl.evaluation.overview import Text, num, share_cell
+from ollm_rl.evaluation.records import Sampled
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow
 
@@ -19,6 +20,7 @@ def comparison_tables(results: Results) -> list[Text]:
         _degeneration(pooled),
         _variants(pooled),
         _hand_over(pooled),
+        _samples(results),
         _tests(results),
         _changes(results),
         _where(results),
@@ -200,6 +202,26 @@ def _hand_over(pooled: list[PooledRow]) -> Text | None:
         "Greedy accuracy where the agent chooses at the first decisions of a text only (their number, or their share in its own text), and "
         "the prior afterwards; behind it, how much of the agent's gain over where it began is kept.",
         ["agent", *(f"after {name}" for name in names), "never"],
+        body,
+    )
+
+
+def _samples(results: Results) -> Text | None:
+    rows = [row for row in results.pooled or results.rows if row.distinct_answers is not None]
+    if not rows:
+        return None
+    ks = sorted({k for row in rows for k in row.sampled})
+    body = []
+    for row in rows:
+        found = [row.sampled.get(k, Sampled()) for k in ks]
+        figures = [num(v) for each in found for v in (each.pass_, each.maj)]
+        body.append([row.agent, num(row.distinct_answers, 2), num(row.text_distance, 2), *figures])
+    return Text(
+        "Several texts a problem",
+        "Different answers of a problem's sampled texts, and how different its texts are (the share of pairs of neighbouring tokens that "
+        "another text does not have); the share of problems that some of k texts solves, and that the answer of most of them solves, "
+        "estimated from all texts. Of equally frequent answers that of the likelier texts counts.",
+        ["agent", "answers", "distance", *(f"{name}@{k}" for k in ks for name in ("pass", "maj"))],
         body,
     )
 

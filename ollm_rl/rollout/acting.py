@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.policies import LatentPolicy
 
 
 class Predicts(Protocol):
@@ -24,7 +25,8 @@ class PolicyAdapter:
     """An agent's `predict` as the engine's policy.
 
     `mask`, `uniforms` and, for agents over the vocabulary, `logits` are handed over only if the agent takes them:
-    `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities are not known here and given as zero.
+    `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities of what is drawn are those of the agent's
+    `LatentPolicy`, or of the logits; where it has neither, or nothing is drawn, they are given as zero.
     """
 
     def __init__(self, agent: Predicts, deterministic: bool):
@@ -59,4 +61,16 @@ class PolicyAdapter:
                 f"{type(getattr(self.agent, 'agent', self.agent)).__qualname__}.predict gave {gave} of shape {tuple(z.shape)} and type "
                 f"{str(z.dtype).removeprefix('torch.')}; expected {n} integers below {most}, the {what} of {n} states"
             )
-        return z.long(), torch.zeros(len(z), device=hidden.device)
+        return z.long(), self._log_probs(hidden, seen, z.long())
+
+    @torch.inference_mode()
+    def _log_probs(self, hidden: Tensor, seen: Tensor, z: Tensor) -> Tensor:
+        policy = getattr(self.agent, "policy", None)
+        if self.deterministic or not (self.agent.acts_on_logits or isinstance(policy, LatentPolicy)):
+            return torch.zeros(len(z), device=hidden.device)
+        if self.agent.acts_on_logits:
+            return torch.cat([
+                row.gather(0, token[None]).float() - row.float().logsumexp(0)
+                for row, token in zip(seen, z, strict=True)
+            ])  # fmt: skip
+        return policy(hidden, seen).gather(1, z[:, None])[:, 0]

@@ -80,6 +80,15 @@ class Episode:
         return self.reward >= self.solved_at
 
     @property
+    def log_prob(self) -> float | None:
+        """Of the whole text: log-probabilities summed over its decisions, forced tokens being certain; None if they are not at hand.
+
+        Where not all decisions were kept, it is an estimate from those that were."""
+        if self.log_probs is None:
+            return 0.0 if self.tokens and not self.num_decisions else None
+        return float(self.log_probs.sum()) * self.num_decisions / max(self.num_kept, 1)
+
+    @property
     def num_decisions(self) -> int:
         """Decision points, kept or not."""
         return self.num_kept + self.dropped_decisions
@@ -103,6 +112,7 @@ class Episode:
             "verdict": self.verdict,
             "stop": self.stop,
             "seed": self.seed,
+            "log_prob": self.log_prob,
             "policy_version": self.policy_version,
             "latents": self.latents,
             "tokens": self.tokens,

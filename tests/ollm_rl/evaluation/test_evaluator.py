@@ -9,11 +9,12 @@ import torch
 from agents.prior import Prior
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.comparison import summarize
+from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.evaluator import agent_name, evaluate, evaluate_agent
 from ollm_rl.evaluation.metrics import (
     breakdown,
     foreign_script,
-    majority,
+    diversity,
     pass_at_k,
     pool_breakdowns,
     repeats,
@@ -76,14 +77,6 @@ def episodes(*answers: str | None, gold: str = "2") -> list[Episode]:
     return [Episode(Problem("", "", gold), answer=a, reward=float(a in (gold, f"{gold}.0", "4/2"))) for a in answers]
 
 
-def test_majorities():
-    assert majority(episodes("2", "3", "2.0", "4/2", "3")) == 1.0  # one answer, however it is written
-    assert majority(episodes("3", "3", "2", None, None, None)) == 0.0  # who says nothing does not vote
-    assert majority(episodes("3", "2")) == 0.5  # a tie
-    assert majority(episodes(None, None)) == 0.0
-    assert majority(episodes("9" * 3000, "9" * 3000, "2")) == 0.0
-
-
 @pytest.mark.parametrize("k", [1, 3, 4, 8, 16])
 def test_figures_of_any_number_of_samples(k):
     groups = [["2"] * k, ["3"] * k, ["2"] + ["3"] * (k - 1)]
@@ -105,7 +98,34 @@ def test_no_samples_have_no_figures(tiny):
 
 def test_a_reward_that_is_not_about_answers_has_no_majority():
     texts = [Episode(Problem("", "", "2"), reward=1.0)] * 4
-    assert sampled_metrics(texts, 4) == {4: Sampled(1.0, 1.0, None)}
+    assert sampled_metrics(texts, 4) == {4: Sampled(1.0, 1.0, None, (1.0, 1.0), (1.0, 1.0))}
+
+
+def test_figures_at_several_numbers_of_samples():
+    texts = [e for group in (["2", "3", "4", "3"], ["2", "2", "2", "3"]) for e in episodes(*group)]
+    found = sampled_metrics(texts, 4, [4, 1, 2])
+    assert list(found) == [1, 2, 4]
+    assert found[1].pass_ == found[1].maj == pytest.approx((1 / 4 + 3 / 4) / 2)  # one text is its own majority
+    assert found[4].maj == 0.5 and found[4].pass_ == 1.0
+    for each in found.values():
+        for mean, interval in ((each.pass_, each.pass_ci95), (each.maj, each.maj_ci95), (each.avg, each.avg_ci95)):
+            assert interval[0] <= mean <= interval[1]
+    with pytest.raises(
+        ConfigurationError, match="evaluate.ks: 9 answers of evaluate.samples=8; expected numbers from 1 to 8"
+    ):
+        EvaluateConfig(ks=[1, 9])
+
+
+def test_diversity():
+    def text(*tokens):
+        return Episode(Problem("", "", "2"), answer=str(tokens[-1]), tokens=list(tokens))
+
+    same = [text(1, 2, 3)] * 4
+    assert diversity(same, 4) == {"distinct_answers": 1.0, "text_distance": 0.0}
+    assert diversity([text(1, 2, 3), text(4, 5, 6)], 2) == {"distinct_answers": 2.0, "text_distance": 1.0}
+    half = diversity([text(1, 2), text(1, 3)], 2)  # one pair of neighbours of two is shared
+    assert half["text_distance"] == 0.5
+    assert diversity(same, 1) == diversity([], 0) == {}
 
 
 def test_an_agent_is_evaluated_in_one_call(tiny, tmp_path):

@@ -11,6 +11,7 @@ from ollm_rl.evaluation.results import Results, Row
 from ollm_rl.report import plots
 from ollm_rl.report.html import write_report
 from ollm_rl.report.plots import _evaluated, _over_seeds, draw
+from ollm_rl.report.tables import all_tables
 
 
 def comparison(root, verdicts):
@@ -220,3 +221,21 @@ def test_hand_over_and_quarters_are_drawn(tmp_path, monkeypatch):
     shown.clear()
     draw(results, tmp_path)
     assert "decides" not in shown  # nothing was handed over
+
+
+def test_curves_of_pass_and_maj_at_k(tmp_path):
+    results = comparison(tmp_path, {})
+    one = Results(results.rows[:2], "sums", "tiny")
+    assert not [p for p in draw(one, tmp_path / "plots") if p.name == "samples.png"]  # one k is no curve
+    for row in one.rows:
+        row.distinct_answers, row.text_distance = 2.5, 0.25
+        row.sampled = {k: Sampled(0.2, 0.2 + 0.1 * k, 0.2, (0.1, 0.3), (0.1, 1.0), (0.1, 0.3)) for k in (1, 2, 4)}
+    one.rows[1].sampled[4].maj = None  # a reward without answers
+    assert [p for p in draw(one, tmp_path / "plots") if p.name == "samples.png"]
+    [table] = [t for t in all_tables(one) if t.title == "Several texts a problem"]
+    assert table.head[3:] == ["pass@1", "maj@1", "pass@2", "maj@2", "pass@4", "maj@4"]
+    assert table.body[1] == ["grpo", "2.50", "0.25", "0.300", "0.200", "0.400", "0.200", "0.600", "-"]
+    again = Results.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert [row.sampled for row in again.rows] == [row.sampled for row in one.rows]
+    assert again.rows[0].distinct_answers == 2.5
+    assert one.table().head[4:7] == ["avg@4", "pass@4", "maj@4"]  # the largest k only
