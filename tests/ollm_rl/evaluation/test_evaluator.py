@@ -13,8 +13,8 @@ from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.evaluator import agent_name, evaluate, evaluate_agent
 from ollm_rl.evaluation.metrics import (
     breakdown,
-    foreign_script,
     diversity,
+    foreign_script,
     pass_at_k,
     pool_breakdowns,
     repeats,
