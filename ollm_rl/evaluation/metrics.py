@@ -66,7 +66,7 @@ def _with_interval(values: Sequence[float]) -> tuple[float, Interval]:
     return found.mean, found.ci95
 
 
-def diversity(episodes: Sequence[Episode], samples: int) -> dict[str, float]:
+def diversity(episodes: Sequence[Episode], samples: int) -> dict[str, Any]:
     """How different the texts of a problem are: `distinct_answers`, and `text_distance`, a mean over pairs of its first `COMPARED` texts.
 
     The distance of two texts is the share of their pairs of neighbouring tokens that the other does not have (one minus Dice's coefficient).

@@ -46,7 +46,8 @@ class Ballot:
 
     def shares(self) -> np.ndarray:
         """(n,) the share of all texts that give the same answer as each; 0 for texts without an answer."""
-        return self.members @ self.members.sum(0) / max(len(self), 1)
+        found: np.ndarray = self.members @ self.members.sum(0) / max(len(self), 1)
+        return found
 
     def majority(self, k: int | None = None, weights: np.ndarray | None = None, seed: int = 0) -> float:
         """How right the winning answer is: the solved share of the texts that give it, a mean over subsets of k texts.

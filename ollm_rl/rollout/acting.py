@@ -66,11 +66,12 @@ class PolicyAdapter:
     @torch.inference_mode()
     def _log_probs(self, hidden: Tensor, seen: Tensor, z: Tensor) -> Tensor:
         policy = getattr(self.agent, "policy", None)
-        if self.deterministic or not (self.agent.acts_on_logits or isinstance(policy, LatentPolicy)):
-            return torch.zeros(len(z), device=hidden.device)
-        if self.agent.acts_on_logits:
+        if not self.deterministic and self.agent.acts_on_logits:
             return torch.cat([
                 row.gather(0, token[None]).float() - row.float().logsumexp(0)
                 for row, token in zip(seen, z, strict=True)
             ])  # fmt: skip
-        return policy(hidden, seen).gather(1, z[:, None])[:, 0]
+        if not self.deterministic and isinstance(policy, LatentPolicy):
+            found: Tensor = policy(hidden, seen)
+            return found.gather(1, z[:, None])[:, 0]
+        return torch.zeros(len(z), device=hidden.device)
