@@ -67,7 +67,7 @@ SCHEMAS = {
 # Sections of the root, and the settings that stand in it without a section.
 SECTIONS = {
     "convert": ("ConvertConfig", "ollm_rl.options.config"), "evaluate": ("EvaluateConfig", "ollm_rl.evaluation.config"),
-    "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"),
+    "value": ("ValueConfig", "ollm_rl.options.config"), "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"),
 }  # fmt: skip
 ROOT = (("RunConfig", "ollm_rl.common.run_settings"), ("ComparisonConfig", "ollm_rl.experiments.config"))
 

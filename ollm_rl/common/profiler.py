@@ -16,7 +16,7 @@ class Profiler:
         enabled: measure. A GPU is waited for at the borders of every part then, which costs some speed.
     """
 
-    def __init__(self, enabled: bool = False):
+    def __init__(self, enabled: bool):
         self.enabled = enabled
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = []

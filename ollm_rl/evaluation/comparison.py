@@ -10,6 +10,7 @@ from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, share, wilson
 from ollm_rl.evaluation.records import Curves, PairedTest, Point, Record, Sampled, Share, Variant
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow, Row, Scores
+from ollm_rl.evaluation.verification import Group, Stored, groups_of, verify
 
 WINDOW = 256  # episodes of which learning curves show the mean
 R = TypeVar("R", bound=Record)
@@ -41,6 +42,8 @@ def _pooled(mine: list[Row]) -> PooledRow:
             first = parts[0]
             same = {k: getattr(first, k) for k in ("search", "budget") if hasattr(first, k)}
             means[name] = type(first)(**_means(type(first), parts) | same)
+    if all(r.value for r in mine):
+        means["value"] = verify([g for r in mine for g in _stored_groups(r)]) or mine[0].value
     breakdown = pool_breakdowns([r.breakdown for r in mine])
     return PooledRow(
         agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine),
@@ -56,6 +59,16 @@ def _pooled_shares(parts: Sequence[Mapping[str, Share]]) -> dict[str, Share]:
         each = [part[name] for part in parts]
         found[name] = share(sum(s.accuracy * s.n for s in each), sum(s.n for s in each))
     return found
+
+
+def _stored_groups(row: Row) -> list[Group]:
+    """A row's texts with their values, from its run's files; none where these are gone."""
+    if row.directory is None:
+        return []
+    greedy, sampled = (whole_lines(row.directory / "rollouts" / f"{kind}.jsonl") for kind in ("greedy", "sampled"))
+    if not greedy or len(sampled) % len(greedy):
+        return []
+    return groups_of([*map(Stored, greedy)], [*map(Stored, sampled)], [line["problem"] for line in greedy])
 
 
 def _accuracy(rows: Sequence[Scores]) -> dict[str, Any]:

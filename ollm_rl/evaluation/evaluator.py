@@ -20,12 +20,15 @@ from ollm_rl.evaluation.records import Share, Variant
 from ollm_rl.evaluation.replay import replay, shown
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
+from ollm_rl.evaluation.verification import groups_of, verify
 from ollm_rl.options.policies import LatentPolicy, Sampling
+from ollm_rl.options.value import Value
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.agent import Agent, adapt
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
+from ollm_rl.session.value import give_values
 from ollm_rl.tasks import Problem, make_task
 
 
@@ -46,11 +49,13 @@ def evaluate(
     k: int = EvaluateConfig.samples,
     seed: int = 0,
     ks: Sequence[int] = (),
+    value: Value | None = None,
 ) -> Evaluation:
     """One greedy answer and k sampled ones for every problem.
 
     Args:
         ks: numbers of texts up to k for pass@k and maj@k, estimated from all texts; by default k alone.
+        value: a learned verifier, which is asked about all texts, for the row's `value`.
 
     An agent with a model of its own (`acting_session`) acts with that. The seeds of the episodes depend on `seed` and the
     problem's place only, so agents are compared on equal terms.
@@ -69,7 +74,11 @@ def evaluate(
         episodes = session.rollout(requests, sampling, keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar)
     first = episodes[:: k + 1]
     rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
-    return Evaluation(results_row(name, first, rest, k, seed, ks), first, rest)
+    row = results_row(name, first, rest, k, seed, ks)
+    if value is not None and not agent.acts_on_logits:
+        give_values(value, episodes)
+        row.value = verify(groups_of(first, rest, [p.problem for p in problems]))
+    return Evaluation(row, first, rest)
 
 
 def evaluate_agent(
@@ -82,6 +91,7 @@ def evaluate_agent(
     name: str | None = None,
     directory: str | Path | None = None,
     ks: Sequence[int] = (),
+    value: Value | None = None,
 ) -> Results:
     """Evaluate an agent on problems of a split: one greedy answer and `samples` sampled ones for each.
 
@@ -90,7 +100,7 @@ def evaluate_agent(
     >>> result.rows[0].accuracy, result.rows[0].sampled[8].pass_
 
     Args:
-        ks: numbers of texts up to `samples` for curves of pass@k and maj@k.
+        ks: numbers of texts up to `samples` for curves of pass@k and maj@k. value: a learned verifier (`ollm_rl.learn_value`).
         name: of the agent in tables; by default, that of its configuration, or of its class.
         directory: that `results.json`, `rollouts/greedy.jsonl`, `rollouts/sampled.jsonl` and `replays.json` (for the report) are written
             to, over those of an earlier evaluation; by default the agent's `run_dir`, where it has one. What learning took is taken from
@@ -103,7 +113,7 @@ def evaluate_agent(
     EvaluateConfig(split=split, num_problems=num_problems)  # which checks them
     agent = adapt(agent, session)
     name = name or agent_name(agent)
-    found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed, ks)
+    found = evaluate(session, agent, name, session.problems(split, num_problems, seed), samples, seed, ks, value)
     results = Results([found.row], session.task.name, session.backbone.name, conversion=session.conversion)
     directory = directory or agent.run_dir
     if directory is not None:

@@ -53,6 +53,8 @@ class Record:
 def _json(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
+    if isinstance(value, Difference):
+        return {"mean": value.mean, "ci95": list(value.ci95), "p": value.p}
     if isinstance(value, Mapping):
         return {k: _json(v) for k, v in value.items()}
     return [_json(v) for v in value] if isinstance(value, list | tuple) else value
@@ -187,6 +189,64 @@ class Difference:
     mean: float
     ci95: Interval
     p: float
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Self:
+        return cls(mean=found["mean"], ci95=tuple(found["ci95"]), p=found["p"])
+
+
+@dataclass(kw_only=True)
+class Rival(Record):
+    """What could choose among a problem's texts in place of a learned verifier: its AUROC, and how much the verifier's is above it."""
+
+    auroc: float
+    above: Difference
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        return super().from_dict({**found, "above": Difference.of(found["above"])})
+
+
+@dataclass(kw_only=True)
+class Verification(Record):
+    """How good a learned verifier is on the `samples` sampled texts of each of `n_problems` problems, and what it is worth.
+
+    Attributes:
+        n_mixed: problems with right and wrong texts. auroc: within those, a mean: the share of pairs of a right and a wrong text in which
+            the right one has the larger value; rivals: of what could be used in its place.
+        brier: the mean squared error of values; brier_of_mean: of saying the mean verdict of all texts.
+        reliability: mean value, share of right texts, number of texts, in bins of the value.
+        greedy, maj, weighted_maj, best_of, any_of: how many problems are solved by the greedy text, by the vote, by the vote weighted with
+            values, by the text of the largest value, and by any text.
+        weighted_over_maj, ...: paired differences.
+    """
+
+    n_problems: int
+    n_mixed: int
+    samples: int
+    auroc: float
+    auroc_ci95: Interval
+    rivals: dict[str, Rival] = field(default_factory=dict)
+    brier: float
+    brier_of_mean: float
+    reliability: list[tuple[float, float, int]] = field(default_factory=list)
+    greedy: float
+    maj: float
+    weighted_maj: float
+    best_of: float
+    any_of: float
+    weighted_over_maj: Difference
+    weighted_over_greedy: Difference
+    best_over_maj: Difference
+    best_over_greedy: Difference
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        found = dict(found)
+        found["rivals"] = {name: Rival.from_dict(rival) for name, rival in found.get("rivals", {}).items()}
+        found["reliability"] = [tuple(line) for line in found.get("reliability", ())]
+        found |= {name: Difference.of(found[name]) for name in cls.names() if "_over_" in name and name in found}
+        return super().from_dict(found)
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from ollm_rl.evaluation.records import (
     Share,
     TeacherFigures,
     Variant,
+    Verification,
     read_record,
 )
 
@@ -103,7 +104,7 @@ class AgentRow(Scores):
         kl_from_start: nats an episode between the agent and what it began as.
         threshold, episodes_to_threshold, seconds_to_threshold: of a comparison; null where it was not reached.
         area_under_curve: the mean reward of training over the first `area_episodes` episodes, those that every learner had.
-        search, teacher: the figures of a search, or of teacher forcing.
+        search, teacher: the figures of a search, or of teacher forcing. value: those of a learned verifier.
     """
 
     agent: str
@@ -121,12 +122,14 @@ class AgentRow(Scores):
     area_episodes: float | None = None
     search: SearchFigures | None = None
     teacher: TeacherFigures | None = None
+    value: Verification | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         found = dict(found)
         found["agent"] = RENAMED_CHOICES.get(found.get("agent", ""), found.get("agent"))
         found["before"] = read_record(Scores, found.get("before"))
+        found["value"] = read_record(Verification, found.get("value"))
         kind = TeacherFigures if found.get("search") == TEACHER else SearchFigures
         if found.get("search") is not None:
             own = {k: found.pop(k) for k in [*kind.names(), "departures"] if k in found}
@@ -185,7 +188,7 @@ class Row(AgentRow):
 
     def scores(self) -> Scores:
         """What greedy texts say: the `before` of an agent that begins as this one is."""
-        left_out = ("sampled", "breakdown", "hand_over", "extra")
+        left_out = ("sampled", "distinct_answers", "text_distance", "breakdown", "hand_over", "extra")
         return Scores(**{f.name: getattr(self, f.name) for f in fields(Scores) if f.name not in left_out})
 
 

@@ -7,15 +7,27 @@ Of n texts at hand, `maj@k` is the mean over their subsets of k, as the unbiased
 import itertools
 import math
 from collections.abc import Hashable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import MAX_ANSWER
-from ollm_rl.rollout.episode import Episode
 
 EXACT, DRAWS = 13_000, 2_000  # subsets: all of them up to here (those of 8 of 16), else so many random ones
 EQUAL = 1e-6  # nats within which summed log-probabilities are equal
+
+
+class Voter(Protocol):
+    """What is needed of a judged text: an `Episode` has it."""
+
+    answer: str | None
+
+    @property
+    def solved(self) -> bool: ...
+
+    @property
+    def log_prob(self) -> float | None: ...
 
 
 class Ballot:
@@ -29,7 +41,7 @@ class Ballot:
         members: (n, m) which text gives which answer. solved, log_probs: (n,) of the texts.
     """
 
-    def __init__(self, episodes: Sequence[Episode]):
+    def __init__(self, episodes: Sequence[Voter]):
         keys = [None if e.answer is None else _key(e.answer) for e in episodes]
         names = list(dict.fromkeys(key for key in keys if key is not None))
         self.members = np.array([[key == name for name in names] for key in keys], float).reshape(len(keys), len(names))

@@ -16,11 +16,14 @@ from ollm_rl.evaluation.replay import changes, replay, shown
 from ollm_rl.evaluation.results import Results, Scores
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.experiments.factories import agent_of
+from ollm_rl.options.config import ValueConfig
+from ollm_rl.options.value import Value
 from ollm_rl.session.agent import Agent, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
 from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.opening import conversion_config, open_session, plugin_path, say_splits, task_of, wants_samples
 from ollm_rl.session.solutions import with_solutions, write_solutions
+from ollm_rl.session.value import learn_value
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +139,10 @@ def _run_trial(
         every, n = config.evaluate.every, config.evaluate.every_problems
         learned = train(agent, run, [*([EvaluateWhileTraining(every, n)] if every is not None else []), *callbacks])
         store(agent, run.path / "policy")
-    found = evaluate(session, agent, settings.agent_name, problems, config.evaluate.samples, seed, config.evaluate.ks)
+    value = _value(settings, run, session, agent, seed, learn)
+    found = evaluate(
+        session, agent, settings.agent_name, problems, config.evaluate.samples, seed, config.evaluate.ks, value
+    )
     run.save_rollouts("greedy", found.greedy)
     run.save_rollouts("sampled", found.sampled)
     row = found.row
@@ -158,6 +164,19 @@ def _run_trial(
     results = Results([row], config.task.name, config.backbone.name, conversion=session.conversion, directory=run.path)
     run.write_json(RESULTS, results.to_dict())
     return results
+
+
+def _value(settings: Settings, run: Run, session: BaseSession, agent: Agent, seed: int, learn: bool) -> Value | None:
+    """The learned verifier of an agent, if one is wanted: learned now, or beside the policy that is evaluated."""
+    config = ValueConfig(**to_dict(settings.config.value))
+    if not config.enabled or agent.acts_on_logits:
+        return None
+    known = run.path / "policy" if learn else settings.config.policy
+    if known is not None and (Path(known) / "value.json").is_file():
+        return Value.from_pretrained(known, session.backbone.fingerprint).to(session.backbone.device)
+    value = learn_value(session, agent, config, seed)
+    value.save_pretrained(run.path / "policy", backbone=session.backbone.name, fingerprint=session.backbone.fingerprint)
+    return value
 
 
 def _before(

@@ -122,3 +122,20 @@ class ConversionConfig(ConvertConfig):
             "solutions", "sampled_by", "sampling_temperature", "rounds", "samples_per_problem", "solutions_per_problem", "wrong_share",
         )  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in how}
+
+
+@dataclass(frozen=True)
+class ValueConfig(Config):
+    """A learned verifier beside the policy."""
+
+    section: ClassVar[str] = "value"
+
+    enabled: bool = setting(False, "learn one from verdicts on training problems, after the policy")
+    num_problems: int = setting(400, "problems of split `train` whose texts it learns from", at_least=2)
+    samples: int = setting(8, "texts of the policy for each of them", at_least=1)
+    width: int = setting(256, "hidden units", at_least=1)
+    dropout: float = setting(0.7, "of its inputs and hidden units, while it learns", at_least=0, at_most=0.95)
+    epochs: int = setting(20, "at most: the best one on a tenth of the problems is kept", at_least=1)
+    learning_rate: float = setting(1e-3, "of AdamW", above=0)
+    weight_decay: float = setting(0.1, "of AdamW", at_least=0)
+    batch_size: int = setting(128, "texts of a step", at_least=1)

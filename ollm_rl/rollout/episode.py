@@ -1,5 +1,6 @@
 """What an episode leaves behind: its text, and hidden state, latent and log-probability at its decision points."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,11 +37,14 @@ class Episode:
         stop: `eos` (end of text) or `length` (token budget spent).
         hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points that were kept. Of a policy over the vocabulary, every
             position is one, z is its token, and there is no mask.
+        summary: (2, d) the state before its last token, and the mean of those before each of its tokens, forced ones too; what a
+            learned verifier reads.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
             `equal`, `different` or `no_answer`, empty if the judge gives none.
         solved_at: from which reward on it counts as solved. parts: of a reward that is a sum, what each of its rewards gave.
         judged: the reward function gave it a number; where it did not (None), the reward is 0 and nothing is learned from the episode.
         dropped_decisions: decision points that were not kept (`engine.kept_decisions`); those that were are an even sample.
+        value: how likely a learned verifier finds it to be right, where there is one.
         policy_version: updates that the policy had seen, where rollouts run beside learning.
     """
 
@@ -53,6 +57,7 @@ class Episode:
     z: Tensor | None = None
     log_probs: Tensor | None = None
     mask: Tensor | None = None
+    summary: Tensor | None = None
     text: str = ""
     answer: str | None = None
     reward: float = 0.0
@@ -61,6 +66,7 @@ class Episode:
     judged: bool = True
     verdict: str = ""
     dropped_decisions: int = 0
+    value: float | None = None
     policy_version: int | None = None
 
     def append(self, token: int, latent: int, eos_ids: Sequence[int], max_new_tokens: int) -> None:
@@ -89,6 +95,20 @@ class Episode:
         return float(self.log_probs.sum()) * self.num_decisions / max(self.num_kept, 1)
 
     @property
+    def features(self) -> Tensor:
+        """(2 d + 4,) what a learned verifier reads: the `summary`, the text's log-probability and the lowest of a decision, and logarithms
+        of its length and of its number of decisions.
+
+        Raises:
+            ValueError: there is no summary.
+        """
+        if self.summary is None:
+            raise ValueError("the episode has no summary of its states; expected one that the rollout engine made")
+        lowest = 0.0 if self.log_probs is None or not len(self.log_probs) else float(self.log_probs.min())
+        sizes = [self.log_prob or 0.0, lowest, math.log(len(self.tokens)), math.log1p(self.num_decisions)]
+        return torch.cat([self.summary.flatten(), self.summary.new_tensor(sizes)])
+
+    @property
     def num_decisions(self) -> int:
         """Decision points, kept or not."""
         return self.num_kept + self.dropped_decisions
@@ -113,6 +133,7 @@ class Episode:
             "stop": self.stop,
             "seed": self.seed,
             "log_prob": self.log_prob,
+            **({} if self.value is None else {"value": self.value}),
             "policy_version": self.policy_version,
             "latents": self.latents,
             "tokens": self.tokens,
@@ -165,6 +186,8 @@ def pack(episodes: Sequence[Episode]) -> dict[str, Any]:
     packed["latents"] = np.array([z for e in episodes for z in e.latents], dtype=np.int16)
     packed["lengths"] = [len(e.tokens) for e in episodes]
     packed["counts"] = [e.num_kept for e in episodes]
+    if episodes and all(e.summary is not None for e in episodes):
+        packed["summary"] = torch.stack([_known(e.summary) for e in episodes]).cpu().numpy()
     deciding = [e for e in episodes if e.num_kept]
     if deciding:
         packed["z"] = torch.cat([_known(e.z) for e in deciding]).to(torch.int32).cpu().numpy()
@@ -193,6 +216,7 @@ def unpack(packed: dict[str, Any], problems: Sequence[Problem], device: torch.de
     if "hidden" in packed:
         hidden = torch.from_numpy(packed["hidden"].copy()).view(getattr(torch, packed["dtype"]))
         arrays["hidden"] = hidden.to(device)
+    summaries = torch.from_numpy(packed["summary"].copy()).to(device) if "summary" in packed else None
     for i, problem in enumerate(problems):
         known: dict[str, Any] = {name: packed[name][i] for name in _PLAIN}
         own = slice(ends[i] - packed["lengths"][i], ends[i])
@@ -200,7 +224,7 @@ def unpack(packed: dict[str, Any], problems: Sequence[Problem], device: torch.de
         known |= {name: packed[name][own].tolist() for name in ("tokens", "latents")}
         if packed["counts"][i]:
             known |= {name: array[at] for name, array in arrays.items()}
-        episodes.append(Episode(problem, **known))
+        episodes.append(Episode(problem, summary=None if summaries is None else summaries[i], **known))
     return episodes
 
 

@@ -111,6 +111,7 @@ class _Rollout:
     ):  # fmt: skip
         self.engine, self.prompts, self.act = engine, prompts, act
         self.skip_forced, self.keep_hidden, self.from_logits = skip_forced, keep_hidden, from_logits
+        self.sums = torch.zeros(0, engine.hidden.shape[1], device=engine.device)  # of each engine row's states
 
     def run(self, waiting: list["_Row"]) -> Iterator[tuple[int, Episode]]:
         engine, prompts = self.engine, self.prompts
@@ -122,6 +123,7 @@ class _Rollout:
                 shared += self._begin([waiting.pop() for _ in range(n)])
             rows = [row for group in shared for row in group]
             at = torch.tensor([i for i, group in enumerate(shared) for _ in group], device=engine.device)
+            self.sums = self.sums + engine.hidden
             everybody = self.from_logits or not self.skip_forced
             options = engine.options
             asked = torch.ones_like(at, dtype=torch.bool) if everybody else options.decision[at]
@@ -130,9 +132,11 @@ class _Rollout:
                 tokens, latents = chosen, torch.full_like(chosen, NO_LATENT)
             else:
                 tokens, latents = options.tokens[at, chosen], chosen if everybody else options.latents[at, chosen]
-            for row, token, latent in zip(rows, tokens.tolist(), latents.tolist(), strict=True):
+            for i, row, token, latent in zip(at.tolist(), rows, tokens.tolist(), latents.tolist(), strict=True):
                 row.episode.append(token, latent, engine.eos_ids, row.max_new_tokens)
                 if row.episode.stop:
+                    num = len(row.episode.tokens) - len(row.request.opening)
+                    row.episode.summary = torch.stack([engine.hidden[i].float(), self.sums[i] / num])
                     yield row.place, row.finish(engine.prompter)
             shared = self._fork(shared, waiting)
 
@@ -145,6 +149,9 @@ class _Rollout:
             longest = max(map(len, together))
             most = max(len(text) + rows[0].left for text, rows in together.items())
             self.engine.admit([list(text) for text in together], most - longest)
+            blank = self.sums.new_zeros(self.sums.shape[1])
+            begun = [blank if rows[0].sum is None else rows[0].sum for rows in together.values()]
+            self.sums = torch.cat([self.sums, torch.stack(begun)])
         return list(together.values())
 
     @torch.inference_mode()
@@ -162,13 +169,17 @@ class _Rollout:
         while self.engine.lacking([row for row, _ in keys]):
             shortest = min(keys, key=lambda key: len(branches[key][0].episode.tokens))
             keys.remove(shortest)
+            for row in branches[shortest]:
+                row.sum = self.sums[shortest[0]]
             waiting += branches[shortest]
         keys = [keys[i] for i in stay_in_place([row for row, _ in keys])]
         if keys:
             source, tokens = torch.tensor(keys, device=self.engine.device).unbind(1)
             self.engine.fork(source, tokens)
+            self.sums = self.sums[source]
         else:
             self.engine.clear()
+            self.sums = self.sums[:0]
         return [branches[key] for key in keys]
 
     def _choose(self, rows: list["_Row"], hidden: Tensor, seen: Tensor) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
@@ -233,6 +244,7 @@ class _Row:
         self.log_probs: list[Tensor] = []
         self.decided: list[int] = []  # which of its decisions they are
         self.num_decisions = 0
+        self.sum: Tensor | None = None  # of its states, where it has to be read anew
         self.draw = np.random.default_rng((request.seed, 1)) if kept is not None else None
 
     @property
