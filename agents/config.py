@@ -6,9 +6,15 @@ from typing import Any, ClassVar
 from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.config import ConversionConfig
+from ollm_rl.oracle.config import JUDGES, TREES, SearchConfig
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
+NO_VALUE = (
+    "agent=search: agent.judge={judge} needs a learned verifier; expected agent.policy=runs/<name>/policy of a run with value.enabled=true, "
+    "agent.value= with the directory of one, or agent.judge=vote"
+)
+DEPLOYED_SEARCHES, DEPLOYED_JUDGES = (*TREES, "best_of_n"), tuple(j for j in JUDGES if j != "verdict")
 
 
 # Iterations of 8 or 32 problems, and more passes over each: ways to make more of an episode.
@@ -235,3 +241,29 @@ class LoRAGRPOConfig(LoRASFTConfig):
     def micro(self) -> int:
         """Episodes of a forward and backward pass, no more than a minibatch has."""
         return min(self.micro_batch_size, max(1, self.per_iteration // self.minibatches))
+
+
+@dataclass(frozen=True)
+class SearchAgentConfig(AgentConfig):
+    """Of `agents.search.SearchAgent`; the settings of searches are those of `SearchConfig`."""
+
+    policy: str | None = setting(
+        None, "directory of a trained policy, `{seed}` in it being the run's seed; null: the prior", path=True
+    )
+    value: str | None = setting(None, "directory of a learned verifier; null: the policy's", path=True)
+    search: str = setting("best_first", "where its texts come from", choices=DEPLOYED_SEARCHES)
+    judge: str = setting("value", "what chooses among them", choices=DEPLOYED_JUDGES)
+    budget: int = setting(1000, "generated tokens per problem", at_least=1)
+    max_tries: int | None = setting(16, "texts per problem; null: no limit", at_least=1)
+    accept: float = setting(
+        SearchConfig.accept,
+        "judge=value: it ends with a text that is right with this probability",
+        at_least=0,
+        at_most=1,
+    )
+    width: int | None = setting(SearchConfig.width, "most texts of one problem at the same time", at_least=1)
+
+    @property
+    def needs_value(self) -> bool:
+        """A learned verifier is asked."""
+        return self.judge in ("value", "weighted_vote")

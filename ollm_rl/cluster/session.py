@@ -108,8 +108,9 @@ class ClusterSession(BaseSession):
         keep_hidden: bool = True,
         from_logits: bool = False,
         bar: Bar | None = None,
+        judged: bool = True,
     ) -> list[Episode]:
-        tickets = self.submit(requests, act, skip_forced, keep_hidden, from_logits)
+        tickets = self.submit(requests, act, skip_forced, keep_hidden, from_logits, judged=judged)
         found: dict[int, list[Episode]] = {}
         while len(found) < len(tickets):
             ticket, episodes = self._next()
@@ -130,6 +131,7 @@ class ClusterSession(BaseSession):
         from_logits: bool = False,
         version: int | None = None,
         chunk: int | None = None,
+        judged: bool = True,
     ) -> list[int]:
         """Queue episodes; the tickets of the units of work under which `finished` gives them.
 
@@ -150,7 +152,7 @@ class ClusterSession(BaseSession):
             part = requests[at : at + size]
             named = [tuple(0 if a is None else number[act_key(a)] for a in (r.act, r.then)) for r in part]
             bare = [replace(r, act=None, then=None) for r in part]
-            ticket = self.pool.submit(_roll, bare, named, skip_forced, keep_hidden, from_logits, common=common)
+            ticket = self.pool.submit(_roll, bare, named, skip_forced, keep_hidden, from_logits, judged, common=common)
             self._under_way[ticket] = (part, version)
             tickets.append(ticket)
         return tickets
@@ -242,10 +244,10 @@ def _describe(session: BaseSession) -> tuple:
 
 def _roll(
     session: BaseSession, acts: list[Act], requests: list[Request], named: list[tuple[int, int]], skip_forced: bool,
-    keep_hidden: bool, from_logits: bool,
+    keep_hidden: bool, from_logits: bool, judged: bool,
 ) -> dict:  # fmt: skip
-    """A chunk of episodes, with their rewards."""
+    """A chunk of episodes, with their rewards if they are to be `judged`."""
     settle(acts, session.backbone.device)
     for request, (first, then) in zip(requests, named, strict=True):
         request.act, request.then = acts[first], acts[then]
-    return pack(session.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits))
+    return pack(session.rollout(requests, acts[0], skip_forced, keep_hidden, from_logits, judged=judged))

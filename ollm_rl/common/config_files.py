@@ -59,7 +59,7 @@ SCHEMAS = {
     "engine": {"EngineConfig": "ollm_rl.rollout.config"},
     "agent": dict.fromkeys((
             "AgentConfig", "GRPOConfig", "ShortlistHeadConfig", "PPOConfig", "DistillConfig", "ReferenceConfig", "LoRASFTConfig",
-            "LoRAGRPOConfig", "BestPrefixConfig", "SteerConfig", "FirstDecisionsConfig", "LocalConfig",
+            "LoRAGRPOConfig", "BestPrefixConfig", "SteerConfig", "FirstDecisionsConfig", "LocalConfig", "SearchAgentConfig",
     ), "agents.config"),
     "oracle": {"OracleConfig": "ollm_rl.oracle.config"},
     "rollout": {"RolloutConfig": "ollm_rl.cluster.config"},

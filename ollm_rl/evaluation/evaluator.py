@@ -16,7 +16,7 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import METRICS, whole_lines, write_json, write_rollouts
 from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.metrics import degeneration, results_row, share
-from ollm_rl.evaluation.records import Share, Variant
+from ollm_rl.evaluation.records import SearchFigures, Share, Variant
 from ollm_rl.evaluation.replay import replay, shown
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
@@ -25,7 +25,7 @@ from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.options.value import Value
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.session.agent import Agent, adapt
+from ollm_rl.session.agent import Agent, Answer, adapt
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
 from ollm_rl.session.value import give_values
@@ -65,6 +65,9 @@ def evaluate(
     """
     EvaluateConfig(samples=k, ks=list(ks))  # which checks them
     session = agent.acting_session or session
+    if (own := agent.answers(problems, seed)) is not None:
+        kind = "/".join(str(getattr(agent.config, key)) for key in ("search", "judge") if hasattr(agent.config, key))
+        return evaluate_answers(session, name, own, kind or name, getattr(agent.config, "budget", None), seed)
     draw = np.random.default_rng((seed, len(problems)))
     seeds = draw.integers(2**31, size=(len(problems), k + 1)).tolist()
     # All episodes of a problem go together, so that the engine runs what they share once.
@@ -79,6 +82,35 @@ def evaluate(
         give_values(value, episodes)
         row.value = verify(groups_of(first, rest, [p.problem for p in problems]))
     return Evaluation(row, first, rest)
+
+
+def evaluate_answers(
+    session: BaseSession, name: str, answers: Sequence[Answer], search: str, budget: int | None = None, seed: int = 0
+) -> Evaluation:
+    """Judge answers that were found without any verdict.
+
+    Args:
+        search: by what. budget: tokens that it had for each.
+    """
+    episodes = [a.episode for a in answers]
+    for episode, verdict in zip(episodes, session.run_on_model(_verdicts, episodes), strict=True):
+        for field, value in verdict.items():
+            setattr(episode, field, value)
+    row = results_row(name, episodes, [], 0, seed)
+    row.search = SearchFigures(
+        search=search,
+        budget=budget,
+        mean_tokens=float(np.mean([a.tokens for a in answers])),
+        mean_tried=float(np.mean([a.texts for a in answers])),
+    )
+    return Evaluation(row, episodes, [])
+
+
+def _verdicts(session: Session, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """What the judge sets."""
+    session.judge(episodes, session.prompter)
+    names = ("reward", "judged", "verdict", "answer", "solved_at", "parts")
+    return [{name: getattr(e, name) for name in names} for e in episodes]
 
 
 def evaluate_agent(

@@ -42,7 +42,7 @@ class Ballot:
     """
 
     def __init__(self, episodes: Sequence[Voter]):
-        keys = [None if e.answer is None else _key(e.answer) for e in episodes]
+        keys = [None if e.answer is None else answer_key(e.answer) for e in episodes]
         names = list(dict.fromkeys(key for key in keys if key is not None))
         self.members = np.array([[key == name for name in names] for key in keys], float).reshape(len(keys), len(names))
         self.solved = np.array([e.solved for e in episodes], float)
@@ -92,7 +92,8 @@ def subsets(n: int, k: int, seed: int = 0) -> np.ndarray:
     return chosen
 
 
-def _key(answer: str) -> Hashable:
+def answer_key(answer: str) -> Hashable:
+    """Equal for answers that are one, however they are written."""
     if len(answer) > MAX_ANSWER:  # it is compared as it stands
         return answer.strip()
     number = plain_number(form := normal_form(answer))

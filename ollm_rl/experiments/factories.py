@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import compose, to_dict
 from ollm_rl.options.policies import Critic
+from ollm_rl.options.value import Value
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.tree import Policy
 from ollm_rl.session.agent import Agent
@@ -48,6 +49,10 @@ def agent_of(session: BaseSession, config: DictConfig, policy: str | Path | None
 def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, search: str | None = None) -> Oracle:
     """The configured search over `policy`, or `search` with its settings."""
     values = {k: v for k, v in to_dict(config.oracle).items() if k not in ("num_problems", "also", "search")}
+    place = values["value"] or config.policy
+    values["value"] = None
+    if values["judge"] in ("value", "weighted_vote") and place is not None:
+        values["value"] = Value.from_pretrained(place, session.backbone.fingerprint).to(session.backbone.device)
     if values["critic"] is not None:
         values["critic"] = Critic.from_pretrained(values["critic"], session.backbone.fingerprint).to(
             session.backbone.device

@@ -7,6 +7,7 @@ from torch import Tensor
 from ollm_rl.common.run_dir import RESULTS, Run
 from ollm_rl.config.compose import Settings
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.evaluation.evaluator import evaluate_answers
 from ollm_rl.evaluation.records import TEACHER, Point
 from ollm_rl.evaluation.replay import SHOWN, replay
 from ollm_rl.evaluation.results import Results
@@ -17,6 +18,8 @@ from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.summary import summarize_searches
 from ollm_rl.oracle.teacher import PICKERS, teacher_forced
 from ollm_rl.oracle.tree import Policy
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.agent import Answer
 from ollm_rl.session.base import BaseSession
 
 
@@ -39,8 +42,10 @@ def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) 
                 continue
             agent = "oracle" if name == config.oracle.search else f"oracle_{name}"
             search = make_oracle(session, config, policy, name)
-            row, results.curves[name] = solve_and_store(session, search, problems, run, seed, agent)
+            row, curve = solve_and_store(session, search, problems, run, seed, agent)
             results.rows.append(row)
+            if curve:
+                results.curves[name] = curve
         for row in results.rows:
             row.directory = run.path
         results.directory, results.conversion = run.path, session.conversion
@@ -69,6 +74,11 @@ def solve_and_store(
     """Search all problems; the row, under the name `agent`, and the curve. Episodes to look at are kept under that name."""
     name, start = oracle.search, time.monotonic()
     searches = oracle.solve(problems, seed, run.path / f"searches_{name}.jsonl")
+    if oracle.config.judge != "verdict":
+        answers = [Answer(s.solution or Episode(s.problem), s.spent, s.tried) for s in searches]
+        found = evaluate_answers(session, agent, answers, f"{name}/{oracle.config.judge}", oracle.budget, seed)
+        run.save_rollouts(f"oracle_{name}", found.greedy)
+        return found.row, []
     row, curve = summarize_searches(searches, name, oracle.budget, agent, seed)
     solved = [s.shortest for s in searches if s.shortest is not None]
     run.save_rollouts(f"oracle_{name}", solved)

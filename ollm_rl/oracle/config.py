@@ -8,6 +8,7 @@ from ollm_rl.errors import ConfigurationError, did_you_mean
 
 TREES = ("best_first", "puct", "beam", "exhaustive")
 SEARCHES = (*TREES, "best_of_n", "teacher_forced")
+JUDGES = ("verdict", "value", "vote", "weighted_vote")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,21 @@ class SearchConfig(Config):
         1.0, "best_first: puts branches that need fewer tokens first; 1 is by probability per token, 0 by probability"
     )
     exploration: float = setting(1.5, "puct: weight of the policy's probability")
+    judge: str = setting(
+        "verdict",
+        "what says that a text will do. verdict: the reward, so that no search can be deployed; value: a learned verifier, the likeliest text; vote: the most frequent answer; weighted_vote: that of the largest sum of values",
+        choices=JUDGES,
+    )
+    accept: float = setting(
+        0.9, "judge=value: a search ends with a text that is right with this probability", at_least=0, at_most=1
+    )
     params: dict[str, Any] = setting({}, "settings of a frontier of your own")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_search(self.search)
+        if self.judge != "verdict" and self.search == "teacher_forced":
+            raise self.refuse("judge", "verdict: teacher forcing has the gold solution in sight")
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,11 @@ class OracleConfig(SearchConfig):
 
     critic: str | None = setting(
         None, "puct: directory of a critic, such as runs/<name>/policy of agent=ppo", path=True
+    )
+    value: str | None = setting(
+        None,
+        "judge=value, weighted_vote: directory of a learned verifier, such as runs/<name>/policy of value.enabled=true; null: policy's",
+        path=True,
     )
     num_problems: int = setting(200, "problems that are searched", at_least=1)
     also: list[str] = setting([], "other searches on the same problems, for the table and the plot")

@@ -23,12 +23,16 @@ from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import Critic, choose
+from ollm_rl.options.value import Value
 from ollm_rl.oracle.config import SearchConfig
+from ollm_rl.oracle.deployed import Deployed
 from ollm_rl.oracle.search import Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
+from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
+from ollm_rl.session.value import give_values
 from ollm_rl.tasks import Problem
 
 WIDTHS = {"beam": 8, "best_of_n": 8}
@@ -43,7 +47,7 @@ class Oracle:
     Args:
         policy: log-probabilities (n, K) of hidden states and masks, such as a `LatentPolicy` or an agent's `policy`.
         search, budget, width: of `SearchConfig`, which also has the other settings.
-        critic: of `puct`, see there.
+        critic: of `puct`, see there. value: a learned verifier, of judge=value and weighted_vote.
         texts: a problem's search ends with so many solved texts, no two the same.
 
     Attributes:
@@ -58,6 +62,7 @@ class Oracle:
         budget: int = SearchConfig.budget,
         width: int | None = SearchConfig.width,
         critic: Critic | None = None,
+        value: Value | None = None,
         texts: int = 1,
         **settings: Any,
     ):
@@ -76,7 +81,12 @@ class Oracle:
             )
         if texts < 1:
             raise ConfigurationError(f"oracle: texts={texts}; expected at least 1")
-        self.session, self.policy, self.texts = session, policy, texts
+        if config.judge in ("value", "weighted_vote") and value is None:
+            raise ConfigurationError(
+                f"oracle.judge={config.judge} needs a learned verifier; expected value=ol.learn_value(session, agent), or on the command line "
+                "the directory of one (oracle.value=)"
+            )
+        self.session, self.policy, self.texts, self.value = session, policy, texts, value
         self.search, self.budget = config.search, config.budget
         self.width = WIDTHS.get(config.search, 32) if config.width is None else config.width
         self.critic = critic if config.search == "puct" else None
@@ -89,7 +99,7 @@ class Oracle:
         Args:
             store: a file of finished searches: those in it are not searched again, and others are added.
         """
-        searches = [Search(p, Frontier()) for p in problems]
+        searches = [self._search_of(p, Frontier()) for p in problems]
         records = whole_lines(store) if store is not None else []
         if store is not None and store.exists():  # without the half line that a kill may have left
             store.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -117,11 +127,13 @@ class Oracle:
         Args:
             problems: with their places among all that are searched.
         """
-        searches = [Search(p, self._new_frontier()) for _, p in problems]
+        searches = [self._search_of(p, self._new_frontier()) for _, p in problems]
         places = {id(s): at for s, (at, _) in zip(searches, problems, strict=True)}
         limits = self.budget, self.width, self.config.slots, self.config.keep_gib
         assert isinstance(self.session, Session)  # here is where the model is
-        tree = TreeSearch(self.session, self.policy, self._open, *limits, self.critic)
+        tree = TreeSearch(
+            self.session, self.policy, self._open, *limits, self.critic, self._look, self.value is not None
+        )
         run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         for search in run:
             yield {"position": places[id(search)], **search.record()}
@@ -132,8 +144,25 @@ class Oracle:
             return Frontier()
         return new_frontier(self.config)
 
+    def _search_of(self, problem: Problem, frontier: Frontier) -> Search:
+        if self.config.judge == "verdict":
+            return Search(problem, frontier)
+        judge, accept, most = self.config.judge, self.config.accept, self.config.max_tries
+        return Deployed(problem, frontier, judge=judge, accept=accept, most=most)
+
+    def _look(self, episodes: list[Episode]) -> list[float]:
+        """What ended texts are worth to the search: their rewards or, where no verdict may be used, how likely they are to be right."""
+        assert isinstance(self.session, Session)
+        if self.config.judge == "verdict":
+            self.session.judge(episodes, self.session.prompter)
+            return [e.reward for e in episodes]
+        self.session.judge.read(episodes)
+        if self.value is not None:
+            give_values(self.value, episodes)
+        return [e.value or 0.0 for e in episodes]
+
     def _open(self, search: Search) -> bool:
-        wanted = len(search.solutions) < self.texts or not self.config.stop_when_solved
+        wanted = not search.is_settled(self.texts, self.config.stop_when_solved)
         left = self.config.max_tries is None or search.tried < self.config.max_tries
         return wanted and left and search.spent < self.budget
 
@@ -149,10 +178,13 @@ class Oracle:
             if deadline is not None and time.time() > deadline:
                 yield from still
                 return
-            requests = [Request(s.problem, int(draws[id(s)].integers(2**31))) for s in still for _ in range(self.width)]
-            episodes = self.session.rollout(requests, torch.inference_mode()(act), keep_hidden=False)
-            for i, episode in enumerate(episodes):
-                search = still[i // self.width]
+            asked = [s for s in still for _ in range(s.wave(self.width))]
+            requests = [Request(s.problem, int(draws[id(s)].integers(2**31))) for s in asked]
+            verdict = self.config.judge == "verdict"
+            episodes = self.session.rollout(requests, torch.inference_mode()(act), keep_hidden=False, judged=verdict)
+            if not verdict and self.value is not None:
+                give_values(self.value, episodes)
+            for search, episode in zip(asked, episodes, strict=True):
                 if not self._open(search):
                     continue
                 whole = search.spent + len(episode.tokens) <= self.budget

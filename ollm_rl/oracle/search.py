@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError, place_of
 from ollm_rl.oracle.config import SearchConfig
@@ -34,6 +37,7 @@ class Branch:
         choices: at its decision points; log_prob: their sum.
         parent: the text that this one shares all tokens but its last with.
         kept: the row of `KeptTexts` that holds this text, once it has ended.
+        states: (2, d) the state before its last token, and the sum of those before its tokens.
         left: some of its branches were left in the frontier.
         stop: `eos`, `length`, or `budget` for one that was cut off; `pruned` for one that a beam let go.
         node: where `Puct` has it.
@@ -45,6 +49,7 @@ class Branch:
     log_prob: float = 0.0
     parent: "Branch | None" = None
     kept: int | None = None
+    states: Tensor | None = None
     left: bool = False
     stop: str = ""
     node: "Node | None" = None
@@ -53,8 +58,22 @@ class Branch:
         """The text with one more token."""
         self.left = True
         text = Branch(list(self.tokens), list(self.latents), list(self.choices), self.log_prob, self)
+        text.states = self.states
         text.extend(token, latent, choice)
         return text
+
+    def read(self, state: Tensor) -> None:
+        """The state (d,) before its next token."""
+        total = state if self.states is None else self.states[1] + state
+        self.states = torch.stack([state, total])  # a new one: branches off this text keep theirs
+
+    def tell(self, episode: Episode) -> None:
+        """What a learned verifier reads of an ended text (`Episode.features`)."""
+        if self.states is not None:
+            episode.summary = torch.stack([self.states[0], self.states[1] / len(self.tokens)])
+        if self.choices:
+            episode.log_probs = torch.tensor([choice.log_prob for choice in self.choices])
+            episode.z = torch.tensor([self.latents[choice.position] for choice in self.choices])
 
     def extend(self, token: int, latent: int, choice: Choice | None) -> None:
         """One more token, in place."""
@@ -332,6 +351,14 @@ class Search:
         if not self.solutions:
             self.solved_at, self.choices = self.spent, choices
         self.solutions.append(episode)
+
+    def is_settled(self, texts: int, stop_when_solved: bool) -> bool:
+        """Nothing more is looked for: it has so many solved texts, unless it goes on for the shortest."""
+        return stop_when_solved and len(self.solutions) >= texts
+
+    def wave(self, most: int) -> int:
+        """How many samples to ask for next, of at most so many."""
+        return most
 
     def record(self) -> dict[str, Any]:
         """What a resumed run needs."""

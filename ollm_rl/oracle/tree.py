@@ -18,7 +18,7 @@ from torch import Tensor
 from ollm_rl.options.option_lm import NO_LATENT, Options
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.kv_store import KeptTexts
-from ollm_rl.oracle.search import Branch, Choice, Search
+from ollm_rl.oracle.search import Branch, Choice, Frontier, Search
 from ollm_rl.rollout.engine import stay_in_place
 from ollm_rl.rollout.episode import EOS, LENGTH, Episode, stop_reason
 from ollm_rl.rollout.sampler import REFILL
@@ -72,6 +72,7 @@ class TreeSearch:
 
     Args:
         is_open: whether a search goes on; budget, width, slots, keep_gib and critic as in `Oracle`.
+        look: what ended texts are worth; by default, their rewards. reads: it looks at the texts' `features`.
 
     Attributes:
         steps, rows: decode steps so far, and the rows that they had in all.
@@ -87,10 +88,13 @@ class TreeSearch:
         slots: int,
         keep_gib: float,
         critic: Critic | None = None,
+        look: Callable[[list[Episode]], list[float]] | None = None,
+        reads: bool = False,
     ):
         self.session, self.engine, self.policy = session, session.engine, policy
         self.is_open, self.budget, self.width = is_open, budget, width
         self.slots, self.keep_gib, self.critic = slots, keep_gib, critic
+        self.look, self.reads = look or self._rewards, reads
         self.steps = self.rows = 0
         self.prompts: dict[int, list[int]] = {}  # by id of the search
         self.kept: KeptTexts | None = None
@@ -125,6 +129,7 @@ class TreeSearch:
                     continue
                 if self.kept is not None:
                     self.kept.forget(wave.search)
+                wave.search.frontier = Frontier()  # its branches are not looked at any more
                 yield wave.search
         engine.clear()
 
@@ -181,10 +186,13 @@ class TreeSearch:
         options = self.engine.options
         log_probs = self.policy(self.engine.hidden, options.mask)
         values = None if self.critic is None else self.critic(self.engine.hidden)
+        states = self.engine.hidden.float()
         step = _Step(options, log_probs, values)
         ended: list[tuple[Search, _Row]] = []
         for wave in waves:
             ready = [row for row in wave.rows if not row.fresh and not self._ended(row.branch)]
+            for row in ready if self.reads else ():
+                row.branch.read(states[row.row])
             others = [row for row in wave.rows if row.fresh or self._ended(row.branch)]
             for row in others:
                 row.fresh = False
@@ -250,12 +258,17 @@ class TreeSearch:
         episodes = [
             Episode(s.problem, 0, list(b.tokens), list(b.latents), b.stop, text=decode(b.tokens)) for s, b in whole
         ]
-        if episodes:
-            self.session.judge(episodes, self.session.prompter)
-        for (search, branch), episode in zip(whole, episodes, strict=True):
-            search.frontier.ended(branch, episode.reward)
+        for (_, branch), episode in zip(whole, episodes, strict=True):
+            branch.tell(episode)
+        worth = self.look(episodes) if episodes else []
+        for (search, branch), episode, worth_it in zip(whole, episodes, worth, strict=True):
+            search.frontier.ended(branch, worth_it)
             if self.is_open(search):
                 search.found(episode, list(branch.choices))
+
+    def _rewards(self, episodes: list[Episode]) -> list[float]:
+        self.session.judge(episodes, self.session.prompter)
+        return [e.reward for e in episodes]
 
     def _keep(self, texts: list[tuple[Search, _Row]]) -> None:
         if texts and self.kept is None:

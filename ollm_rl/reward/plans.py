@@ -26,6 +26,11 @@ class Plan:
     __name__ = "plan"
     settings: dict[str, Any] = {}
 
+    @staticmethod
+    def stated(text: str) -> str | None:
+        """What a text says, for votes: its final answer, or else all of it."""
+        return extract_answer(text) or " ".join(text.split()) or None
+
     def __call__(
         self,
         prompts: Sequence[Any] | None = None,

@@ -83,6 +83,11 @@ class PythonTests:
         # As many texts at once as there are processors, whoever asks: each has two workers at most, and none waits for another's.
         self._at_once = threading.BoundedSemaphore(os.cpu_count() or 1)
 
+    @staticmethod
+    def stated(text: str) -> str | None:
+        """What a text says, for votes: all of it."""
+        return text.strip() or None
+
     def __call__(
         self,
         prompts: Sequence[Any] | None = None,

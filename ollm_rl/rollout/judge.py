@@ -117,6 +117,16 @@ class Judge:
         self.seconds += time.perf_counter() - start
         beat()
 
+    def read(self, episodes: Sequence[Episode]) -> None:
+        """Set `answer` from the texts alone: by the reward's `stated(text)`, if it has one, or else the final answer that the text states.
+
+        The reward function is not asked, so there is no verdict: for whoever has to choose among texts without one.
+        """
+        stated: Callable[[str], str | None] = getattr(self.reward, "stated", extract_answer)
+        for episode in episodes:
+            answer = stated(episode.text)
+            episode.answer = None if answer is None else str(answer)
+
     def _returned(
         self, episodes: Sequence[Episode], prompter: Prompter | None, extra: dict[str, Any]
     ) -> list[float | None]:

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,15 @@ from ollm_rl.tasks import Problem
 
 RunLike = Run | str | Path | None
 METHODS = ("learn", "predict", "save", "load")  # that every agent has
+
+
+@dataclass
+class Answer:
+    """One that an agent found in a way of its own: the text, and the generated tokens and texts that it took."""
+
+    episode: Episode
+    tokens: int
+    texts: int
 
 
 class Agent(ABC):
@@ -119,6 +128,13 @@ class Agent(ABC):
         """The episode by which it answers a problem: whole, chosen by `predict`."""
         return Request(problem, seed, PolicyAdapter(self, deterministic))
 
+    def answers(self, problems: Sequence[Problem], seed: int) -> list[Answer] | None:
+        """What it answers, where that is not one episode chosen by `predict` but, say, the outcome of a search; else None.
+
+        No verdict is known, or asked for; the answers are judged afterwards.
+        """
+        return None
+
     def save(self, path: str | Path, plugin: bool = True) -> None:
         """Write what was learned, and `agent.json`, from which `ollm_rl.load_agent` makes the agent again.
 
@@ -180,6 +196,10 @@ class Adapted(Agent):
     def request(self, problem: Problem, seed: int, deterministic: bool) -> Request:
         own: Callable[..., Request] | None = getattr(self.agent, "request", None)
         return (own or super().request)(problem, seed, deterministic)
+
+    def answers(self, problems: Sequence[Problem], seed: int) -> list[Answer] | None:
+        own: Callable[..., list[Answer]] | None = getattr(self.agent, "answers", None)
+        return own(problems, seed) if callable(own) else None
 
     def prepare(self, run: Run) -> None:
         if not self._prepared and callable(prepare := getattr(self.agent, "prepare", None)):

@@ -70,8 +70,13 @@ class BaseSession(SentByName, ABC):
         keep_hidden: bool = True,
         from_logits: bool = False,
         bar: Bar | None = None,
+        judged: bool = True,
     ) -> list[Episode]:
-        """Whole episodes with their rewards, in the order of the requests; the arguments are `ollm_rl.rollout.sampler.rollout`'s."""
+        """Whole episodes with their rewards, in the order of the requests; the arguments are `ollm_rl.rollout.sampler.rollout`'s.
+
+        Args:
+            judged: false: no reward function is asked; episodes have the answers that their texts state (`Judge.read`).
+        """
 
     @abstractmethod
     def run_on_model(self, function: Callable[..., Any], *args: Any) -> Any:

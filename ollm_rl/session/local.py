@@ -87,10 +87,11 @@ class Session(BaseSession):
         keep_hidden: bool = True,
         from_logits: bool = False,
         bar: Bar | None = None,
+        judged: bool = True,
     ) -> list[Episode]:
         if self.chunk is not None and len(requests) > self.chunk:
             parts = [requests[at : at + self.chunk] for at in range(0, len(requests), self.chunk)]
-            return [e for p in parts for e in self.rollout(p, act, skip_forced, keep_hidden, from_logits, bar)]
+            return [e for p in parts for e in self.rollout(p, act, skip_forced, keep_hidden, from_logits, bar, judged)]
         found: list[Episode | None] = [None] * len(requests)
         profiler = self.engine.profiler
         with profiler.part("python"):
@@ -100,7 +101,10 @@ class Session(BaseSession):
                 found[place] = episode
             episodes = [e for e in found if e is not None]
             with profiler.part("verifier"):
-                self.judge(episodes, self.prompter)
+                if judged:
+                    self.judge(episodes, self.prompter)
+                else:
+                    self.judge.read(episodes)
         return episodes
 
     def run_on_model(self, function: Callable[..., Any], *args: Any) -> Any:

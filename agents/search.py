@@ -1,0 +1,77 @@
+"""Search as an agent: it answers with the text that a search without any verdict chooses (`ollm_rl.oracle.deployed`).
+
+It learns nothing: policy and learned verifier come from a run (`ollm-rl train agent=grpo value.enabled=true`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.base import PolicyAgent
+from agents.config import NO_VALUE, SearchAgentConfig
+from ollm_rl.common.locate import dotted_name
+from ollm_rl.errors import ConfigurationError
+from ollm_rl.options.policies import LatentPolicy
+from ollm_rl.options.value import Value
+from ollm_rl.oracle.oracle import Oracle
+from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.agent import Answer
+from ollm_rl.session.base import BaseSession
+from ollm_rl.session.loading import load_agent
+from ollm_rl.session.saving import DESCRIPTION, read_description
+from ollm_rl.tasks import Problem
+
+
+class SearchAgent(PolicyAgent):
+    """A search with a policy's probabilities, and a judge that sees no verdict. Its settings are those of `SearchAgentConfig`."""
+
+    config_class = SearchAgentConfig
+    config: SearchAgentConfig
+
+    def __init__(self, session: BaseSession, **settings: Any):
+        super().__init__(session, **settings)
+        self.policy = LatentPolicy.from_prior(session.plugin)
+        self.value: Value | None = None
+        if self.config.policy is not None:
+            self.load(self.config.policy.format(seed=session.seed))
+        if self.config.value is not None:
+            self.value = self._value_in(self.config.value.format(seed=session.seed))
+
+    def _value_in(self, place: str | Path) -> Value:
+        return Value.from_pretrained(place, self.session.backbone.fingerprint).to(self.session.backbone.device)
+
+    def answers(self, problems: Sequence[Problem], seed: int) -> list[Answer]:
+        names = ("search", "judge", "budget", "max_tries", "accept", "width")
+        chosen = {name: getattr(self.config, name) for name in names}
+        if self.config.needs_value and self.value is None:
+            raise ConfigurationError(NO_VALUE.format(judge=self.config.judge))
+        searches = Oracle(self.session, self.policy, value=self.value, **chosen).solve(problems, seed)
+        return [Answer(s.solution or Episode(s.problem), s.spent, s.tried) for s in searches]
+
+    def identity(self) -> str:
+        return ""  # its choices are not `predict`'s
+
+    def save_weights(self, path: Path) -> None:
+        super().save_weights(path)
+        if self.value is not None:
+            self.value.save_pretrained(path, fingerprint=self.session.backbone.fingerprint)
+
+    def load(self, path: str | Path) -> None:
+        """A policy, and the learned verifier beside it if there is one."""
+        if (Path(path) / DESCRIPTION).is_file() and not _is_mine(Path(path)):
+            agent = load_agent(path, self.session)
+            if not isinstance(agent.policy, LatentPolicy) or hasattr(agent.policy, "sees"):
+                raise ConfigurationError(
+                    f"agent=search: the agent in {path} has no log-probabilities of states to search with; expected one of grpo, ppo, "
+                    "distill, prior or reference"
+                )
+            self.policy = agent.policy
+        else:
+            super().load(path)
+        if (Path(path) / "value.json").is_file():
+            self.value = self._value_in(path)
+
+
+def _is_mine(path: Path) -> bool:
+    found = read_description(path)
+    return found is not None and found.get("_target_") == dotted_name(SearchAgent)
