@@ -3,14 +3,14 @@
 It learns nothing: policy and learned verifier come from a run (`ollm-rl train agent=grpo value.enabled=true`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents.base import PolicyAgent
 from agents.config import NO_VALUE, SearchAgentConfig
 from ollm_rl.common.locate import dotted_name
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.value import Value
 from ollm_rl.oracle.oracle import Oracle
@@ -36,6 +36,25 @@ class SearchAgent(PolicyAgent):
             self.load(self.config.policy.format(seed=session.seed))
         if self.config.value is not None:
             self.value = self._value_in(self.config.value.format(seed=session.seed))
+
+    @classmethod
+    def check_paths(cls, settings: Mapping[str, Any], policy: str | None) -> None:
+        """Whether there is what these settings need, before anything is loaded; `policy`: of the command line.
+
+        Raises:
+            ConfigurationError: no learned verifier is named. CheckpointError: a directory does not hold what it should.
+        """
+        config = SearchAgentConfig.of({k: v for k, v in settings.items() if k != "_target_"}, "agent search")
+        wanted = [(key, getattr(config, key)) for key in ("policy", "value") if getattr(config, key) is not None]
+        if config.needs_value and not wanted and policy is None:
+            raise ConfigurationError(NO_VALUE.format(judge=config.judge))
+        for key, place in wanted:
+            needs = "value.json" if config.needs_value and (key == "value" or config.value is None) else DESCRIPTION
+            if "{seed}" not in place and not (Path(place) / needs).is_file():
+                raise CheckpointError(
+                    f"agent.{key}={place} does not hold {needs}. Give a directory that a run wrote (runs/<name>/policy), for a learned "
+                    "verifier one with value.enabled=true."
+                )
 
     def _value_in(self, place: str | Path) -> Value:
         return Value.from_pretrained(place, self.session.backbone.fingerprint).to(self.session.backbone.device)

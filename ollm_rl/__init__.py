@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ollm_rl.session.local import Session
     from ollm_rl.session.local import shared_backbone as load_backbone
     from ollm_rl.session.solutions import sample_solutions
+    from ollm_rl.session.value import learn_value
     from ollm_rl.tasks import make_task
     from ollm_rl.tasks.base import Problem, Task
 
@@ -64,6 +65,7 @@ _HOME = {
     "Weighted": "ollm_rl.rollout.judge",
     "convert": "ollm_rl.options.conversion",
     "evaluate": "ollm_rl.evaluation.evaluator",
+    "learn_value": "ollm_rl.session.value",
     "load_agent": "ollm_rl.session.loading",
     "load_backbone": "ollm_rl.session.local",
     "make_agent": "ollm_rl.experiments.factories",
@@ -74,7 +76,7 @@ _HOME = {
 _NAME_THERE = {"evaluate": "evaluate_agent", "load_backbone": "shared_backbone"}
 __all__ = [
     "Agent", "Callback", "Episode", "EvaluateWhileTraining", "Judge", "MathVerify", "Oracle", "PerCompletion", "Plan", "PlugIn", "Problem", "PythonTests",
-    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "load_agent", "load_backbone", "make_agent", "make_task",
+    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "learn_value", "load_agent", "load_backbone", "make_agent", "make_task",
     "sample_solutions", "write_report",
 ]  # fmt: skip
 

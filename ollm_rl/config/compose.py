@@ -172,6 +172,7 @@ def preflight(settings: Settings) -> None:
         ("policy", None),
         ("convert.sampled_by", "agent.json"),
         ("oracle.critic", "critic.json"),
+        ("oracle.value", "value.json"),
     ):
         path = OmegaConf.select(config, key)
         if path is not None and not os.path.exists(Path(path) / file if file else path):
@@ -180,7 +181,9 @@ def preflight(settings: Settings) -> None:
             )
     for name in (config.oracle.search, *config.oracle.also):
         if "." in name:
-            locate(name, "oracle.search")
+            locate(name.partition("/")[0], "oracle.search")
+    if callable(check := getattr(kind, "check_paths", None)):  # of an agent that needs what others left
+        check(to_dict(config.agent), config.policy)
     if getattr(kind, "needs_model", False) and config.rollout.num_workers:
         raise ConfigurationError(
             f"agent._target_={config.agent._target_} needs the model in its own process; use rollout=local"

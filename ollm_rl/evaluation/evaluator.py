@@ -80,7 +80,7 @@ def evaluate(
     row = results_row(name, first, rest, k, seed, ks)
     if value is not None and not agent.acts_on_logits:
         give_values(value, episodes)
-        row.value = verify(groups_of(first, rest, [p.problem for p in problems]))
+        row.value = verify(groups_of(first, rest, [p.problem for p in problems]), ks)
     return Evaluation(row, first, rest)
 
 

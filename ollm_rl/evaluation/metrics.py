@@ -174,6 +174,7 @@ def results_row(
         accuracy_ci95=whole.accuracy_ci95,
         sampled=sampled_metrics(sampled, samples, ks),
         **diversity(sampled, samples),
+        mean_sampled_length=float(np.mean([len(e.tokens) for e in sampled])) if sampled else None,
         mean_length=float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
         mean_decisions=float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
         mean_reward=float(np.mean([e.reward for e in greedy])) if greedy else 0.0,

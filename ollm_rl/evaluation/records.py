@@ -218,6 +218,7 @@ class Verification(Record):
         reliability: mean value, share of right texts, number of texts, in bins of the value.
         greedy, maj, weighted_maj, best_of, any_of: how many problems are solved by the greedy text, by the vote, by the vote weighted with
             values, by the text of the largest value, and by any text.
+        weighted_at, best_at: weighted_maj and best_of with fewer texts, by their number.
         weighted_over_maj, ...: paired differences.
     """
 
@@ -235,6 +236,8 @@ class Verification(Record):
     weighted_maj: float
     best_of: float
     any_of: float
+    weighted_at: dict[int, float] = field(default_factory=dict)
+    best_at: dict[int, float] = field(default_factory=dict)
     weighted_over_maj: Difference
     weighted_over_greedy: Difference
     best_over_maj: Difference
@@ -244,6 +247,8 @@ class Verification(Record):
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         found = dict(found)
         found["rivals"] = {name: Rival.from_dict(rival) for name, rival in found.get("rivals", {}).items()}
+        for name in ("weighted_at", "best_at"):
+            found[name] = {int(k): share for k, share in found.get(name, {}).items()}
         found["reliability"] = [tuple(line) for line in found.get("reliability", ())]
         found |= {name: Difference.of(found[name]) for name in cls.names() if "_over_" in name and name in found}
         return super().from_dict(found)

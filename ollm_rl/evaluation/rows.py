@@ -36,7 +36,7 @@ class Scores(Record):
 
     Attributes:
         accuracy: of one greedy answer a problem (of a search: the solved share), with its 95% interval.
-        sampled: by the number of samples k. distinct_answers, text_distance: of a problem's sampled texts, see
+        sampled: by the number of samples k. mean_sampled_length: of sampled texts, in tokens. distinct_answers, text_distance: of a problem's sampled texts, see
             `ollm_rl.evaluation.metrics.diversity`.
         mean_length: of greedy texts, in tokens; `mean_decisions`: tokens at which options disagreed; `mean_reward`: their reward.
         no_answer_rate, repetition_rate, foreign_script_rate: shares of greedy texts that degenerate so.
@@ -50,6 +50,7 @@ class Scores(Record):
     accuracy: float
     accuracy_ci95: Interval
     sampled: dict[int, Sampled] = field(default_factory=dict)
+    mean_sampled_length: float | None = None
     distinct_answers: float | None = None
     text_distance: float | None = None
     mean_length: float | None = None
@@ -188,7 +189,15 @@ class Row(AgentRow):
 
     def scores(self) -> Scores:
         """What greedy texts say: the `before` of an agent that begins as this one is."""
-        left_out = ("sampled", "distinct_answers", "text_distance", "breakdown", "hand_over", "extra")
+        left_out = (
+            "sampled",
+            "mean_sampled_length",
+            "distinct_answers",
+            "text_distance",
+            "breakdown",
+            "hand_over",
+            "extra",
+        )
         return Scores(**{f.name: getattr(self, f.name) for f in fields(Scores) if f.name not in left_out})
 
 

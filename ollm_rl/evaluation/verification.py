@@ -57,8 +57,12 @@ class Group:
         return float(np.mean((above > 0) + 0.5 * (above == 0)))
 
 
-def verify(groups: Sequence[Group]) -> Verification | None:
-    """The figures over problems, with intervals from a bootstrap over them; None without problems that have right and wrong texts."""
+def verify(groups: Sequence[Group], ks: Sequence[int] = ()) -> Verification | None:
+    """The figures over problems, with intervals from a bootstrap over them; None without problems that have right and wrong texts.
+
+    Args:
+        ks: numbers of texts for `weighted_at` and `best_at`.
+    """
     both = [g for g in groups if 0 < g.solved.sum() < len(g.solved)]
     if not both:
         return None
@@ -96,6 +100,8 @@ def verify(groups: Sequence[Group]) -> Verification | None:
         weighted_maj=float(weighted.mean()),
         best_of=float(best.mean()),
         any_of=float(np.mean([g.solved.max() for g in groups])),
+        weighted_at={k: float(np.mean([g.weighted(k) for g in groups])) for k in sorted({*ks})},
+        best_at={k: float(np.mean([g.best(k) for g in groups])) for k in sorted({*ks})},
         weighted_over_maj=above(weighted, maj),
         weighted_over_greedy=above(weighted, greedy),
         best_over_maj=above(best, maj),

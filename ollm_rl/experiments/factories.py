@@ -46,9 +46,11 @@ def agent_of(session: BaseSession, config: DictConfig, policy: str | Path | None
     return build_agent(locate(values.pop("_target_")), session, values, policy)
 
 
-def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, search: str | None = None) -> Oracle:
-    """The configured search over `policy`, or `search` with its settings."""
+def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, name: str | None = None) -> Oracle:
+    """The configured search over `policy`, or the one of that name, `<search>` or `<search>/<judge>`, with its settings."""
+    search, _, judge = (name or "").partition("/")
     values = {k: v for k, v in to_dict(config.oracle).items() if k not in ("num_problems", "also", "search")}
+    values["judge"] = judge or values["judge"]
     place = values["value"] or config.policy
     values["value"] = None
     if values["judge"] in ("value", "weighted_vote") and place is not None:

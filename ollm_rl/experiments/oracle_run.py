@@ -36,12 +36,14 @@ def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) 
         session = sessions.session(settings, seed)
         problems = session.problems(config.evaluate.split, config.oracle.num_problems, seed)
         policy, results = search_policy(session, settings), Results([], config.task.name, config.backbone.name)
-        for name in dict.fromkeys([config.oracle.search, *config.oracle.also]):
+        for i, name in enumerate(dict.fromkeys([config.oracle.search, *config.oracle.also])):
             if name == TEACHER:
                 results.rows += [session.run_on_model(teacher_forced, problems, picker, seed) for picker in PICKERS]
                 continue
-            agent = "oracle" if name == config.oracle.search else f"oracle_{name}"
             search = make_oracle(session, config, policy, name)
+            agent = (
+                "oracle" if not i else f"oracle_{name}" if search.config.judge == "verdict" else f"search_{search.name}"
+            )
             row, curve = solve_and_store(session, search, problems, run, seed, agent)
             results.rows.append(row)
             if curve:
@@ -72,11 +74,12 @@ def solve_and_store(
     session: BaseSession, oracle: Oracle, problems: list, run: Run, seed: int, agent: str = "oracle"
 ) -> tuple[Row, list[Point]]:
     """Search all problems; the row, under the name `agent`, and the curve. Episodes to look at are kept under that name."""
-    name, start = oracle.search, time.monotonic()
+    name, start = oracle.name, time.monotonic()
     searches = oracle.solve(problems, seed, run.path / f"searches_{name}.jsonl")
     if oracle.config.judge != "verdict":
         answers = [Answer(s.solution or Episode(s.problem), s.spent, s.tried) for s in searches]
-        found = evaluate_answers(session, agent, answers, f"{name}/{oracle.config.judge}", oracle.budget, seed)
+        title = f"{oracle.search}/{oracle.config.judge}"
+        found = evaluate_answers(session, agent, answers, title, oracle.budget, seed)
         run.save_rollouts(f"oracle_{name}", found.greedy)
         return found.row, []
     row, curve = summarize_searches(searches, name, oracle.budget, agent, seed)

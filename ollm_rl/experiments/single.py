@@ -9,7 +9,7 @@ from typing import Any
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
-from ollm_rl.errors import CheckpointError
+from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_hand_over, evaluate_ood, kl_from_start
 from ollm_rl.evaluation.records import Variant
 from ollm_rl.evaluation.replay import changes, replay, shown
@@ -174,7 +174,11 @@ def _value(settings: Settings, run: Run, session: BaseSession, agent: Agent, see
     known = run.path / "policy" if learn else settings.config.policy
     if known is not None and (Path(known) / "value.json").is_file():
         return Value.from_pretrained(known, session.backbone.fingerprint).to(session.backbone.device)
-    value = learn_value(session, agent, config, seed)
+    try:
+        value = learn_value(session, agent, config, seed)
+    except DataError as error:  # the policy is there, and can be evaluated
+        log.warning("no learned verifier: %s", error)
+        return None
     value.save_pretrained(run.path / "policy", backbone=session.backbone.name, fingerprint=session.backbone.fingerprint)
     return value
 

@@ -20,7 +20,7 @@ class SearchConfig(Config):
     search: str = setting("best_first", f"{', '.join(SEARCHES)}, or <module>.<class> of a frontier of your own")
     budget: int = setting(1000, "generated tokens per problem", at_least=1)
     max_tries: int | None = setting(
-        None, "texts per problem that the verifier is asked about; null: no limit", at_least=1
+        None, "texts per problem; null: no limit, and 16 where no verdict is asked", at_least=1
     )
     max_seconds: float | None = setting(
         None, "for all problems, then every search stops with what it has; null: no limit", above=0
@@ -68,12 +68,19 @@ class OracleConfig(SearchConfig):
         path=True,
     )
     num_problems: int = setting(200, "problems that are searched", at_least=1)
-    also: list[str] = setting([], "other searches on the same problems, for the table and the plot")
+    also: list[str] = setting(
+        [], "other searches on the same problems, for the table and the plots: <search>, or <search>/<judge>"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.also:
-            check_search(name)
+            search, _, judge = name.partition("/")
+            check_search(search)
+            if judge not in ("", *JUDGES):
+                raise ConfigurationError(
+                    f"oracle.also: unknown judge '{judge}' in '{name}'; expected one of {', '.join(JUDGES)}.{did_you_mean(judge, JUDGES)}"
+                )
         if self.params and not any("." in name for name in (self.search, *self.also)):
             raise ConfigurationError(
                 f"oracle.params={self.params} are settings of a frontier of your own, and oracle.search={self.search} is none"

@@ -36,6 +36,7 @@ from ollm_rl.session.value import give_values
 from ollm_rl.tasks import Problem
 
 WIDTHS = {"beam": 8, "best_of_n": 8}
+MOST_TEXTS = 16  # of a search that asks for no verdict
 
 
 class Oracle:
@@ -89,9 +90,16 @@ class Oracle:
         self.session, self.policy, self.texts, self.value = session, policy, texts, value
         self.search, self.budget = config.search, config.budget
         self.width = WIDTHS.get(config.search, 32) if config.width is None else config.width
+        self.most = MOST_TEXTS if config.max_tries is None and config.judge != "verdict" else config.max_tries
         self.critic = critic if config.search == "puct" else None
         self._new_frontier()  # one of the user's own is looked up now, and not on a worker
         self.occupancy: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The search and, where that is not the verdict, what judges; as in file names."""
+        judge = self.config.judge
+        return self.search if judge == "verdict" else f"{self.search}_{judge}"
 
     def solve(self, problems: Sequence[Problem], seed: int = 0, store: Path | None = None) -> list[Search]:
         """Search all problems; the searches in their order.
@@ -147,8 +155,7 @@ class Oracle:
     def _search_of(self, problem: Problem, frontier: Frontier) -> Search:
         if self.config.judge == "verdict":
             return Search(problem, frontier)
-        judge, accept, most = self.config.judge, self.config.accept, self.config.max_tries
-        return Deployed(problem, frontier, judge=judge, accept=accept, most=most)
+        return Deployed(problem, frontier, judge=self.config.judge, accept=self.config.accept, most=self.most)
 
     def _look(self, episodes: list[Episode]) -> list[float]:
         """What ended texts are worth to the search: their rewards or, where no verdict may be used, how likely they are to be right."""
@@ -163,7 +170,7 @@ class Oracle:
 
     def _open(self, search: Search) -> bool:
         wanted = not search.is_settled(self.texts, self.config.stop_when_solved)
-        left = self.config.max_tries is None or search.tried < self.config.max_tries
+        left = self.most is None or search.tried < self.most
         return wanted and left and search.spent < self.budget
 
     def _best_of_n(self, searches: list[Search], seed: int, deadline: float | None) -> Iterator[Search]:

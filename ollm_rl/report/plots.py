@@ -23,7 +23,10 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     folder.mkdir(exist_ok=True)
-    parts = (plot(results, folder) for plot in (_learning, _costs, _headroom, _decides, _budget, _samples))
+    parts = (
+        plot(results, folder)
+        for plot in (_learning, _costs, _headroom, _decides, _budget, _samples, _reliability, _tokens)
+    )
     return [p for p in (*parts, *_gaps(results, folder)) if p is not None]
 
 
@@ -292,6 +295,80 @@ def _samples(results: Results, folder: Path) -> Path | None:
     axes.set_title(f"More samples: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
     _legend(axes)
     return _save(figure, folder / "samples.png")
+
+
+def _reliability(results: Results, folder: Path) -> Path | None:
+    """The share of right texts against what the learned verifier says of them."""
+    rows = [(row.agent, row.value) for row in results.pooled or results.rows if row.value is not None]
+    if not rows:
+        return None
+    figure, axes = _figure(
+        "how likely the learned verifier finds texts to be right (mean of a bin)", "share of them that are"
+    )
+    axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1)
+    colours = _colours(results)
+    for agent, value in rows:
+        said, true, counts = zip(*value.reliability, strict=True)
+        axes.plot(said, true, color=colours[agent], linewidth=1.3)
+        sizes = [20 + 180 * n / sum(counts) for n in counts]
+        axes.scatter(
+            said,
+            true,
+            s=sizes,
+            color=colours[agent],
+            label=f"{agent}: Brier {value.brier:.3f}, AUROC {value.auroc:.3f}",
+        )
+    axes.set(xlim=(0, 1.02))
+    axes.set_title(f"The learned verifier: {results.backbone} on {results.task} (area: texts)", fontsize=11)
+    _legend(axes, loc="upper left")
+    return _save(figure, folder / "reliability.png")
+
+
+def _tokens(results: Results, folder: Path) -> Path | None:
+    """Accuracy against generated tokens a problem: without the verdict greedy, votes and searches, and what the verdict could reach."""
+    several = any(len(row.seeds) > 1 for row in results.pooled)
+    rows: Sequence[AgentRow] = results.pooled if several else results.rows
+    found = [row for row in rows if row.search and row.search.mean_tokens and "/" in row.search.search]
+    voting = [row for row in rows if len(row.sampled) > 1 and row.mean_sampled_length]
+    if not found and not voting:
+        return None
+    figure, axes = _figure("generated tokens per problem", "share solved")
+    colours = _colours(results)
+    for row in voting:
+        ks, colour, each = [*row.sampled], colours[row.agent], row.mean_sampled_length or 0.0
+        if row.mean_length:
+            axes.plot([row.mean_length], [row.accuracy], "*", color=colour, markersize=11, label=f"{row.agent}: greedy")
+        curves = {"vote": {k: s.maj for k, s in row.sampled.items()}}
+        if row.value is not None:
+            curves |= {"weighted vote": dict(row.value.weighted_at), "best of n": dict(row.value.best_at)}
+        for (name, curve), style in zip(curves.items(), ("s--", "o-", "^-"), strict=False):
+            known = [(k * each, curve[k]) for k in ks if curve.get(k) is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), style, color=colour, markersize=4, label=f"{row.agent}: {name}")
+        bound = [(k * each, s.pass_) for k, s in row.sampled.items() if s.pass_ is not None]
+        axes.plot(*zip(*bound, strict=True), ":", color=colour, label=f"{row.agent}: with the verdict (pass@k)")
+    for row, mark in zip(found, cycle("DPXvh<>d"), strict=False):
+        assert row.search is not None
+        axes.plot(
+            [row.search.mean_tokens],
+            [row.accuracy],
+            mark,
+            color=colours[row.agent],
+            markersize=8,
+            label=row.search.search,
+        )
+    for name, points in results.curves.items():
+        axes.plot(
+            [p.budget for p in points],
+            [p.solved for p in points],
+            ":",
+            color="#4a4a4a",
+            label=f"with the verdict: {name}",
+        )
+    axes.set_xscale("log")
+    axes.set_title(f"Without the verdict: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
+    _legend(axes)
+    return _save(figure, folder / "tokens.png")
 
 
 def _gaps(results: Results, folder: Path) -> list[Path]:

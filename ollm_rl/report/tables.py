@@ -2,7 +2,7 @@
 
 from ollm_rl.evaluation.comparison import WINDOW
 from ollm_rl.evaluation.overview import Text, num, share_cell
-from ollm_rl.evaluation.records import Sampled
+from ollm_rl.evaluation.records import Difference, Sampled
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow
 
@@ -21,6 +21,8 @@ def comparison_tables(results: Results) -> list[Text]:
         _variants(pooled),
         _hand_over(pooled),
         _samples(results),
+        _verification(results),
+        _choices(results),
         _tests(results),
         _changes(results),
         _where(results),
@@ -224,6 +226,68 @@ def _samples(results: Results) -> Text | None:
         ["agent", "answers", "distance", *(f"{name}@{k}" for k in ks for name in ("pass", "maj"))],
         body,
     )
+
+
+def _verification(results: Results) -> Text | None:
+    body = []
+    for row in results.pooled or results.rows:
+        if (v := row.value) is None:
+            continue
+        low, high = v.auroc_ci95
+        brier = f"{v.brier:.3f} ({v.brier_of_mean:.3f})"
+        body.append(
+            [
+                row.agent,
+                f"{v.n_mixed} of {v.n_problems}",
+                "verifier",
+                f"{v.auroc:.3f} [{low:.2f}, {high:.2f}]",
+                "",
+                brier,
+            ]
+        )
+        for name, rival in v.rivals.items():
+            body.append([row.agent, "", name, f"{rival.auroc:.3f}", _difference(rival.above), ""])
+    if not body:
+        return None
+    return Text(
+        "The learned verifier",
+        "AUROC within the problems that have right and wrong texts: the share of pairs of a right and a wrong text in which the right one "
+        "scores higher, with 95% intervals (bootstrap over problems); below it, what else could choose among texts. Brier score: the mean "
+        "squared error, in brackets that of saying the mean verdict.",
+        ["agent", "problems", "by", "AUROC", "verifier above it", "Brier"],
+        body,
+    )
+
+
+def _choices(results: Results) -> Text | None:
+    body = []
+    for row in results.pooled or results.rows:
+        if (v := row.value) is None:
+            continue
+        k = v.samples
+        for choice, solved, over_vote, over_greedy in (
+            ("greedy", v.greedy, None, None),
+            (f"vote of {k}", v.maj, None, None),
+            (f"weighted vote of {k}", v.weighted_maj, v.weighted_over_maj, v.weighted_over_greedy),
+            (f"best of {k}", v.best_of, v.best_over_maj, v.best_over_greedy),
+            (f"any of {k}, by the verdict", v.any_of, None, None),
+        ):
+            above = ["" if each is None else _difference(each) for each in (over_vote, over_greedy)]
+            body.append([row.agent, choice, num(solved), *above])
+    if not body:
+        return None
+    return Text(
+        "Choosing without the verdict",
+        "The share of problems solved by the greedy text, by the answer of most of the sampled texts, by that of the largest sum of the "
+        "verifier's values, by the text of the largest value, and by any of them; paired differences with 95% intervals.",
+        ["agent", "choice", "solved", "above the vote", "above greedy"],
+        body,
+    )
+
+
+def _difference(found: Difference) -> str:
+    low, high = found.ci95
+    return f"{found.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _quoted(token: str) -> str:
