@@ -254,7 +254,7 @@ class SearchAgentConfig(AgentConfig):
     search: str = setting("best_first", "where its texts come from", choices=DEPLOYED_SEARCHES)
     judge: str = setting("value", "what chooses among them", choices=DEPLOYED_JUDGES)
     budget: int = setting(1000, "generated tokens per problem", at_least=1)
-    max_tries: int | None = setting(16, "texts per problem; null: no limit", at_least=1)
+    max_tries: int | None = setting(SearchConfig.max_tries, "texts per problem; null: 16", at_least=1)
     accept: float = setting(
         SearchConfig.accept,
         "judge=value: it ends with a text that is right with this probability",

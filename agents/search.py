@@ -15,7 +15,7 @@ from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.value import Value
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.rollout.episode import Episode
-from ollm_rl.session.agent import Answer
+from ollm_rl.session.agent import Agent, Answer
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.loading import load_agent
 from ollm_rl.session.saving import DESCRIPTION, read_description
@@ -33,9 +33,9 @@ class SearchAgent(PolicyAgent):
         self.policy = LatentPolicy.from_prior(session.plugin)
         self.value: Value | None = None
         if self.config.policy is not None:
-            self.load(self.config.policy.format(seed=session.seed))
+            self.load(_of_seed(self.config.policy, session.seed))
         if self.config.value is not None:
-            self.value = self._value_in(self.config.value.format(seed=session.seed))
+            self.value = self._value_in(_of_seed(self.config.value, session.seed))
 
     @classmethod
     def check_paths(cls, settings: Mapping[str, Any], policy: str | None) -> None:
@@ -57,7 +57,13 @@ class SearchAgent(PolicyAgent):
                 )
 
     def _value_in(self, place: str | Path) -> Value:
-        return Value.from_pretrained(place, self.session.backbone.fingerprint).to(self.session.backbone.device)
+        found = Value.from_pretrained(place, self.session.backbone.fingerprint, self.session.plugin)
+        return found.to(self.session.backbone.device)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Without the directories that policy and verifier were read from: they are saved beside."""
+        return {**super().settings, "policy": None, "value": None}
 
     def answers(self, problems: Sequence[Problem], seed: int) -> list[Answer]:
         names = ("search", "judge", "budget", "max_tries", "accept", "width")
@@ -73,22 +79,28 @@ class SearchAgent(PolicyAgent):
     def save_weights(self, path: Path) -> None:
         super().save_weights(path)
         if self.value is not None:
-            self.value.save_pretrained(path, fingerprint=self.session.backbone.fingerprint)
+            backbone, options = self.session.backbone, self.session.plugin.digest()
+            self.value.save_pretrained(path, backbone=backbone.name, fingerprint=backbone.fingerprint, plugin=options)
 
     def load(self, path: str | Path) -> None:
         """A policy, and the learned verifier beside it if there is one."""
         if (Path(path) / DESCRIPTION).is_file() and not _is_mine(Path(path)):
             agent = load_agent(path, self.session)
-            if not isinstance(agent.policy, LatentPolicy) or hasattr(agent.policy, "sees"):
+            own = type(agent).request is not Agent.request  # such as a fixed opening, or handing over
+            if type(agent.policy) is not LatentPolicy or own:
                 raise ConfigurationError(
-                    f"agent=search: the agent in {path} has no log-probabilities of states to search with; expected one of grpo, ppo, "
-                    "distill, prior or reference"
+                    f"agent=search: the agent in {path} has no log-probabilities of states to search with, or answers in a way of its own; "
+                    "expected one of grpo, ppo, distill, prior or reference"
                 )
             self.policy = agent.policy
         else:
             super().load(path)
-        if (Path(path) / "value.json").is_file():
+        if self.config.value is None and (Path(path) / "value.json").is_file():
             self.value = self._value_in(path)
+
+
+def _of_seed(path: str, seed: int) -> str:
+    return path.replace("{seed}", str(seed))
 
 
 def _is_mine(path: Path) -> bool:

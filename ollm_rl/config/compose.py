@@ -182,6 +182,14 @@ def preflight(settings: Settings) -> None:
     for name in (config.oracle.search, *config.oracle.also):
         if "." in name:
             locate(name.partition("/")[0], "oracle.search")
+    oracle = schema("oracle", settings.choices["oracle"])
+    asks = "" if oracle is None else getattr(oracle.of(to_dict(config.oracle)), "asks_value", "")
+    beside = Path(str(config.policy)) / "value.json"
+    if asks and config.oracle.value is None and (config.policy is None or not os.path.exists(beside)):
+        raise ConfigurationError(
+            f"{asks} needs a learned verifier; expected policy= with the directory of a run that had value.enabled=true "
+            "(runs/<name>/policy), or oracle.value= with one that holds value.json"
+        )
     if callable(check := getattr(kind, "check_paths", None)):  # of an agent that needs what others left
         check(to_dict(config.agent), config.policy)
     if getattr(kind, "needs_model", False) and config.rollout.num_workers:

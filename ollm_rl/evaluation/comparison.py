@@ -43,7 +43,8 @@ def _pooled(mine: list[Row]) -> PooledRow:
             same = {k: getattr(first, k) for k in ("search", "budget") if hasattr(first, k)}
             means[name] = type(first)(**_means(type(first), parts) | same)
     if all(r.value for r in mine):
-        means["value"] = verify([g for r in mine for g in _stored_groups(r)], [*mine[0].sampled]) or mine[0].value
+        groups = [_stored_groups(r) for r in mine]
+        means["value"] = verify([g for some in groups for g in some], [*mine[0].sampled]) if all(groups) else None
     breakdown = pool_breakdowns([r.breakdown for r in mine])
     return PooledRow(
         agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine),

@@ -14,6 +14,7 @@ import numpy as np
 from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import METRICS, whole_lines, write_json, write_rollouts
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.evaluation.config import EvaluateConfig
 from ollm_rl.evaluation.metrics import degeneration, results_row, share
 from ollm_rl.evaluation.records import SearchFigures, Share, Variant
@@ -93,6 +94,8 @@ def evaluate_answers(
         search: by what. budget: tokens that it had for each.
     """
     episodes = [a.episode for a in answers]
+    if not episodes:
+        raise ConfigurationError(f"{name} gave no answers; expected one for every problem")
     for episode, verdict in zip(episodes, session.run_on_model(_verdicts, episodes), strict=True):
         for field, value in verdict.items():
             setattr(episode, field, value)
@@ -178,7 +181,13 @@ def evaluate_ood(session: Session, agent: Agent, settings: dict[str, Any], n: in
         engine = {**session.engine_settings, "max_new_tokens": task.max_new_tokens}
         other = Session(session.backbone, session.plugin, task, session.judge, engine, seed)
         other.prompter, other.chunk = session.prompter, session.chunk
-        requests = [agent.request(p, i, True) for i, p in enumerate(other.problems("test", n, seed))]
+        problems = other.problems("test", n, seed)
+        if (own := agent.answers(problems, seed)) is not None:
+            evaluated = evaluate_answers(other, name, own, name, seed=seed).greedy
+            solved = [e.solved for e in evaluated]
+            found[name] = Variant(**vars(share(sum(solved), len(solved))), solved=solved, **degeneration(evaluated))
+            continue
+        requests = [agent.request(p, i, True) for i, p in enumerate(problems)]
         with track(f"evaluate on {name}", len(requests), "episodes") as bar:
             episodes = other.rollout(
                 requests, PolicyAdapter(agent, True), keep_hidden=False, from_logits=agent.acts_on_logits, bar=bar

@@ -61,7 +61,8 @@ def _replay(session: Session, engine: RolloutEngine, episodes: list[Episode]) ->
 
 
 def shown(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes that a report shows: some solved ones, then some failed ones."""
+    """The episodes that a report shows: some solved ones, then some failed ones. None without a token, as a search may leave."""
+    episodes = [e for e in episodes if e.tokens]
     return [e for e in episodes if e.solved][:SHOWN] + [e for e in episodes if not e.solved][:SHOWN]
 
 

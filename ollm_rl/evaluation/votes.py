@@ -94,7 +94,7 @@ def subsets(n: int, k: int, seed: int = 0) -> np.ndarray:
 
 def answer_key(answer: str) -> Hashable:
     """Equal for answers that are one, however they are written."""
-    if len(answer) > MAX_ANSWER:  # it is compared as it stands
+    if len(answer) > MAX_ANSWER or "\n" in answer.strip():  # it is compared as it stands: code, or a plan
         return answer.strip()
     number = plain_number(form := normal_form(answer))
     return form if number is None else number

@@ -54,7 +54,9 @@ def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, name: 
     place = values["value"] or config.policy
     values["value"] = None
     if values["judge"] in ("value", "weighted_vote") and place is not None:
-        values["value"] = Value.from_pretrained(place, session.backbone.fingerprint).to(session.backbone.device)
+        values["value"] = Value.from_pretrained(place, session.backbone.fingerprint, session.plugin).to(
+            session.backbone.device
+        )
     if values["critic"] is not None:
         values["critic"] = Critic.from_pretrained(values["critic"], session.backbone.fingerprint).to(
             session.backbone.device

@@ -41,9 +41,8 @@ def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) 
                 results.rows += [session.run_on_model(teacher_forced, problems, picker, seed) for picker in PICKERS]
                 continue
             search = make_oracle(session, config, policy, name)
-            agent = (
-                "oracle" if not i else f"oracle_{name}" if search.config.judge == "verdict" else f"search_{search.name}"
-            )
+            deployed = search.config.judge != "verdict"
+            agent = f"search_{search.name}" if deployed else "oracle" if not i else f"oracle_{search.name}"
             row, curve = solve_and_store(session, search, problems, run, seed, agent)
             results.rows.append(row)
             if curve:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.experiments.factories import agent_of
 from ollm_rl.options.config import ValueConfig
 from ollm_rl.options.value import Value
-from ollm_rl.session.agent import Agent, declared, store, train
+from ollm_rl.session.agent import Agent, answers_itself, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
 from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.opening import conversion_config, open_session, plugin_path, say_splits, task_of, wants_samples
@@ -151,7 +152,7 @@ def _run_trial(
     row.ood = _out_of_distribution(settings, session, agent, seed)
     if (after := list(config.evaluate.hand_over)) and agent.learns_from_rewards and not agent.acts_on_logits:
         row.hand_over = evaluate_hand_over(session, agent, found.greedy, after)
-    if n := config.evaluate.num_kl:
+    if (n := config.evaluate.num_kl) and row.search is None:  # what a search answers is no episode of a policy
         row.kl_from_start = kl_from_start(session, agent, problems[:n], seed)
     if before and before.mean_length and row.mean_length is not None:
         row.length_change = row.mean_length / before.mean_length - 1
@@ -167,19 +168,31 @@ def _run_trial(
 
 
 def _value(settings: Settings, run: Run, session: BaseSession, agent: Agent, seed: int, learn: bool) -> Value | None:
-    """The learned verifier of an agent, if one is wanted: learned now, or beside the policy that is evaluated."""
+    """The learned verifier of an agent, if one is wanted: the one beside its policy if that was learned so, else a new one."""
     config = ValueConfig(**to_dict(settings.config.value))
-    if not config.enabled or agent.acts_on_logits:
+    if not config.enabled or agent.acts_on_logits or answers_itself(agent):
         return None
-    known = run.path / "policy" if learn else settings.config.policy
-    if known is not None and (Path(known) / "value.json").is_file():
-        return Value.from_pretrained(known, session.backbone.fingerprint).to(session.backbone.device)
+    facts = {
+        "backbone": session.backbone.name, "fingerprint": session.backbone.fingerprint, "plugin": session.plugin.digest(),
+        "task": session.task.name, "agent": agent.identity(), "seed": seed, "settings": asdict(config),
+    }  # fmt: skip
+    for place in [
+        run.path / "policy",
+        *([] if learn or settings.config.policy is None else [Path(settings.config.policy)]),
+    ]:
+        if (
+            (place / "value.json").is_file()
+            and agent.identity()
+            and stored_json(place / "value.json").items() >= facts.items()
+        ):
+            log.info("learned verifier: that of %s", place)
+            return Value.from_pretrained(place).to(session.backbone.device)
     try:
         value = learn_value(session, agent, config, seed)
     except DataError as error:  # the policy is there, and can be evaluated
         log.warning("no learned verifier: %s", error)
         return None
-    value.save_pretrained(run.path / "policy", backbone=session.backbone.name, fingerprint=session.backbone.fingerprint)
+    value.save_pretrained(run.path / "policy", **facts)
     return value
 
 

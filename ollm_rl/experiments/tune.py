@@ -81,7 +81,9 @@ def _score(row: Row, metric: str) -> float | None:
         return row.area_under_curve
     if metric == "accuracy":
         return row.accuracy
-    [sampled] = row.sampled.values()
+    if not row.sampled:  # what a search answers is one text
+        return row.accuracy
+    sampled = row.sampled[max(row.sampled)]
     return {"avg@k": sampled.avg, "pass@k": sampled.pass_, "maj@k": sampled.maj}[metric]
 
 

@@ -17,7 +17,7 @@ from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.options.config import ValueConfig
-from ollm_rl.options.modules import mlp
+from ollm_rl.options.modules import PlugIn, mlp
 from ollm_rl.options.standardize import Standardize
 
 REMEDY = "Lower value.learning_rate."
@@ -57,14 +57,14 @@ class Value(nn.Module):
         (path / "value.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, fingerprint: str = "") -> "Value":
+    def from_pretrained(cls, path: str | Path, fingerprint: str = "", plugin: PlugIn | None = None) -> "Value":
         """Load one.
 
         Args:
-            fingerprint: of the backbone that it is for.
+            fingerprint: of the backbone that it is for. plugin: whose reader's states it is to read.
 
         Raises:
-            CheckpointError: nothing there, or it belongs to another backbone (where that is given).
+            CheckpointError: nothing there, or it belongs to another backbone or plug-in (where these are given).
         """
         path = Path(path)
         if not (path / "value.json").is_file() or not (path / "value.safetensors").is_file():
@@ -77,6 +77,13 @@ class Value(nn.Module):
             raise CheckpointError(
                 f"the learned verifier in {path} was trained on another backbone; use that one, or train again"
             )
+        if plugin is not None:
+            fits = facts["num_features"] == 2 * plugin.state_size + 4
+            if not fits or facts.get("plugin") not in (None, plugin.digest()):
+                raise CheckpointError(
+                    f"the learned verifier in {path} reads the states of another plug-in than this one; use that one (plugin.path=), or train "
+                    "again with value.enabled=true"
+                )
         value = cls(facts["num_features"], facts["width"])
         value.load_state_dict(load_file(path / "value.safetensors"))
         return value.eval().requires_grad_(False)
@@ -97,6 +104,10 @@ def fit_value(
         DataError: all texts are right, or all are wrong.
     """
     solved = solved.float()
+    if not len(solved):
+        raise DataError(
+            "no text that the learned verifier is to learn from was judged: the reward gave None for all of them"
+        )
     if not 0 < float(solved.mean()) < 1:
         what = "right" if float(solved.mean()) else "wrong"
         raise DataError(
@@ -105,6 +116,10 @@ def fit_value(
         )
     draw = torch.Generator().manual_seed(seed)
     names = problems.unique()
+    if len(names) < 2:
+        raise DataError(
+            "the learned verifier has texts of one problem only; expected several, some to learn from and some held out"
+        )
     held = torch.isin(problems, names[torch.randperm(len(names), generator=draw)[: max(1, len(names) // 10)]])
     mine, others = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
     base = F.binary_cross_entropy(solved[mine].mean().expand(len(others)), solved[others])

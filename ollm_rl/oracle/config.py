@@ -9,6 +9,7 @@ from ollm_rl.errors import ConfigurationError, did_you_mean
 TREES = ("best_first", "puct", "beam", "exhaustive")
 SEARCHES = (*TREES, "best_of_n", "teacher_forced")
 JUDGES = ("verdict", "value", "vote", "weighted_vote")
+VALUED = ("value", "weighted_vote")  # those that ask a learned verifier
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class OracleConfig(SearchConfig):
         for name in self.also:
             search, _, judge = name.partition("/")
             check_search(search)
+            if search == "teacher_forced" and judge not in ("", "verdict"):
+                raise ConfigurationError(
+                    f"oracle.also: {name}; teacher forcing has the gold solution in sight, so nothing else judges"
+                )
             if judge not in ("", *JUDGES):
                 raise ConfigurationError(
                     f"oracle.also: unknown judge '{judge}' in '{name}'; expected one of {', '.join(JUDGES)}.{did_you_mean(judge, JUDGES)}"
@@ -85,6 +90,13 @@ class OracleConfig(SearchConfig):
             raise ConfigurationError(
                 f"oracle.params={self.params} are settings of a frontier of your own, and oracle.search={self.search} is none"
             )
+
+    @property
+    def asks_value(self) -> str:
+        """The setting by which a learned verifier is asked; "" if none is."""
+        if self.judge in VALUED:
+            return f"oracle.judge={self.judge}"
+        return next((f"oracle.also=[{name}]" for name in self.also if name.partition("/")[2] in VALUED), "")
 
 
 def check_search(name: str) -> None:

@@ -29,6 +29,11 @@ class Deployed(Search):
     texts: list[Episode] = field(default_factory=list)
     chosen: Episode | None = None
 
+    def __post_init__(self) -> None:
+        self._keys: list[Hashable] = []  # of the texts' answers; None where there is none
+        self._votes: dict[Hashable, float] = {}
+        self._likely: dict[Hashable, float] = {}  # summed log-probabilities of the texts of an answer
+
     @property
     def solution(self) -> Episode | None:
         """The text that it gives as its answer; None if there is none."""
@@ -41,61 +46,51 @@ class Deployed(Search):
     def found(self, episode: Episode, choices: list[Choice]) -> None:
         self.tried += 1
         self.texts.append(episode)
+        key = None if episode.answer is None else answer_key(episode.answer)
+        self._keys.append(key)
+        if key is not None:
+            vote = 1.0 if self.judge == "vote" else episode.value or 0.0
+            self._votes[key] = self._votes.get(key, 0.0) + vote
+            self._likely[key] = self._likely.get(key, 0.0) + (episode.log_prob or 0.0)
 
     def choose(self) -> Episode:
         """By the judge. Of a vote, of all texts that give the winning answer, the one of the largest value, or else the likeliest."""
         if self.judge == "value":
             return max(self.texts, key=lambda e: e.value or 0.0)
-        votes = self._votes()
-        if not votes:
+        if not self._votes:
             return max(self.texts, key=_liking)
-        likely: dict[Hashable, float] = {}
-        for episode in self.texts:
-            if episode.answer is not None:
-                key = answer_key(episode.answer)
-                likely[key] = likely.get(key, 0.0) + (episode.log_prob or 0.0)
-        winner = max(votes, key=lambda key: (round(votes[key], 9), likely[key]))
-        return max(
-            (e for e in self.texts if e.answer is not None and answer_key(e.answer) == winner),
-            key=_liking,
-        )
+        winner = max(self._votes, key=lambda key: (round(self._votes[key], 9), self._likely[key]))
+        return max((e for e, key in zip(self.texts, self._keys, strict=True) if key == winner), key=_liking)
 
-    def _votes(self) -> dict[Hashable, float]:
-        votes: dict[Hashable, float] = {}
-        for episode in self.texts:
-            if episode.answer is not None:
-                vote = 1.0 if self.judge == "vote" else episode.value or 0.0
-                key = answer_key(episode.answer)
-                votes[key] = votes.get(key, 0.0) + vote
-        return votes
+    def _lead(self) -> float:
+        """Votes by which the first answer is ahead of the second."""
+        first, second = [*sorted(self._votes.values(), reverse=True), 0.0, 0.0][:2]
+        return first - second
 
     def is_settled(self, texts: int, stop_when_solved: bool) -> bool:
         """A text is accepted, or the texts that are left cannot change who wins."""
-        if not self.texts:
+        if not self.texts or not stop_when_solved:
             return False
         if self.judge == "value":
-            return stop_when_solved and max(e.value or 0.0 for e in self.texts) >= self.accept
-        if self.most is None:
-            return False
-        first, second = [*sorted(self._votes().values(), reverse=True), 0.0, 0.0][:2]
-        return stop_when_solved and first - second > self.most - self.tried
+            return max(e.value or 0.0 for e in self.texts) >= self.accept
+        return self.most is not None and self._lead() > self.most - self.tried
 
     def wave(self, most: int) -> int:
         """So many that they can settle a vote, if they all say the same; where a verifier judges, few first."""
+        left = most if self.most is None else max(1, self.most - self.tried)
         if self.judge == "value":
-            return min(most, max(1, self.tried - PATIENCE))
+            return min(most, left, max(1, self.tried - PATIENCE))
         if self.most is None:
             return most
-        left = self.most - self.tried
-        first, second = [*sorted(self._votes().values(), reverse=True), 0.0, 0.0][:2]
-        return min(most, left, max(1, int((left - (first - second)) // 2) + 1))
+        return min(most, left, max(1, int((left - self._lead()) // 2) + 1))
 
     def record(self) -> dict[str, Any]:
         chosen = self.solution
         kept = {**super().record(), "solutions": []}
         if chosen is not None:
-            names = ("seed", "tokens", "latents", "stop", "text", "answer", "value")
-            kept["chosen"] = {name: getattr(chosen, name) for name in names}
+            names = ("seed", "tokens", "latents", "stop", "text", "answer", "value", "log_prob", "lowest")
+            decisions = {"dropped_decisions": chosen.num_decisions}  # none is kept
+            kept["chosen"] = {name: getattr(chosen, name) for name in names} | decisions
         return kept
 
     def restore(self, record: dict[str, Any]) -> None:

@@ -192,7 +192,9 @@ class Oracle:
             if not verdict and self.value is not None:
                 give_values(self.value, episodes)
             for search, episode in zip(asked, episodes, strict=True):
-                if not self._open(search):
+                if not self._open(search):  # it came with the text that ended it
+                    if not verdict:
+                        search.spent = min(search.spent + len(episode.tokens), self.budget)
                     continue
                 whole = search.spent + len(episode.tokens) <= self.budget
                 search.spent = min(search.spent + len(episode.tokens), self.budget)

@@ -72,7 +72,7 @@ class Branch:
         if self.states is not None:
             episode.summary = torch.stack([self.states[0], self.states[1] / len(self.tokens)])
         if self.choices:
-            episode.log_probs = torch.tensor([choice.log_prob for choice in self.choices])
+            episode.log_prob, episode.lowest = self.log_prob, min(choice.log_prob for choice in self.choices)
             episode.z = torch.tensor([self.latents[choice.position] for choice in self.choices])
 
     def extend(self, token: int, latent: int, choice: Choice | None) -> None:
@@ -357,7 +357,7 @@ class Search:
         return stop_when_solved and len(self.solutions) >= texts
 
     def wave(self, most: int) -> int:
-        """How many samples to ask for next, of at most so many."""
+        """How many texts to ask for next, of at most so many."""
         return most
 
     def record(self) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class TreeSearch:
             search = waiting[0]
             beam, frontier = search.frontier.beam, search.frontier
             most = self.width if beam and search.tried else min(max(1, search.tried - PATIENCE), self.width)
+            most = most if beam else search.wave(most)
             need = self.width if beam else min(most, len(frontier))
             if need > free:
                 break
@@ -186,7 +187,7 @@ class TreeSearch:
         options = self.engine.options
         log_probs = self.policy(self.engine.hidden, options.mask)
         values = None if self.critic is None else self.critic(self.engine.hidden)
-        states = self.engine.hidden.float()
+        states = self.engine.hidden.float().cpu() if self.reads else self.engine.hidden
         step = _Step(options, log_probs, values)
         ended: list[tuple[Search, _Row]] = []
         for wave in waves:

@@ -25,8 +25,8 @@ class PolicyAdapter:
     """An agent's `predict` as the engine's policy.
 
     `mask`, `uniforms` and, for agents over the vocabulary, `logits` are handed over only if the agent takes them:
-    `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities of what is drawn are those of the agent's
-    `LatentPolicy`, or of the logits; where it has neither, or nothing is drawn, they are given as zero.
+    `predict(hidden, deterministic=...)` is all that an agent needs. Log-probabilities are those of the agent's `policy`, or of
+    the logits that tokens were drawn from; where there is neither, they are given as zero.
     """
 
     def __init__(self, agent: Predicts, deterministic: bool):
@@ -65,13 +65,23 @@ class PolicyAdapter:
 
     @torch.inference_mode()
     def _log_probs(self, hidden: Tensor, seen: Tensor, z: Tensor) -> Tensor:
-        policy = getattr(self.agent, "policy", None)
-        if not self.deterministic and self.agent.acts_on_logits:
+        unknown = torch.zeros(len(z), device=hidden.device)
+        if self.agent.acts_on_logits:
+            if self.deterministic:  # nobody asks, and a sum over the vocabulary is dear
+                return unknown
             return torch.cat([
                 row.gather(0, token[None]).float() - row.float().logsumexp(0)
                 for row, token in zip(seen, z, strict=True)
             ])  # fmt: skip
-        if not self.deterministic and isinstance(policy, LatentPolicy):
-            found: Tensor = policy(hidden, seen)
-            return found.gather(1, z[:, None])[:, 0]
-        return torch.zeros(len(z), device=hidden.device)
+        policy = getattr(self.agent, "policy", None)
+        if not callable(policy):
+            return unknown
+        if isinstance(policy, LatentPolicy):
+            likely: Tensor = policy(hidden, seen)
+            return likely.gather(1, z[:, None])[:, 0]
+        try:
+            found = policy(hidden, seen)
+        except (TypeError, ValueError, RuntimeError):  # of an agent from outside, which means something else by it
+            return unknown
+        fits = isinstance(found, Tensor) and found.shape == seen.shape
+        return found.gather(1, z[:, None])[:, 0].float() if fits else unknown

@@ -37,6 +37,8 @@ class Episode:
         stop: `eos` (end of text) or `length` (token budget spent).
         hidden: (T, d), z: (T,), log_probs: (T,), mask: (T, K) at the T decision points that were kept. Of a policy over the vocabulary, every
             position is one, z is its token, and there is no mask.
+        log_prob: of the whole text, summed over its decisions, all others being certain; None if nobody said it. lowest: that of its least
+            likely decision.
         summary: (2, d) the state before its last token, and the mean of those before each of its tokens, forced ones too; what a
             learned verifier reads.
         text: what the tokens say. answer, reward, verdict: filled in by the judge; a verdict is a word such as
@@ -57,6 +59,8 @@ class Episode:
     z: Tensor | None = None
     log_probs: Tensor | None = None
     mask: Tensor | None = None
+    log_prob: float | None = None
+    lowest: float = 0.0
     summary: Tensor | None = None
     text: str = ""
     answer: str | None = None
@@ -86,26 +90,16 @@ class Episode:
         return self.reward >= self.solved_at
 
     @property
-    def log_prob(self) -> float | None:
-        """Of the whole text: log-probabilities summed over its decisions, forced tokens being certain; None if they are not at hand.
-
-        Where not all decisions were kept, it is an estimate from those that were."""
-        if self.log_probs is None:
-            return 0.0 if self.tokens and not self.num_decisions else None
-        return float(self.log_probs.sum()) * self.num_decisions / max(self.num_kept, 1)
-
-    @property
     def features(self) -> Tensor:
-        """(2 d + 4,) what a learned verifier reads: the `summary`, the text's log-probability and the lowest of a decision, and logarithms
-        of its length and of its number of decisions.
+        """(2 d + 4,) what a learned verifier reads: `summary`, `log_prob`, `lowest`, and the logarithms of the text's length and of its
+        number of decisions.
 
         Raises:
             ValueError: there is no summary.
         """
         if self.summary is None:
             raise ValueError("the episode has no summary of its states; expected one that the rollout engine made")
-        lowest = 0.0 if self.log_probs is None or not len(self.log_probs) else float(self.log_probs.min())
-        sizes = [self.log_prob or 0.0, lowest, math.log(len(self.tokens)), math.log1p(self.num_decisions)]
+        sizes = [self.log_prob or 0.0, self.lowest, math.log(len(self.tokens)), math.log1p(self.num_decisions)]
         return torch.cat([self.summary.flatten(), self.summary.new_tensor(sizes)])
 
     @property
@@ -176,7 +170,20 @@ def represented(episodes: Sequence[Episode]) -> Tensor:
     return torch.tensor([e.num_decisions / e.num_kept for e in episodes for _ in range(e.num_kept)])
 
 
-_PLAIN = ("seed", "stop", "text", "answer", "reward", "solved_at", "parts", "judged", "verdict", "dropped_decisions")
+_PLAIN = (
+    "seed",
+    "stop",
+    "text",
+    "answer",
+    "reward",
+    "solved_at",
+    "parts",
+    "judged",
+    "verdict",
+    "dropped_decisions",
+    "log_prob",
+    "lowest",
+)
 
 
 def pack(episodes: Sequence[Episode]) -> dict[str, Any]:

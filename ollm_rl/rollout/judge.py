@@ -123,8 +123,15 @@ class Judge:
         The reward function is not asked, so there is no verdict: for whoever has to choose among texts without one.
         """
         stated: Callable[[str], str | None] = getattr(self.reward, "stated", extract_answer)
-        for episode in episodes:
-            answer = stated(episode.text)
+        try:
+            answers = [stated(episode.text) for episode in episodes]
+        except Exception as error:
+            if _is_ours(self.reward):
+                raise
+            raise RewardError(
+                f"reward '{self.name}': stated(text) raised {type(error).__name__}: {error}{place_of(error, __file__)}; expected a text, or None"
+            ) from error
+        for episode, answer in zip(episodes, answers, strict=True):
             episode.answer = None if answer is None else str(answer)
 
     def _returned(
@@ -332,6 +339,12 @@ class Weighted:
                 for key in extra:
                     log_extra(key, extra[key])
         return sums
+
+    def stated(self, text: str) -> str | None:
+        """What a text says, for votes, by the first of the rewards that has `stated`."""
+        stated = next((judge.reward.stated for judge in self.judges if hasattr(judge.reward, "stated")), extract_answer)
+        found: str | None = stated(text)
+        return found
 
     def close(self) -> None:
         for judge in self.judges:

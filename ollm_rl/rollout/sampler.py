@@ -222,10 +222,11 @@ class _Rollout:
             seen = (self.engine.logits if self.from_logits else self.engine.options.mask)[at[who]]
             states, z, log_probs = self._choose(asked, self.engine.hidden[at[who]], seen)
             chosen[who] = z
-            for j, row in enumerate(asked):
+            for j, (row, likely) in enumerate(zip(asked, log_probs.tolist(), strict=True)):
                 row.decide(
                     states[j] if self.keep_hidden else None, None if self.from_logits else seen[j], z[j], log_probs[j]
                 )
+                row.count(likely)
         return chosen
 
 
@@ -271,6 +272,11 @@ class _Row:
     def uniform(self) -> float:
         """The random number of the current position: it depends on the episode's seed only."""
         return float(self.uniforms[len(self.episode.tokens)])
+
+    def count(self, log_prob: float) -> None:
+        """The log-probability of a decision, kept or not."""
+        self.episode.log_prob = (self.episode.log_prob or 0.0) + log_prob
+        self.episode.lowest = min(self.episode.lowest, log_prob)
 
     def decide(self, hidden: Tensor | None, mask: Tensor | None, z: Tensor, log_prob: Tensor) -> None:
         """Remember a decision: every one, or as many as are kept, an even sample of those so far (Vitter 1985, algorithm R)."""

@@ -277,6 +277,15 @@ def store(agent: Agent, path: Path) -> None:
         write_description(agent, path, plugin=True)
 
 
+def answers_itself(agent: Agent) -> bool:
+    """It has `answers` of its own, which are not episodes of a policy."""
+    return (
+        callable(getattr(agent.agent, "answers", None))
+        if isinstance(agent, Adapted)
+        else type(agent).answers is not Agent.answers
+    )
+
+
 def takes_callbacks(kind: Any) -> bool:
     """Whether an agent's class can be watched while it learns."""
     return _takes(kind.learn, "callbacks")

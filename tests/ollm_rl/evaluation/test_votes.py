@@ -11,14 +11,8 @@ from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem
 
 
-class Said(Episode):
-    """A text with a log-probability."""
-
-    log_prob = 0.0
-
-
 def texts(*answers, gold="2", log_probs=()):
-    found = [Said(Problem("", "", gold), answer=a, reward=float(a in (gold, f"{gold}.0", "4/2"))) for a in answers]
+    found = [Episode(Problem("", "", gold), answer=a, reward=float(a in (gold, f"{gold}.0", "4/2"))) for a in answers]
     for text, log_prob in zip(found, log_probs, strict=False):
         text.log_prob = log_prob
     return found
@@ -33,6 +27,11 @@ def test_majorities():
     assert majority("3", "3", "2", None, None, None) == 0.0  # who says nothing does not vote
     assert majority(None, None) == 0.0
     assert majority("9" * 3000, "9" * 3000, "2") == 0.0
+    one, other = (
+        "def f(a):\n  for x in a:\n    s += x\n  return s",
+        "def f(a):\n  for x in a:\n    s += x\n    return s",
+    )
+    assert Ballot(texts(one, other)).num_answers == 2  # code is compared as it stands
 
 
 def test_a_tie_goes_to_the_likelier_texts():

@@ -4,16 +4,20 @@ import pytest
 import torch
 
 import ollm_rl as ol
+from agents.controls import BestPrefix
 from agents.prior import Prior
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation.evaluator import evaluate
+from ollm_rl.evaluation.replay import shown
 from ollm_rl.options.config import ValueConfig
 from ollm_rl.options.policies import Sampling
 from ollm_rl.options.value import Value, fit_value
 from ollm_rl.oracle.deployed import Deployed
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.search import Frontier
+from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.session.local import Session
 from ollm_rl.session.value import give_values
 from ollm_rl.tasks import Problem
 
@@ -88,9 +92,30 @@ def test_trees_read_texts_as_rollouts_do(tiny):
     assert sorted(order) == list(range(len(problems)))
 
 
+def test_what_is_read_of_a_text_does_not_depend_on_what_is_kept(tiny):
+    problems = tiny.problems("test", 4)
+    few = Session(tiny.backbone, tiny.plugin, tiny.task, tiny.judge, {**tiny.engine_settings, "kept_decisions": 3})
+    requests = [ol.Request(p, i) for i, p in enumerate(problems)]
+    one, other = (s.rollout(requests, PolicyAdapter(Prior(s), False)) for s in (tiny, few))
+    assert any(e.dropped_decisions for e in other)
+    for a, b in zip(one, other, strict=True):
+        assert a.log_prob == pytest.approx(float(a.log_probs.sum()), abs=1e-4)
+        assert torch.allclose(a.features, b.features, atol=1e-4)
+
+
+def test_a_verifier_of_another_plug_in_is_refused(tiny, tmp_path):
+    value = a_value(tiny)
+    value.save_pretrained(tmp_path, fingerprint=tiny.backbone.fingerprint, plugin="another")
+    with pytest.raises(CheckpointError, match="reads the states of another plug-in"):
+        ol.make_agent("search", tiny, value=str(tmp_path))
+    Value(7, 4).save_pretrained(tmp_path, fingerprint=tiny.backbone.fingerprint)
+    with pytest.raises(CheckpointError, match="reads the states of another plug-in"):
+        ol.make_agent("search", tiny, value=str(tmp_path))
+
+
 def text(answer, value=0.5, log_prob=-1.0):
     found = Episode(PROBLEM, answer=answer, tokens=[1], value=value)
-    found.log_probs, found.z = torch.tensor([log_prob]), torch.tensor([0])
+    found.log_prob = log_prob
     return found
 
 
@@ -130,7 +155,15 @@ def test_a_text_that_is_likely_enough_ends_a_search():
     assert deployed("value", text("2", 0.95)).is_settled(1, True)
     assert not deployed("value", text("2", 0.85)).is_settled(1, True)
     assert not deployed("value", text("2", 0.95)).is_settled(1, False)
-    assert [deployed("value", *[text("2")] * n).wave(8) for n in (0, 1, 2, 3, 4, 6, 20)] == [1, 1, 1, 1, 2, 4, 8]
+    assert [deployed("value", *[text("2")] * n, most=100).wave(8) for n in (0, 1, 2, 3, 4, 6, 20)] == [
+        1,
+        1,
+        1,
+        1,
+        2,
+        4,
+        8,
+    ]
 
 
 def test_a_stored_search_has_its_text(tiny, tmp_path):
@@ -156,6 +189,16 @@ def test_the_search_agent_stands_in_evaluations(tiny, tmp_path):
         assert found.row.search.mean_tried >= 1 and 0 < found.row.search.mean_tokens <= 200
         assert [e.solved for e in found.greedy] == [bool(e.reward) for e in found.greedy]
     greedy = evaluate(tiny, Prior(tiny), "prior", problems, 0)
+    nothing = evaluate(tiny, ol.make_agent("search", tiny, judge="vote", budget=1), "search", problems)
+    assert nothing.row.accuracy == 0 and not any(e.tokens for e in nothing.greedy) and not shown(nothing.greedy)
+    agent.save(tmp_path / "saved")  # with all that it needs
+    moved = ol.load_agent(tmp_path / "saved", tiny)
+    assert [a.episode.tokens for a in moved.answers(problems, 0)] == [
+        a.episode.tokens for a in agent.answers(problems, 0)
+    ]
+    BestPrefix(tiny).save(tmp_path / "prefix")
+    with pytest.raises(ConfigurationError, match="answers in a way of its own"):
+        ol.make_agent("search", tiny, policy=str(tmp_path / "prefix"), judge="vote")
     one = ol.make_agent("search", tiny, judge="vote", max_tries=1)
     assert [e.tokens for e in evaluate(tiny, one, "search", problems).greedy] == [e.tokens for e in greedy.greedy]
     assert one.answers(problems, 0)[0].texts == 1
