@@ -123,8 +123,8 @@ class Oracle:
                 if store is not None:
                     with store.open("a") as out:
                         out.write(json.dumps(record) + "\n")
-                solved = sum(s.solution is not None for s in searches)
-                bar.advance(1, f"{solved} solved")
+                ended = sum(s.solution is not None for s in searches)
+                bar.advance(1, f"{ended} {'solved' if self.config.judge == 'verdict' else 'answered'}")
         return searches
 
     def records(

@@ -23,6 +23,7 @@ def comparison_tables(results: Results) -> list[Text]:
         _samples(results),
         _verification(results),
         _choices(results),
+        _searches(results),
         _tests(results),
         _changes(results),
         _where(results),
@@ -281,6 +282,22 @@ def _choices(results: Results) -> Text | None:
         "The share of problems solved by the greedy text, by the answer of most of the sampled texts, by that of the largest sum of the "
         "verifier's values, by the text of the largest value, and by any of them; paired differences with 95% intervals.",
         ["agent", "choice", "solved", "above the vote", "above greedy"],
+        body,
+    )
+
+
+def _searches(results: Results) -> Text | None:
+    rows = [(row, row.search) for row in results.pooled or results.rows if row.search is not None]
+    if not any("/" in search.search for _, search in rows):  # the verdict judged all of them
+        return None
+    body = []
+    for row, search in rows:
+        budget = "-" if search.budget is None else f"{search.budget:,}"
+        body.append([search.search, share_cell(row), num(search.mean_tokens, 0), num(search.mean_tried, 1), budget])
+    return Text(
+        "Searches and what they cost",
+        "<search>/<judge>: no verdict was asked. Generated tokens and texts a problem, means.",
+        ["search", "solved", "tokens", "texts", "budget"],
         body,
     )
 
