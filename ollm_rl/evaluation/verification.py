@@ -71,7 +71,7 @@ def verify(groups: Sequence[Group], ks: Sequence[int] = ()) -> Verification | No
     rivals = {}
     for rival, scores in {
         "log-probability": [g.log_probs for g in both],
-        "shortness": [-g.lengths for g in both],
+        "length": _signed([g.lengths for g in both], both),
         "vote share": [g.ballot.shares() for g in both],
     }.items():
         theirs = np.array([g.auroc(s) for g, s in zip(both, scores, strict=True)], float)
@@ -107,6 +107,12 @@ def verify(groups: Sequence[Group], ks: Sequence[int] = ()) -> Verification | No
         best_over_maj=above(best, maj),
         best_over_greedy=above(best, greedy),
     )
+
+
+def _signed(scores: list[np.ndarray], groups: Sequence[Group]) -> list[np.ndarray]:
+    """Scores, or their negatives if those tell right from wrong better here: what knows which way it goes."""
+    mean = np.mean([g.auroc(s) for g, s in zip(groups, scores, strict=True)])
+    return scores if mean >= 0.5 else [-s for s in scores]
 
 
 def reliability(values: np.ndarray, solved: np.ndarray) -> list[tuple[float, float, int]]:

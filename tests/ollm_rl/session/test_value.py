@@ -43,8 +43,8 @@ def test_it_is_learned_evaluated_and_kept(session, tmp_path):
         found += results.rows
     row = found[0].value
     assert row.n_problems == 12 and row.samples == 4 and 0 < row.n_mixed <= 12
-    assert set(row.rivals) == {"log-probability", "shortness", "vote share"}
-    assert row.auroc - row.rivals["shortness"].auroc == pytest.approx(row.rivals["shortness"].above.mean)
+    assert set(row.rivals) == {"log-probability", "length", "vote share"}
+    assert row.auroc - row.rivals["length"].auroc == pytest.approx(row.rivals["length"].above.mean)
     assert row.maj == pytest.approx(found[0].sampled[4].maj) and row.any_of == found[0].sampled[4].pass_
     assert row.weighted_at[1] == row.best_at[1] == pytest.approx(found[0].sampled[1].pass_)  # of one text, that one
     assert row.best_at[4] == pytest.approx(row.best_of) and row.weighted_at[4] == pytest.approx(row.weighted_maj)
