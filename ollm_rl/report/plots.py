@@ -326,6 +326,8 @@ def _reliability(results: Results, folder: Path) -> Path | None:
 
 def _tokens(results: Results, folder: Path) -> Path | None:
     """Accuracy against generated tokens a problem: without the verdict greedy, votes and searches, and what the verdict could reach."""
+    from matplotlib.ticker import LogLocator
+
     several = any(len(row.seeds) > 1 for row in results.pooled)
     rows: Sequence[AgentRow] = results.pooled if several else results.rows
     found = [row for row in rows if row.search and row.search.mean_tokens and "/" in row.search.search]
@@ -366,6 +368,9 @@ def _tokens(results: Results, folder: Path) -> Path | None:
             label=f"with the verdict: {name}",
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.minorticks_off()
     axes.set_title(f"Without the verdict: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
     _legend(axes)
     return _save(figure, folder / "tokens.png")
