@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.oracle.config import JUDGES, TREES, SearchConfig
+from ollm_rl.oracle.config import JUDGES, TREES, VALUED, SearchConfig
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
@@ -251,9 +251,9 @@ class SearchAgentConfig(AgentConfig):
         None, "directory of a trained policy, `{seed}` in it being the run's seed; null: the prior", path=True
     )
     value: str | None = setting(None, "directory of a learned verifier; null: the policy's", path=True)
-    search: str = setting("best_first", "where its texts come from", choices=DEPLOYED_SEARCHES)
+    search: str = setting(SearchConfig.search, "where its texts come from", choices=DEPLOYED_SEARCHES)
     judge: str = setting("value", "what chooses among them", choices=DEPLOYED_JUDGES)
-    budget: int = setting(1000, "generated tokens per problem", at_least=1)
+    budget: int = setting(SearchConfig.budget, "generated tokens per problem", at_least=1)
     max_tries: int | None = setting(SearchConfig.max_tries, "texts per problem; null: 16", at_least=1)
     accept: float = setting(
         SearchConfig.accept,
@@ -266,4 +266,4 @@ class SearchAgentConfig(AgentConfig):
     @property
     def needs_value(self) -> bool:
         """A learned verifier is asked."""
-        return self.judge in ("value", "weighted_vote")
+        return self.judge in VALUED

@@ -14,7 +14,10 @@ import numpy as np
 from ollm_rl.reward.normal_form import normal_form, plain_number
 from ollm_rl.reward.verifier import MAX_ANSWER
 
-EXACT, DRAWS = 13_000, 2_000  # subsets: all of them up to here (those of 8 of 16), else so many random ones
+EXACT, DRAWS = (
+    13_000,
+    2_000,
+)  # subsets: all of them up to here (those of 8 of 16), else so many random ones, the same every time
 EQUAL = 1e-6  # nats within which summed log-probabilities are equal
 
 
@@ -61,7 +64,7 @@ class Ballot:
         found: np.ndarray = self.members @ self.members.sum(0) / max(len(self), 1)
         return found
 
-    def majority(self, k: int | None = None, weights: np.ndarray | None = None, seed: int = 0) -> float:
+    def majority(self, k: int | None = None, weights: np.ndarray | None = None) -> float:
         """How right the winning answer is: the solved share of the texts that give it, a mean over subsets of k texts.
 
         Args:
@@ -70,7 +73,7 @@ class Ballot:
         n = len(self)
         if not self.num_answers:
             return 0.0
-        chosen = subsets(n, n if k is None else k, seed)  # (s, n)
+        chosen = subsets(n, n if k is None else k)  # (s, n)
         ones = chosen @ self.members
         votes = ones if weights is None else chosen @ (self.members * weights[:, None])
         solved = chosen @ (self.members * self.solved[:, None]) / np.maximum(ones, 1)
@@ -81,12 +84,12 @@ class Ballot:
         return float(np.mean((best * solved).sum(1) / np.maximum(best.sum(1), 1)))
 
 
-def subsets(n: int, k: int, seed: int = 0) -> np.ndarray:
+def subsets(n: int, k: int) -> np.ndarray:
     """(s, n) which of n texts are in each subset of k: all subsets if they are few, else random ones."""
     if math.comb(n, k) <= EXACT:
         rows = np.array(list(itertools.combinations(range(n), k)))
     else:
-        rows = np.random.default_rng((seed, n, k)).random((DRAWS, n)).argpartition(k, axis=1)[:, :k]
+        rows = np.random.default_rng((n, k)).random((DRAWS, n)).argpartition(k, axis=1)[:, :k]
     chosen = np.zeros((len(rows), n))
     np.put_along_axis(chosen, rows, 1.0, axis=1)
     return chosen

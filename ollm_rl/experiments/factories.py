@@ -10,6 +10,7 @@ from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import compose, to_dict
 from ollm_rl.options.policies import Critic
 from ollm_rl.options.value import Value
+from ollm_rl.oracle.config import VALUED
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.tree import Policy
 from ollm_rl.session.agent import Agent
@@ -53,7 +54,7 @@ def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, name: 
     values["judge"] = judge or values["judge"]
     place = values["value"] or config.policy
     values["value"] = None
-    if values["judge"] in ("value", "weighted_vote") and place is not None:
+    if values["judge"] in VALUED and place is not None:
         values["value"] = Value.from_pretrained(place, session.backbone.fingerprint, session.plugin).to(
             session.backbone.device
         )

@@ -39,10 +39,6 @@ class Deployed(Search):
         """The text that it gives as its answer; None if there is none."""
         return self.choose() if self.texts else self.chosen
 
-    @property
-    def shortest(self) -> Episode | None:
-        return self.solution
-
     def found(self, episode: Episode, choices: list[Choice]) -> None:
         self.tried += 1
         self.texts.append(episode)

@@ -24,7 +24,7 @@ from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import Critic, choose
 from ollm_rl.options.value import Value
-from ollm_rl.oracle.config import SearchConfig
+from ollm_rl.oracle.config import VALUED, SearchConfig
 from ollm_rl.oracle.deployed import Deployed
 from ollm_rl.oracle.search import Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
@@ -82,7 +82,7 @@ class Oracle:
             )
         if texts < 1:
             raise ConfigurationError(f"oracle: texts={texts}; expected at least 1")
-        if config.judge in ("value", "weighted_vote") and value is None:
+        if config.judge in VALUED and value is None:
             raise ConfigurationError(
                 f"oracle.judge={config.judge} needs a learned verifier; expected value=ol.learn_value(session, agent), or on the command line "
                 "the directory of one (oracle.value=)"

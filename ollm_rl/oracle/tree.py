@@ -72,7 +72,7 @@ class TreeSearch:
 
     Args:
         is_open: whether a search goes on; budget, width, slots, keep_gib and critic as in `Oracle`.
-        look: what ended texts are worth; by default, their rewards. reads: it looks at the texts' `features`.
+        look: what ended texts are worth. reads: it looks at the texts' `features`.
 
     Attributes:
         steps, rows: decode steps so far, and the rows that they had in all.
@@ -87,14 +87,14 @@ class TreeSearch:
         width: int,
         slots: int,
         keep_gib: float,
-        critic: Critic | None = None,
-        look: Callable[[list[Episode]], list[float]] | None = None,
-        reads: bool = False,
+        critic: Critic | None,
+        look: Callable[[list[Episode]], list[float]],
+        reads: bool,
     ):
         self.session, self.engine, self.policy = session, session.engine, policy
         self.is_open, self.budget, self.width = is_open, budget, width
         self.slots, self.keep_gib, self.critic = slots, keep_gib, critic
-        self.look, self.reads = look or self._rewards, reads
+        self.look, self.reads = look, reads
         self.steps = self.rows = 0
         self.prompts: dict[int, list[int]] = {}  # by id of the search
         self.kept: KeptTexts | None = None
@@ -266,10 +266,6 @@ class TreeSearch:
             search.frontier.ended(branch, worth_it)
             if self.is_open(search):
                 search.found(episode, list(branch.choices))
-
-    def _rewards(self, episodes: list[Episode]) -> list[float]:
-        self.session.judge(episodes, self.session.prompter)
-        return [e.reward for e in episodes]
 
     def _keep(self, texts: list[tuple[Search, _Row]]) -> None:
         if texts and self.kept is None:
