@@ -20,8 +20,8 @@ from ollm_rl.common.finite import descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
 from ollm_rl.errors import DataError
+from ollm_rl.options.enumeration import NO_LATENT
 from ollm_rl.options.modules import masked
-from ollm_rl.options.option_lm import NO_LATENT
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.teacher import played

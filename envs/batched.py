@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.config import BackboneConfig
-from ollm_rl.options.option_lm import NO_LATENT
+from ollm_rl.options.enumeration import NO_LATENT
 from ollm_rl.rollout.episode import Episode, stop_reason
 from ollm_rl.session.local import Session, make_session
 from ollm_rl.tasks import Problem

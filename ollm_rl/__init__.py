@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ollm_rl.rollout.episode import Episode
     from ollm_rl.rollout.judge import Judge, Weighted
     from ollm_rl.rollout.sampler import Request
+    from ollm_rl.serving.export import export
     from ollm_rl.session.agent import Agent
     from ollm_rl.session.callbacks import Callback
     from ollm_rl.session.loading import load_agent
@@ -65,6 +66,7 @@ _HOME = {
     "Weighted": "ollm_rl.rollout.judge",
     "convert": "ollm_rl.options.conversion",
     "evaluate": "ollm_rl.evaluation.evaluator",
+    "export": "ollm_rl.serving.export",
     "learn_value": "ollm_rl.session.value",
     "load_agent": "ollm_rl.session.loading",
     "load_backbone": "ollm_rl.session.local",
@@ -76,7 +78,7 @@ _HOME = {
 _NAME_THERE = {"evaluate": "evaluate_agent", "load_backbone": "shared_backbone"}
 __all__ = [
     "Agent", "Callback", "Episode", "EvaluateWhileTraining", "Judge", "MathVerify", "Oracle", "PerCompletion", "Plan", "PlugIn", "Problem", "PythonTests",
-    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "learn_value", "load_agent", "load_backbone", "make_agent", "make_task",
+    "ReasoningGym", "Request", "Session", "Task", "Verifier", "Weighted", "convert", "evaluate", "export", "learn_value", "load_agent", "load_backbone", "make_agent", "make_task",
     "sample_solutions", "write_report",
 ]  # fmt: skip
 

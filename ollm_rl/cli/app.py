@@ -11,11 +11,14 @@ from rich.text import Text
 
 from ollm_rl.cli.commands import COMMANDS, out
 from ollm_rl.cli.sweep import SWEPT, combinations, gather, run_all
-from ollm_rl.common.config_files import GROUPS, members
+from ollm_rl.common.config_files import GROUPS, members, section
 from ollm_rl.common.progress import console as err
+from ollm_rl.common.settings import settings_of
 from ollm_rl.config.checks import check_values
 from ollm_rl.config.compose import check_classes, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
+
+OWN = ("export", "chat")  # commands whose settings need no prefix
 
 
 def usage() -> str:
@@ -68,6 +71,7 @@ def _dispatch(arguments: list[str]) -> None:
         overrides = ["experiment=demo", *overrides]
     if command == "tune":
         overrides = tuned_agents(overrides)
+    overrides = own_settings(command, overrides)
     jobs = combinations(overrides) if command in SWEPT else [overrides]
     if len(jobs) > 1 and "--dry-run" not in flags:
         results = gather(run_all(command, jobs, lambda name, settings, given: COMMANDS[name](settings, given)))
@@ -100,6 +104,14 @@ def _dispatch(arguments: list[str]) -> None:
     if command != "doctor":
         preflight(settings)
     COMMANDS[command](settings, overrides)
+
+
+def own_settings(command: str, overrides: list[str]) -> list[str]:
+    """The settings of a command's own section may be given without its name: `export out=x` is `export export.out=x`."""
+    if command not in OWN:
+        return overrides
+    own = settings_of(section(command))
+    return [f"{command}.{o}" if o.partition("=")[0] in own else o for o in overrides]
 
 
 def tuned_agents(overrides: list[str]) -> list[str]:

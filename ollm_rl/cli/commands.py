@@ -1,4 +1,4 @@
-"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `doctor`; the same overrides for all of them."""
+"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `export`, `chat`, `doctor`; the same overrides for all of them."""
 
 import json
 import logging
@@ -16,6 +16,7 @@ from ollm_rl.config.compose import Settings, preflight
 
 if TYPE_CHECKING:
     from ollm_rl.evaluation.results import Results
+    from ollm_rl.session.agent import Agent
 
 out = Console(width=None if sys.stdout.isatty() else 132)
 log = logging.getLogger(__name__)
@@ -158,6 +159,68 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
         session.close()
 
 
+def export(settings: Settings, overrides: list[str]) -> None:
+    """write a trained policy as a model that transformers loads: policy=<directory> out=<directory>"""
+    from ollm_rl.errors import ConfigurationError
+    from ollm_rl.serving.export import export as write
+
+    wanted = settings.config.export
+    if wanted.out is None:
+        raise ConfigurationError("export needs out=<directory>, where the model is to be written")
+    agent = _agent(settings, overrides, "export")
+    try:
+        path = write(agent, wanted.out, wanted.kind, wanted.bundle, wanted.push_to_hub)
+    finally:
+        agent.session.close()
+    out.print(f"model: {path}", soft_wrap=True)
+    out.print(f"talk to it: ollm-rl chat policy={path}", soft_wrap=True, markup=False, highlight=False)
+
+
+def chat(settings: Settings, overrides: list[str]) -> None:
+    """talk to a trained policy or an exported model in the terminal: policy=<directory>"""
+    from pathlib import Path
+
+    from ollm_rl.serving.chat import Conversation, load_model, talk
+    from ollm_rl.serving.export import exported, is_export
+
+    config = settings.config
+    if config.policy is not None and is_export(Path(config.policy)):
+        model, tokenizer = load_model(config.policy)
+    else:
+        agent = _agent(settings, overrides, "chat")
+        agent.session.close()  # nothing is judged
+        model, tokenizer = exported(agent)
+    talk(
+        Conversation(model, tokenizer, config.chat.temperature, config.chat.max_new_tokens, config.seed),
+        config.chat.latents,
+        out,
+    )
+
+
+def _agent(settings: Settings, overrides: list[str], command: str) -> "Agent":
+    """The agent of `policy=`: with the backbone, task and plug-in that it was trained with, unless others are given."""
+    from ollm_rl.errors import ConfigurationError
+    from ollm_rl.experiments.factories import agent_of
+    from ollm_rl.session.loading import load_agent
+    from ollm_rl.session.opening import open_session
+
+    config = settings.config
+    if config.policy is None and settings.agent_name != "prior":
+        raise ConfigurationError(
+            f"{command} needs policy=<directory of a trained policy>, such as runs/<name>/policy, or agent=prior for the plug-in's own"
+        )
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    if config.policy is not None and all(key in ("policy", "seed") or key.startswith(f"{command}.") for key in keys):
+        return load_agent(config.policy, reward=_unasked)
+    session = open_session(settings)
+    return agent_of(session, config.agent, config.policy)
+
+
+def _unasked(completions: list[str], **columns: object) -> list[float]:
+    """The reward of a policy that answers and is not judged: whichever it was trained with need not be here."""
+    raise NotImplementedError("nothing is judged here")
+
+
 def doctor(settings: Settings, overrides: list[str]) -> None:
     """check versions, processor or GPU, backbone, cache, task and verifier"""
     from ollm_rl.cli.doctor import examine
@@ -167,7 +230,7 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
-    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, doctor)
+    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, export, chat, doctor)
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.evaluation.replay import replay
-from ollm_rl.options.option_lm import Options
+from ollm_rl.options.enumeration import Options
 from ollm_rl.rollout.sampler import Request, rollout
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ollm_rl.evaluation.records import Changes
-from ollm_rl.options.option_lm import NO_LATENT
+from ollm_rl.options.enumeration import NO_LATENT
 from ollm_rl.rollout.engine import RolloutEngine
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import Session

@@ -1,12 +1,18 @@
 """An option language model as an ordinary model of transformers, for other tools to score and to sample from.
 
-`forward` gives the mixture over the latents, log sum_z pi0(z | h) p(x | h, z) (arXiv 2604.19087, section 3): what the model
-says if the prior picks the latent. Importing this module registers the classes with transformers, so that
-`AutoModelForCausalLM.from_pretrained(directory)` gives such a model. The directory holds the plug-in and the name of its
-backbone, not the backbone's weights.
+`forward` gives log-probabilities of the next token, of one of two `kind`s:
+
+* `mixture`: log sum_z pi0(z | h) p(x | h, z) (arXiv 2604.19087, section 3), what the model says if the prior picks the latent
+  and the token is drawn from the option. Every token has a probability.
+* `policy`: log sum_z pi(z | h) [option z says x] over the canonical latents z, what a latent policy says in the engine. All but
+  K tokens are impossible, which is `FLOOR` here.
+
+Importing this module registers the classes with transformers, so that `AutoModelForCausalLM.from_pretrained(directory)` gives such
+a model. The directory holds the plug-in, the policy if there is one, and the name of the backbone or its weights.
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
@@ -31,27 +38,37 @@ from ollm_rl.errors import CheckpointError
 from ollm_rl.models import driving
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.loading import load_backbone
+from ollm_rl.options.enumeration import enumerate_options
 from ollm_rl.options.modules import PlugIn, checkpoint_dir
+from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.reader import Block, Reader
 
 CHUNK = 64  # positions whose K x vocabulary logits are held at a time
+BACKBONE = "backbone"  # directory of the backbone's weights, where they are along
+# Log-probability of a token that no option says: e to this is zero at any temperature below 100, and beams and sums stay finite.
+FLOOR = -1e4
+KINDS = ("policy", "mixture")
 
 
 class OptionLMConfig(PretrainedConfig):
-    """The backbone's configuration as `text_config`; which backbone, and the plug-in's sizes, are in `plugin.json`."""
+    """The backbone's configuration as `text_config`; which backbone, and the plug-in's sizes, are in `plugin.json`.
+
+    Attributes:
+        kind: what `forward` gives, `mixture` or `policy`.
+    """
 
     model_type = "option_lm"
     sub_configs = {"text_config": AutoConfig}
 
-    def __init__(self, text_config: Any = None, **kwargs: Any):
+    def __init__(self, text_config: Any = None, kind: str = "mixture", **kwargs: Any):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        self.text_config = text_config
+        self.text_config, self.kind = text_config, kind
         super().__init__(**kwargs)
 
 
 class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
-    """The mixture over the latents of a frozen backbone with its plug-in."""
+    """A frozen backbone with its plug-in: the mixture over the latents, or what a latent policy says."""
 
     config_class = OptionLMConfig
     base_model_prefix = "body"
@@ -59,37 +76,43 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _tied_weights_keys: dict[str, str] = {}
 
-    def __init__(self, config: OptionLMConfig, backbone: Backbone | None = None, plugin: PlugIn | None = None):
+    def __init__(
+        self,
+        config: OptionLMConfig,
+        backbone: Backbone | None = None,
+        plugin: PlugIn | None = None,
+        policy: LatentPolicy | None = None,
+    ):
         if backbone is None or plugin is None:
             raise CheckpointError(
                 "an option LM is a backbone and its plug-in; make it with from_pretrained(<directory>) or "
                 "OptionLMForCausalLM.of(backbone, plugin)"
             )
         super().__init__(config)
-        self.lm, self.plugin = backbone.model, plugin
+        self.lm, self.plugin, self.policy = backbone.model, plugin, policy
         self._backbone = [backbone]  # in lists: not modules of this one
         reader = plugin.reader
         self._reader = None if reader is None else [reader.frozen(backbone.dtype, backbone.device)]
 
     @classmethod
-    def of(cls, backbone: Backbone, plugin: PlugIn) -> "OptionLMForCausalLM":
-        """From parts in memory."""
+    def of(cls, backbone: Backbone, plugin: PlugIn, policy: LatentPolicy | None = None) -> "OptionLMForCausalLM":
+        """From parts in memory: with a policy of that kind, else the mixture."""
         own = copy.deepcopy(backbone.model.config)  # transformers sets the attention of what it is given
         if plugin.reader is not None:
             _add_layers(own.get_text_config(), len(plugin.reader.blocks))
         config = OptionLMConfig(
             own, vocab_size=backbone.vocab_size, hidden_size=backbone.hidden_size,
             eos_token_id=backbone.eos_ids, bos_token_id=own.bos_token_id, pad_token_id=backbone.tokenizer.pad_token_id,
-            architectures=[cls.__name__], is_encoder_decoder=False,
+            architectures=[cls.__name__], is_encoder_decoder=False, kind="mixture" if policy is None else "policy",
         )  # fmt: skip
-        model = cls(config, backbone, plugin).eval()
+        model = cls(config, backbone, plugin, policy).eval()
         model.set_attn_implementation("sdpa")  # which ours is outside of the engine
         model.generation_config = backbone.model.generation_config
         return model
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> "OptionLMForCausalLM":  # type: ignore[override]
-        """Load from a directory that `save_pretrained` or a conversion wrote, or from the hub.
+        """Load from a directory that `save_pretrained`, an export or a conversion wrote, or from the hub.
 
         Args:
             backbone: one that is loaded already, in place of the one that the directory names.
@@ -99,19 +122,32 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             CheckpointError: nothing there, or it was made for another backbone.
         """
         backbone, path = kwargs.get("backbone"), checkpoint_dir(path)
+        made_for = PlugIn.from_pretrained(path)
         if backbone is None:
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
-            made_for = PlugIn.from_pretrained(path)
             device = str(kwargs.get("device_map") or "auto")
-            backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision)
-        return cls.of(backbone, PlugIn.from_pretrained(path, backbone))
+            along = (path / BACKBONE / "config.json").is_file()
+            name, revision = (
+                (str((path / BACKBONE).resolve()), None) if along else (made_for.backbone, made_for.revision)
+            )
+            backbone = load_backbone(name, dtype, device, revision)
+        plugin = PlugIn.from_pretrained(path, backbone)
+        model = cls.of(backbone, plugin, _policy_in(path, plugin))
+        if (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path)
+        return model
 
     def save_pretrained(self, path: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the plug-in, which names its backbone, the configuration and the tokenizer; then `push_to_hub=True`
-        uploads them to `repo_id`, by default the directory's name."""
+        """Write the plug-in, which names its backbone, the policy if there is one, the configuration and the tokenizer; then
+        `push_to_hub=True` uploads them to `repo_id`, by default the directory's name."""
+        backbone = self._backbone[0]
         self.plugin.save_pretrained(path)
+        if self.policy is not None:
+            self.policy.save_pretrained(
+                path, backbone=backbone.name, fingerprint=backbone.fingerprint, plugin=self.plugin.digest()
+            )
         self.config.save_pretrained(path)
-        self._backbone[0].tokenizer.save_pretrained(path)
+        backbone.tokenizer.save_pretrained(path)
         if kwargs.pop("push_to_hub", False):
             self.push_to_hub(kwargs.pop("repo_id", Path(path).name), **kwargs)
 
@@ -128,7 +164,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Log-probabilities of the mixture as logits (n, t, vocab) float32; `labels` give the mean cross-entropy, or its sum
+        """Log-probabilities of the next token as logits (n, t, vocab) float32; `labels` give the mean cross-entropy, or its sum
         divided by `num_items_in_batch`.
 
         Whatever else is given goes to the backbone's body: what `generate`, continuous batching and trainers hand over.
@@ -144,7 +180,8 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             out, states = self._read(self._reader[0], body, kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0 keeps all
         hidden = states[:, keep]
-        logits = self.mixture(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        say = self.mixture if self.policy is None else self.by_policy
+        logits = say(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         loss = None
         if labels is not None:
             reduction = "mean" if num_items_in_batch is None else "sum"
@@ -217,6 +254,21 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             parts.append((options.to(wide).log_softmax(-1) + log_prior[..., None]).logsumexp(1))
         return torch.cat(parts) if parts else hidden.new_zeros(0, self._backbone[0].vocab_size, dtype=wide)
 
+    def by_policy(self, hidden: Tensor) -> Tensor:
+        """log pi(x | h) of the policy for states (n, s): (n, vocab) float32, `FLOOR` for tokens that no option says."""
+        assert self.policy is not None
+        backbone = self._backbone[0]
+        said = hidden.new_full((len(hidden), backbone.vocab_size), FLOOR, dtype=torch.float32)
+        for at in range(0, len(hidden), CHUNK):
+            h = hidden[at : at + CHUNK]
+            with torch.inference_mode():
+                options = enumerate_options(backbone, self.plugin, h)
+            tokens, mask = options.tokens.clone(), options.mask.clone()  # outside of inference mode: gradients may pass
+            likely = self.policy(h, mask)
+            rows, latents = mask.nonzero(as_tuple=True)  # one latent for each token that can be said
+            said[at + rows, tokens[rows, latents]] = likely[rows, latents].clamp_min(FLOOR)
+        return said
+
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         """As for other models; `sdpa` leaves the backbone's attention to us, so that the engine can drive it again."""
         if attn_implementation != "sdpa":
@@ -235,6 +287,17 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def device(self) -> torch.device:
         return self._backbone[0].device
+
+
+def _policy_in(path: Path, plugin: PlugIn) -> LatentPolicy | None:
+    """The policy of a directory of that kind."""
+    facts = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    if (kind := facts.get("kind", "mixture")) not in KINDS:
+        raise CheckpointError(f"{path / 'config.json'}: kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if kind == "mixture":
+        return None
+    policy = LatentPolicy.from_pretrained(path, plugin.fingerprint, plugin.digest())
+    return policy.to(plugin.standardize.mean.device).eval().requires_grad_(False)
 
 
 def _add_layers(config: Any, count: int) -> None:

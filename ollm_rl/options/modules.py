@@ -246,7 +246,7 @@ def checkpoint_dir(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
     except Exception as error:  # the hub's client raises many kinds for one cause
         raise CheckpointError(
             f"no option LM in {name}: there is no such directory, and the hub does not give it ({type(error).__name__})."

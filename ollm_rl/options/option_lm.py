@@ -1,7 +1,6 @@
 """An option LM: a frozen backbone with a plug-in, hidden states in, options out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,8 @@ from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.models.loading import load_backbone
-from ollm_rl.options.modules import PlugIn, canonical, checkpoint_dir
-
-NO_LATENT = -1  # on record for a token that was nobody's choice among latents
-
-
-@dataclass
-class Options:
-    """What the K options of n states decode to.
-
-    Attributes:
-        tokens: (n, K) int64, each option's most likely token.
-        mask: (n, K) bool, False where a lower-numbered option already decodes to the same token.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-
-    @property
-    def decision(self) -> Tensor:
-        """(n,) bool: the options decode to more than one token; elsewhere the position is forced, and any says the same."""
-        return self.mask[:, 1:].any(-1)
-
-    @property
-    def latents(self) -> Tensor:
-        """(n, K) int64: what is on record as the latent of a token that an option gives: its number, or `NO_LATENT` if forced."""
-        numbers = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return torch.where(self.decision[:, None], numbers, NO_LATENT)
+from ollm_rl.options.enumeration import Options, enumerate_options, option_logits
+from ollm_rl.options.modules import PlugIn, checkpoint_dir
 
 
 class OptionLM:
@@ -97,23 +71,9 @@ class OptionLM:
 
     @torch.inference_mode()
     def options(self, hidden: Tensor, logits: Tensor | None = None) -> Options:
-        """Enumerate the options of states (n, s), on the shortlist.
-
-        An option's logit is what the head gives for the hidden state plus the head row times the bias, then capped as
-        the architecture has it; so a zero decoder gives exactly the backbone's choice. `logits` (n, vocab) are the
-        backbone's, if they are known.
-        """
-        if logits is None:
-            logits = self.backbone.logits(hidden)
-        top, ids = self.backbone.likeliest(logits, self.plugin.config.shortlist)
-        if self.backbone.changes_logits:  # the bias comes before the cap
-            own = hidden[:, : self.backbone.hidden_size]
-            top = torch.bmm(self.backbone.head_rows(ids), own[:, :, None])[..., 0]
-        tokens = ids.gather(1, self.option_logits(hidden, top, ids).argmax(-1))
-        return Options(tokens, canonical(tokens))
+        """What the options of states (n, s) decode to, see `enumerate_options`."""
+        return enumerate_options(self.backbone, self.plugin, hidden, logits)
 
     def option_logits(self, hidden: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
-        """Logits (n, K, S) float32 of the K options on the tokens `ids` (n, S), for which the head gives `logits`."""
-        rows = self.backbone.head_rows(ids)
-        bias = self.plugin.biases(hidden).to(rows.dtype)
-        return self.backbone.after_head(torch.bmm(bias, rows.transpose(1, 2)).float() + logits[:, None].float())
+        """Logits (n, K, S) of the options on some tokens, see `ollm_rl.options.enumeration.option_logits`."""
+        return option_logits(self.backbone, self.plugin, hidden, logits, ids)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ollm_rl.options.option_lm import NO_LATENT, Options
+from ollm_rl.options.enumeration import NO_LATENT, Options
 from ollm_rl.options.policies import Critic
 from ollm_rl.oracle.kv_store import KeptTexts
 from ollm_rl.oracle.search import Branch, Choice, Frontier, Search

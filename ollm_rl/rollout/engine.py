@@ -22,7 +22,8 @@ from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.models.blocks import Blocks
 from ollm_rl.models.cuda_graphs import GraphedSteps
-from ollm_rl.options.option_lm import OptionLM, Options
+from ollm_rl.options.enumeration import Options
+from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.rollout.config import EngineConfig
 from ollm_rl.tasks.prompts import Prompter
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.options.option_lm import NO_LATENT
+from ollm_rl.options.enumeration import NO_LATENT
 from ollm_rl.rollout.engine import RolloutEngine, stay_in_place
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks import Problem

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.locate import dotted_name, locate
+from ollm_rl.common.run_dir import CONFIG
 from ollm_rl.config.compose import check_taken
 from ollm_rl.errors import CheckpointError, OLLMError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
@@ -73,7 +74,9 @@ def load_agent(
     )
     if (path / "lora.json").is_file() and found is None:
         settings["rank"] = json.loads((path / "lora.json").read_text()).get("rank")
-    return build_agent(kind, session, settings, path)
+    made = build_agent(kind, session, settings, path)
+    made.run_dir = path.resolve().parent if (path.resolve().parent / CONFIG).is_file() else None
+    return made
 
 
 def build_agent(

@@ -57,7 +57,8 @@ class Prompter:
     """Turns problems into prompts: the examples as earlier turns of the chat, then the problem.
 
     A tokenizer with a chat template uses it; one without gets plain `Problem: ... Solution: ...` text.
-    All prompts of a task begin with the same tokens, `prefix`; `encode` returns what comes after.
+    All prompts of a task begin with the same tokens, `prefix`; `encode` returns what comes after. `asks_for_box`: a request for a box
+    follows the problems that have none.
     """
 
     def __init__(self, backbone: HasTokenizer, examples: list[Problem], prompting: Prompting | None = None):
@@ -65,9 +66,11 @@ class Prompter:
         self.tokenizer = backbone.tokenizer
         self.eos_id = backbone.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
         self.examples = [e for e in examples if e.solution]
-        self._asks = self.prompting.asks_for_box and not any(r"\boxed" in (e.solution or "") for e in self.examples)
+        self.asks_for_box = self.prompting.asks_for_box and not any(
+            r"\boxed" in (e.solution or "") for e in self.examples
+        )
         asked = self.prompting  # what stands after a problem, and so is not in the prefix
-        self._plain = not (self._asks or asked.instruction or asked.prefill or asked.chat_template_kwargs)
+        self._plain = not (self.asks_for_box or asked.instruction or asked.prefill or asked.chat_template_kwargs)
         self._known: dict[tuple[Any, ...], list[int]] = {}
         # What every prompt shares, found by comparing two that differ in their first character.
         some = [self.text("1 A"), self.text("Let x")]
@@ -148,16 +151,22 @@ class Prompter:
         """The whole prompt as messages, before a chat template; `turns` as in `text`."""
         system = self.prompting.system_prompt
         said: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-        for e in self.examples:
-            said += [{"role": "user", "content": self._asked(e.problem)}, {"role": "assistant", "content": e.solution}]
+        said += self.example_turns()
         said += [{"role": role, "content": text} for role, text in turns]
         return [*said, {"role": "user", "content": self._asked(problem)}]
+
+    def example_turns(self) -> list[dict[str, Any]]:
+        """The examples as earlier turns of a chat."""
+        said: list[dict[str, Any]] = []
+        for e in self.examples:
+            said += [{"role": "user", "content": self._asked(e.problem)}, {"role": "assistant", "content": e.solution}]
+        return said
 
     def _asked(self, problem: str) -> str:
         """What the user says."""
         if self.prompting.instruction is not None:
             return self.prompting.instruction.replace("{problem}", problem)
-        return f"{problem}\n\n{BOX}" if self._asks and r"\boxed" not in problem else problem
+        return f"{problem}\n\n{BOX}" if self.asks_for_box and r"\boxed" not in problem else problem
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"])

@@ -1,0 +1,281 @@
+"""Export: a trained policy as a directory that `transformers` loads as an ordinary model (docs/export.md)."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from ollm_rl.common.run_dir import RESULTS
+from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.evaluation.results import Results, Row
+from ollm_rl.options.hf import BACKBONE, KINDS, OptionLMConfig, OptionLMForCausalLM
+from ollm_rl.options.policies import LatentPolicy
+from ollm_rl.rollout.acting import PolicyAdapter
+from ollm_rl.serving.config import ExportConfig
+from ollm_rl.session.agent import Agent
+from ollm_rl.session.local import Session
+from ollm_rl.session.saving import description
+from ollm_rl.tasks import SPLITS
+from ollm_rl.tasks.chat_template import chat_template, differences, tokenizer_with
+
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
+TRIED = 20  # problems whose prompts are compared with what the exported chat template makes of them
+DRAWN = 50  # likeliest tokens that transformers draws from where nothing is said
+# Of the backbone that comes from a package: what it is called on the hub, and its licence.
+ON_HUB = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+
+
+def export(
+    agent: Agent,
+    out: str | Path,
+    kind: str = ExportConfig.kind,
+    bundle: bool = ExportConfig.bundle,
+    push_to_hub: str | None = ExportConfig.push_to_hub,
+) -> Path:
+    """Write an agent as an ordinary model of transformers: weights, tokenizer with the task's prompt as its chat template, and a card.
+
+    >>> ol.export(ol.load_agent("runs/first/policy"), "first")
+    >>> import ollm_rl.options.hf, transformers
+    >>> model = transformers.AutoModelForCausalLM.from_pretrained("first")
+
+    Args:
+        out: the directory, new or an earlier export. kind, bundle: as in `ExportConfig`.
+        push_to_hub: a repository of the hub to which it is uploaded as well.
+
+    Returns:
+        the directory.
+
+    Raises:
+        ConfigurationError: the agent is no latent policy that follows from the states alone, or `out` holds something else.
+    """
+    if kind not in KINDS:
+        raise ConfigurationError(f"kind={kind}; expected one of {', '.join(KINDS)}")
+    path = Path(out).expanduser()
+    _check_free(path)
+    model, tokenizer = exported(agent, kind)
+    backbone = agent.session.backbone
+    model.save_pretrained(path)
+    model.generation_config.to_json_file(path / "generation_config.json")
+    tokenizer.save_pretrained(path)
+    if bundle:
+        backbone.model.save_pretrained(path / BACKBONE)
+        backbone.tokenizer.save_pretrained(path / BACKBONE)
+    elif Path(backbone.name).exists():
+        log.warning(
+            "%s names the backbone %s, a directory of this machine: bundle=true takes it along", path, backbone.name
+        )
+    (path / CARD).write_text(card(agent, kind, bundle))
+    if push_to_hub is not None:
+        _upload(path, push_to_hub)
+    return path
+
+
+def exported(agent: Agent, kind: str = ExportConfig.kind) -> tuple[OptionLMForCausalLM, PreTrainedTokenizerBase]:
+    """What `export` writes, in memory: the model, and the tokenizer that asks as the task does."""
+    session = agent.session
+    if session.lm is None:
+        raise ConfigurationError("an export needs the model in its own process; use rollout=local")
+    policy = policy_of(agent) if kind == "policy" else None
+    plugin = copy.copy(session.plugin)
+    plugin.prefix = (
+        session.prompter.prefix
+    )  # what the engine's reader leaves out is what this task's prompts begin with
+    model = OptionLMForCausalLM.of(session.backbone, plugin, policy)
+    tokenizer = tokenizer_with(chat_template(session.prompter), session.backbone.tokenizer)
+    _compare_prompts(session, tokenizer)
+    eos = session.backbone.eos_ids
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
+    # Nothing of what the backbone's makers found to be good sampling: greedy, or the policy's own distribution.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=session.engine_settings["max_new_tokens"], do_sample=False, eos_token_id=eos, pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    if session.plugin.num_options > DRAWN:
+        model.generation_config.top_k = session.plugin.num_options
+    return model, tokenizer
+
+
+def policy_of(agent: Agent) -> LatentPolicy:
+    """The policy of an agent that is nothing else: pi(z | h) by a net on the states.
+
+    Raises:
+        ConfigurationError: it is more than that, or not that.
+    """
+    policy = getattr(agent, "policy", None)
+    inner = getattr(agent, "agent", agent)  # of a class that inherits nothing
+    why = ""
+    if agent.acts_on_logits or not isinstance(policy, LatentPolicy):
+        why = "it chooses without a latent policy"
+    elif type(policy) is not LatentPolicy:
+        why = f"its {type(policy).__name__} is more than a net on the states"
+    elif hasattr(PolicyAdapter(agent, True), "sees"):
+        why = "it looks at tokens"
+    elif type(inner).request is not Agent.request if hasattr(type(inner), "request") else False:
+        why = "it starts or ends its texts in a way of its own"
+    elif agent.answers([], 0) is not None:
+        why = "it searches"
+    if why:
+        raise ConfigurationError(
+            f"agent {type(inner).__qualname__} cannot leave as kind=policy: {why}. Export one of grpo, ppo, distill and prior, or kind=mixture. "
+            "An adapter of LoRA is a model of peft already: merge it there."
+        )
+    assert isinstance(policy, LatentPolicy)
+    return policy
+
+
+def is_export(path: Path) -> bool:
+    """Whether a directory holds an exported model."""
+    try:
+        facts = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.get("model_type") == OptionLMConfig.model_type
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"out={path} is a file; expected a directory")
+    if path.is_dir() and any(path.iterdir()) and not (is_export(path) and (path / CARD).exists()):
+        raise ConfigurationError(
+            f"out={path} holds something that is no export; expected a new directory, or an earlier export"
+        )
+
+
+def _compare_prompts(session: Session, tokenizer: Any) -> None:
+    """Say it if the exported chat template does not ask as the task does."""
+    problems = []
+    for split in reversed(SPLITS):
+        try:
+            problems = session.problems(split, TRIED)
+            break
+        except DataError:  # data of one's own need not have every split
+            continue
+    if wrong := differences(session.prompter, tokenizer, problems):
+        log.warning(
+            "the exported chat template asks otherwise than the task at %d of %d problems (%s first): tokens that the tokenizer merges "
+            "across the end of the examples", len(wrong), len(problems), wrong[0].id,
+        )  # fmt: skip
+
+
+def _upload(path: Path, repository: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=path, commit_message="Export from ollm_rl")
+    except Exception as error:  # the hub's client raises many kinds for one cause
+        raise CheckpointError(
+            f"push_to_hub={repository}: the hub did not take it ({type(error).__name__}: {error}). The export is in {path}; log in with "
+            "`hf auth login` and repeat."
+        ) from error
+
+
+def card(agent: Agent, kind: str, bundle: bool) -> str:
+    """The model card: what it is, how to run it, what it scores, and how it was made."""
+    session = agent.session
+    name, task = session.backbone.name, session.task.name
+    hub, licence = ON_HUB.get(name, (name if "/" in name and not Path(name).exists() else None, None))
+    front = {
+        "library_name": "transformers", "pipeline_tag": "text-generation",
+        "tags": ["option-language-model", "latent-policy", "reinforcement-learning"],
+    }  # fmt: skip
+    front |= {"base_model": hub} if hub else {}
+    front |= {"license": licence} if licence else {}
+    who = type(getattr(agent, "agent", agent)).__qualname__
+    what = {
+        "policy": f"Its logits are the log-probabilities of the latent policy that {who} trained on `{task}`: at every token the plug-in offers "
+        f"{session.plugin.num_options} options, and the policy says which.",
+        "mixture": f"Its logits are the mixture over the {session.plugin.num_options} latents of the plug-in under its prior, converted on `{task}`.",
+    }[kind]
+    weights = (
+        "The weights of the backbone are in `backbone/`."
+        if bundle
+        else f"It needs the backbone `{name}`, whose weights are not here."
+    )
+    problem = json.dumps(_some_problem(session), ensure_ascii=False)
+    found = description(agent)
+    made = {"agent": found["_target_"], "settings": found["settings"], "task": found["task"], "seed": found["seed"]}
+    made = _without_places(made)
+    return "\n".join([
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {who} on {task}, over {name}\n",
+        f"A frozen `{name}` with the plug-in of an option language model (arXiv 2604.19087). {what} {weights}\n",
+        "```python",
+        "import ollm_rl.options.hf  # pip install ollm_rl; registers the model with transformers",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
+        'path = "<this directory>"',
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
+        f"question = [{{\"role\": \"user\", \"content\": {problem}}}]",
+        'inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        "print(tokenizer.decode(model.generate(**inputs)[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True))",
+        "```\n",
+        "The chat template puts the examples that it was trained with before the question. `generate` gives the likeliest text; with "
+        "`do_sample=True` it draws from the policy.\n" if kind == "policy" else "The chat template puts the task's examples before the question.\n",
+        *_scores(agent, kind),
+        "## How it was made\n",
+        f"```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n",
+        "The backbone keeps its own licence"
+        + (f" ({licence})" if licence else "")
+        + "; plug-in and policy have that of whoever trained them.",
+    ]) + "\n"  # fmt: skip
+
+
+def _without_places(value: Any) -> Any:
+    """Settings in which a file or directory of this machine has its name only."""
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    is_place = isinstance(value, str) and "/" in value and len(value) < 4096 and Path(value).expanduser().exists()
+    return Path(value).name if is_place else value
+
+
+def _some_problem(session: Session) -> str:
+    for split in reversed(SPLITS):
+        try:
+            return session.problems(split, 1)[0].problem
+        except DataError:
+            continue
+    return "..."
+
+
+def _scores(agent: Agent, kind: str) -> list[str]:
+    """The table of what its run measured; nothing if it is of no run, or leaves as something else than what was measured."""
+    row = None if kind != "policy" else _row_of(agent)
+    if row is None:
+        return []
+    lines = [
+        "## What it scores\n",
+        f"On {row.n_problems} held-out problems (`results.json` of its run, seed {row.seed}); intervals are 95%.\n",
+        "| figure | value |\n|---|---|",
+        f"| greedy accuracy | {_with(row.accuracy, row.accuracy_ci95)} |",
+    ]
+    if row.before is not None:
+        lines.append(f"| greedy accuracy before training | {_with(row.before.accuracy, row.before.accuracy_ci95)} |")
+    for k, found in list(row.sampled.items())[-1:]:  # of all texts that were drawn
+        for name, value, interval in (
+            ("avg", found.avg, found.avg_ci95), ("pass", found.pass_, found.pass_ci95), ("maj", found.maj, found.maj_ci95),
+        ):  # fmt: skip
+            if value is not None:
+                lines.append(f"| {name}@{k} | {_with(value, interval)} |")
+    return [*lines, ""]
+
+
+def _with(value: float, interval: Any) -> str:
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _row_of(agent: Agent) -> Row | None:
+    """What the run in which it was trained measured of it."""
+    place = agent.run_dir
+    if place is None or not (place / RESULTS).is_file():
+        return None
+    rows = Results.load(place).rows
+    return rows[0] if len(rows) == 1 else None
