@@ -26,7 +26,7 @@ from ollm_rl.options.policies import Critic, choose
 from ollm_rl.options.value import Value
 from ollm_rl.oracle.config import VALUED, SearchConfig
 from ollm_rl.oracle.deployed import Deployed
-from ollm_rl.oracle.search import Frontier, Search, new_frontier
+from ollm_rl.oracle.search import Branch, Frontier, Search, new_frontier
 from ollm_rl.oracle.tree import Policy, TreeSearch
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
@@ -127,6 +127,20 @@ class Oracle:
                 bar.advance(1, f"{ended} {'solved' if self.config.judge == 'verdict' else 'answered'}")
         return searches
 
+    def solve_from(self, problem: Problem, tokens: Sequence[int], latents: Sequence[int], seed: int = 0) -> Search:
+        """Search the texts of one problem that begin with `tokens`, chosen by `latents` (as in `Episode`), with the model in this process.
+
+        Raises:
+            ConfigurationError: the search does without verdicts: a learned verifier reads the states of whole texts.
+        """
+        if self.config.judge != "verdict":
+            raise self.config.refuse("judge", "verdict, to search from the middle of a text")
+        search = self._search_of(problem, self._new_frontier())
+        search.opening = Branch(list(tokens), list(latents))
+        for _ in self._run([search], seed, None):
+            pass
+        return search
+
     def records(
         self, problems: Sequence[tuple[int, Problem]], seed: int, deadline: float | None
     ) -> Iterator[dict[str, Any]]:
@@ -137,14 +151,17 @@ class Oracle:
         """
         searches = [self._search_of(p, self._new_frontier()) for _, p in problems]
         places = {id(s): at for s, (at, _) in zip(searches, problems, strict=True)}
+        for search in self._run(searches, seed, deadline):
+            yield {"position": places[id(search)], **search.record()}
+
+    def _run(self, searches: list[Search], seed: int, deadline: float | None) -> Iterator[Search]:
+        """The searches, run here, each yielded when it has ended."""
         limits = self.budget, self.width, self.config.slots, self.config.keep_gib
         assert isinstance(self.session, Session)  # here is where the model is
         tree = TreeSearch(
             self.session, self.policy, self._open, *limits, self.critic, self._look, self.value is not None
         )
-        run = self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
-        for search in run:
-            yield {"position": places[id(search)], **search.record()}
+        yield from self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         self.occupancy = tree.rows / (tree.steps * tree.slots) if tree.steps else None
 
     def _new_frontier(self) -> Frontier:
@@ -186,18 +203,21 @@ class Oracle:
                 yield from still
                 return
             asked = [s for s in still for _ in range(s.wave(self.width))]
-            requests = [Request(s.problem, int(draws[id(s)].integers(2**31))) for s in asked]
+            requests = [
+                Request(s.problem, int(draws[id(s)].integers(2**31)), opening=tuple(s.opening.tokens)) for s in asked
+            ]
             verdict = self.config.judge == "verdict"
             episodes = self.session.rollout(requests, torch.inference_mode()(act), keep_hidden=False, judged=verdict)
             if not verdict and self.value is not None:
                 give_values(self.value, episodes)
             for search, episode in zip(asked, episodes, strict=True):
+                new = len(episode.tokens) - len(search.opening.tokens)
                 if not self._open(search):  # it came with the text that ended it
                     if not verdict:
-                        search.spent = min(search.spent + len(episode.tokens), self.budget)
+                        search.spent = min(search.spent + new, self.budget)
                     continue
-                whole = search.spent + len(episode.tokens) <= self.budget
-                search.spent = min(search.spent + len(episode.tokens), self.budget)
+                whole = search.spent + new <= self.budget
+                search.spent = min(search.spent + new, self.budget)
                 if whole:
                     search.found(episode, [])
             yield from [s for s in still if not self._open(s)]

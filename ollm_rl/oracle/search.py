@@ -321,6 +321,7 @@ class Search:
         tried: texts that were judged; timeouts: those of them that the verifier did not get through.
         solutions: the solved texts, no two the same; the first was found when `solved_at` tokens were spent.
         choices: those of the first.
+        opening: the text that all of its texts begin with; it costs nothing of the budget.
     """
 
     problem: Problem
@@ -332,6 +333,7 @@ class Search:
     solutions: list[Episode] = field(default_factory=list)
     solved_at: int | None = None
     choices: list[Choice] = field(default_factory=list)
+    opening: Branch = field(default_factory=Branch)
 
     @property
     def solution(self) -> Episode | None:

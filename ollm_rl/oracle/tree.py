@@ -108,7 +108,7 @@ class TreeSearch:
         self.slots = min(self.slots, engine.num_slots)
         self.width = min(self.width, self.slots)
         for search in searches:
-            search.frontier.push(Branch())
+            search.frontier.push(search.opening)
         waiting, waves = deque(searches), list[_Wave]()
         while waiting or waves:
             if deadline is not None and time.time() > deadline:
@@ -152,7 +152,7 @@ class TreeSearch:
             rows: list[_Row] = []
             while len(rows) < most and len(frontier) and search.spent < self.budget:
                 branch = frontier.pop()
-                search.spent += bool(branch.tokens)  # the token in which it differs from its parent
+                search.spent += branch.parent is not None  # the token in which it differs from its parent
                 rows.append(_Row(branch))
             begun.append(_Wave(search, rows))
         self._place(begun)
@@ -173,7 +173,8 @@ class TreeSearch:
             engine.admit([self.prompts[id(s)] + r.branch.tokens for s, r in anew], room=0)
             for i, (search, row) in enumerate(anew):
                 row.row = first + i
-                search.recomputed += max(0, len(row.branch.tokens) - 1)  # its last token is a new one
+                # Its last token is a new one, unless nothing was generated yet.
+                search.recomputed += len(row.branch.tokens) - (row.branch.parent is not None)
         if kept:
             assert self.kept is not None
             lengths = [len(self.prompts[id(s)]) + len(r.branch.tokens) - 1 for s, r, _ in kept]

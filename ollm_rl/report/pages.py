@@ -13,8 +13,13 @@ INTERVAL = re.compile(r" (\[[-+.\d]+, [-+.\d]+\])")
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Render a template to a file."""
-    path.write_text(_environment().get_template(template).render(**values), encoding="utf-8")
+    path.write_text(page(template, **values), encoding="utf-8")
     return path
+
+
+def page(template: str, **values: Any) -> str:
+    """A template filled in."""
+    return _environment().get_template(template).render(**values)
 
 
 @cache

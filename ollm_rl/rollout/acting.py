@@ -73,15 +73,20 @@ class PolicyAdapter:
                 row.gather(0, token[None]).float() - row.float().logsumexp(0)
                 for row, token in zip(seen, z, strict=True)
             ])  # fmt: skip
+        likely = self.log_probs(hidden, seen)
+        return unknown if likely is None else likely.gather(1, z[:, None])[:, 0]
+
+    @torch.inference_mode()
+    def log_probs(self, hidden: Tensor, mask: Tensor) -> Tensor | None:
+        """Log-probabilities (n, K) float32 of all latents by the agent's `policy`, of the states (n, d) that it sees; None if it has none."""
         policy = getattr(self.agent, "policy", None)
-        if not callable(policy):
-            return unknown
+        if self.agent.acts_on_logits or not callable(policy):
+            return None
         if isinstance(policy, LatentPolicy):
-            likely: Tensor = policy(hidden, seen)
-            return likely.gather(1, z[:, None])[:, 0]
+            likely: Tensor = policy(hidden, mask)
+            return likely
         try:
-            found = policy(hidden, seen)
+            found = policy(hidden, mask)
         except (TypeError, ValueError, RuntimeError):  # of an agent from outside, which means something else by it
-            return unknown
-        fits = isinstance(found, Tensor) and found.shape == seen.shape
-        return found.gather(1, z[:, None])[:, 0].float() if fits else unknown
+            return None
+        return found.float() if isinstance(found, Tensor) and found.shape == mask.shape else None

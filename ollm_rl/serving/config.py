@@ -1,9 +1,10 @@
-"""Settings of exports and of conversations. Imports no torch."""
+"""Settings of exports, of conversations and of the page to play on. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ollm_rl.common.settings import Config, setting
+from ollm_rl.tasks.base import SPLITS
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,19 @@ class ChatConfig(Config):
     latents: bool = setting(
         False, "show at every decision which tokens the options offered; /latents turns it on and off"
     )
+
+
+@dataclass(frozen=True)
+class PlayConfig(Config):
+    """What `play` serves, and where."""
+
+    section: ClassVar[str] = "play"
+
+    host: str = setting(
+        "127.0.0.1", "address to listen at; any but this machine's own lets others play, for there is no password"
+    )
+    port: int = setting(0, "0: any that is free", at_least=0, at_most=65535)
+    split: str = setting("test", "where the problems come from", choices=SPLITS)
+    num_problems: int = setting(20, "problems to play", at_least=1)
+    search_budget: int = setting(500, "tokens that a search from here may generate", at_least=1)
+    open_browser: bool = setting(False, "open the page in this machine's browser")
