@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike
 
+from envs.rendering import rendered
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.options.enumeration import NO_LATENT
@@ -38,9 +39,11 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             position, where all latents do the same (and the mask leaves one of them).
         action_mask: observe `{"observation", "action_mask"}`; the mask hides duplicates of lower-numbered options.
         session: an open session to share instead of the first three; `close` leaves it open.
+        render_mode: `ansi`: `render` gives a text for each episode, with problem, text so far, latents and options; `human`: these are
+            printed at every reset and step; None: nothing is rendered.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi"]}
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi", "human"], "render_fps": 4}
 
     def __init__(
         self,
@@ -59,6 +62,8 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         session: Session | None = None,
     ):
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ConfigurationError(f"render_mode={render_mode!r}; expected None, 'ansi' or 'human'")
         self.num_envs, self.render_mode = num_envs, render_mode
         self.session = session or make_session(backbone, task, plugin, dtype)
         self._own_session = session is None
@@ -108,6 +113,7 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self.engine.admit([self.prompts[int(e.problem.extra["#"])] for e in self.episodes])
         if self.skip_forced:
             self._run_on(range(self.num_envs), range(self.num_envs))
+        self._print()
         return self._observe(), self._problem_info(range(self.num_envs))
 
     def step(self, actions: ArrayLike) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -138,11 +144,25 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             truncated[i] = self.episodes[i].truncated
             terminated[i] = not truncated[i]
         self._finish(done, rewards, infos)
+        self._print()
         return self._observe(), rewards, terminated, truncated, infos
 
-    def render(self) -> tuple[str, ...]:
-        """The texts so far."""
-        return tuple(self.session.prompter.decode(e.tokens) for e in self.episodes)
+    def render(self) -> tuple[str, ...] | None:
+        """In mode `ansi` what there is to see of every episode, else None: `human` has printed it already.
+
+        Raises:
+            ConfigurationError: nothing was begun yet.
+        """
+        if self.render_mode == "ansi" and not self.episodes:
+            raise ConfigurationError("render() before reset(); expected reset() first, which begins the episodes")
+        return tuple(self._rendered()) if self.render_mode == "ansi" else None
+
+    def _rendered(self) -> list[str]:
+        return [rendered(self.engine, i, episode) for i, episode in enumerate(self.episodes)]
+
+    def _print(self) -> None:
+        if self.render_mode == "human":
+            print("\n\n".join(self._rendered()), end="\n\n", flush=True)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the processes of the verifier, if the session is the environment's own."""

@@ -11,11 +11,11 @@ from envs.batched import LatentReasoningVectorEnv, Observation
 class LatentReasoningEnv(gymnasium.Env[Observation, int]):
     """One problem an episode; the arguments are those of `LatentReasoningVectorEnv` without `num_envs`."""
 
-    metadata = {"render_modes": ["ansi"]}
+    metadata = {name: LatentReasoningVectorEnv.metadata[name] for name in ("render_modes", "render_fps")}
 
     def __init__(self, render_mode: str | None = None, **settings: Any):
         self.render_mode = render_mode
-        self.batch = LatentReasoningVectorEnv(num_envs=1, **settings)
+        self.batch = LatentReasoningVectorEnv(num_envs=1, render_mode=render_mode, **settings)
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
 
@@ -32,7 +32,9 @@ class LatentReasoningEnv(gymnasium.Env[Observation, int]):
         return self._first(observation), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
 
     def render(self) -> str | None:  # type: ignore[override]
-        return self.batch.render()[0] if self.render_mode == "ansi" else None
+        """In mode `ansi` problem, text so far with latents, and options; else None: `human` prints that at every reset and step."""
+        every = self.batch.render()
+        return None if every is None else every[0]
 
     def close(self) -> None:
         self.batch.close()

@@ -1,4 +1,4 @@
-"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `export`, `chat`, `doctor`; the same overrides for all of them."""
+"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `play`, `export`, `chat`, `doctor`; the same overrides for all of them."""
 
 import json
 import logging
@@ -159,6 +159,13 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
         session.close()
 
 
+def play(settings: Settings, overrides: list[str]) -> None:
+    """choose the options yourself, on a page in the browser (policy=<directory>: beside a policy)"""
+    from ollm_rl.serving.opening import play as serve
+
+    serve(settings, overrides, lambda line: out.print(line, soft_wrap=True, highlight=False, markup=False))
+
+
 def export(settings: Settings, overrides: list[str]) -> None:
     """write a trained policy as a model that transformers loads: policy=<directory> out=<directory>"""
     from ollm_rl.errors import ConfigurationError
@@ -230,7 +237,7 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
-    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, export, chat, doctor)
+    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, play, export, chat, doctor)
 }
 
 

@@ -161,7 +161,9 @@ class Oracle:
         tree = TreeSearch(
             self.session, self.policy, self._open, *limits, self.critic, self._look, self.value is not None
         )
-        yield from self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
+        yield from (
+            self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
+        )
         self.occupancy = tree.rows / (tree.steps * tree.slots) if tree.steps else None
 
     def _new_frontier(self) -> Frontier:

@@ -56,7 +56,17 @@ class Game:
     Raises:
         ConfigurationError: the agent chooses tokens and not latents.
         DataError: the split has no problems.
+
+    Attributes:
+        episode: the text so far. by: who chose each of its tokens; empty where nobody was asked.
+        decision: what is to be chosen from; None once the text has ended.
+        searched: how the last search went, until something is chosen.
     """
+
+    episode: Episode
+    by: list[str]
+    decision: _Decision | None
+    searched: dict[str, Any] | None
 
     def __init__(self, session: Session, agent: Agent | None = None, config: PlayConfig | None = None):
         if agent is not None and agent.acts_on_logits:
@@ -182,7 +192,7 @@ class Game:
         empty once the text has `ended`, which holds the answer, the gold one, and the verdict.
         """
         said, decision = self.episode, self.decision
-        takes = {} if decision is None else decision.takes
+        takes: dict[str, int] = {} if decision is None else decision.takes
         return {
             "turn": self.turn, "task": self.session.task.name, "backbone": self.session.backbone.name,
             "policy": None if self.agent is None else self.agent.target.rpartition(".")[2],
@@ -210,8 +220,7 @@ class Game:
         return self.decision
 
     def _set(self, episode: Episode, by: list[str]) -> None:
-        self.episode, self.by = episode, by
-        self.searched: dict[str, Any] | None = None
+        self.episode, self.by, self.searched = episode, by, None
 
     def _return(self) -> None:
         """The engine's row as it was when the text had come to where it is now, to the bit."""

@@ -18,6 +18,7 @@ browser has open is kept out: requests have to name this server as their host, a
 import json
 import logging
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -64,6 +65,7 @@ class PlayServer(ThreadingHTTPServer):
 
     def __init__(self, game: Game, host: str, port: int):
         self.game, self.lock, self.host = game, threading.Lock(), host
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -75,7 +77,8 @@ class PlayServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where the page is."""
-        return f"http://{self.host}:{self.server_address[1]}/"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.server_address[1]}/"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,10 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_source(self) -> None:
         """A name that leads here need not be one of ours: whoever owns it could have it point here, and read along (DNS rebinding)."""
         host = self.headers.get("Host", "")
-        own = {*LOOPBACK, self.server.host, str(self.connection.getsockname()[0])}
+        own = {*LOOPBACK, self.server.host.lower(), str(self.connection.getsockname()[0])}
         if _name(host) not in own:
             raise Refused(
-                HTTPStatus.FORBIDDEN, f"host {host!r:.80} is not this server; expected {', '.join(sorted(own))}. Set play.host=<name>."
+                HTTPStatus.FORBIDDEN,
+                f"host {host!r:.80} is not this server; expected {', '.join(sorted(own))}. Set play.host=<name>.",
             )
         origin = self.headers.get("Origin")
         if origin is not None and origin != f"http://{host}":
@@ -151,7 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError) as error:
-            raise Refused(HTTPStatus.BAD_REQUEST, f"the body is no JSON ({error}); expected an object, such as {{}}") from None
+            raise Refused(
+                HTTPStatus.BAD_REQUEST, f"the body is no JSON ({error}); expected an object, such as {{}}"
+            ) from None
         if not isinstance(body, dict):
             raise Refused(HTTPStatus.BAD_REQUEST, f"the body is {body!r:.80}; expected an object, such as {{}}")
         return body
@@ -161,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         turn = body.pop("turn", None)
         if turn is not None and turn != self.server.game.turn:
             raise Refused(
-                HTTPStatus.CONFLICT, f"the game has gone on since turn {turn!r:.40}; reload, and choose from what is there now"
+                HTTPStatus.CONFLICT,
+                f"the game has gone on since turn {turn!r:.40}; reload, and choose from what is there now",
             )
         if wrong := [key for key in body if key not in takes]:
             raise Refused(

@@ -42,7 +42,11 @@ def game(session, agent):
 
 def greedy(game, name):
     """The session's own episode of the same problem."""
-    act = PolicyAdapter(game.agent, True) if name == POLICY else Sampling(LatentPolicy.from_prior(game.session.plugin), True)
+    act = (
+        PolicyAdapter(game.agent, True)
+        if name == POLICY
+        else Sampling(LatentPolicy.from_prior(game.session.plugin), True)
+    )
     [episode] = game.session.rollout([Request(game.problem)], act)
     return episode
 
@@ -94,7 +98,11 @@ def test_undo_gives_the_same_choices_again(game):
 def test_finish_is_the_rollout_from_here(game, name):
     game.choose(game.state()["options"][-1]["latent"])
     here, opening = game.state(), tuple(game.episode.tokens)
-    act = PolicyAdapter(game.agent, True) if name == POLICY else Sampling(LatentPolicy.from_prior(game.session.plugin), True)
+    act = (
+        PolicyAdapter(game.agent, True)
+        if name == POLICY
+        else Sampling(LatentPolicy.from_prior(game.session.plugin), True)
+    )
     [expected] = game.session.rollout([Request(game.problem, opening=opening)], act)
     game.finish(name)
     state = game.state()
