@@ -137,7 +137,8 @@ class Oracle:
             raise self.config.refuse("judge", "verdict, to search from the middle of a text")
         search = self._search_of(problem, self._new_frontier())
         search.opening = Branch(list(tokens), list(latents))
-        for _ in self._run([search], seed, None):
+        deadline = None if self.config.max_seconds is None else time.time() + self.config.max_seconds
+        for _ in self._run([search], seed, deadline):
             pass
         return search
 

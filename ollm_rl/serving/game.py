@@ -24,6 +24,7 @@ from ollm_rl.session.agent import Agent
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
+PATIENCE_S = 60.0  # for a search: whoever asked is waiting
 YOU, PRIOR, POLICY, SEARCH = "you", "prior", "policy", "search"  # who chose a token
 
 
@@ -174,7 +175,9 @@ class Game:
         PlayConfig(search_budget=most)  # which checks it
         by, policy = self._searching()
         begun = self.episode
-        found = Oracle(self.session, policy, budget=most).solve_from(self.problem, begun.tokens, begun.latents)
+        found = Oracle(self.session, policy, budget=most, max_seconds=PATIENCE_S).solve_from(
+            self.problem, begun.tokens, begun.latents
+        )
         solution = found.solution
         if solution is not None:
             self.moves.append(len(begun.tokens))

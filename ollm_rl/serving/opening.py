@@ -37,6 +37,7 @@ def play(settings: Settings, overrides: Sequence[str], say: Callable[[str], None
             try:
                 server.serve_forever(poll_interval=0.1)
             except KeyboardInterrupt:
+                server.settle()
                 say("play: ended")
     finally:
         session.close()

@@ -80,6 +80,10 @@ class PlayServer(ThreadingHTTPServer):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.server_address[1]}/"
 
+    def settle(self) -> None:
+        """Wait for the request under way, and begin no other: a process that ends while a thread computes is aborted."""
+        self.lock.acquire()
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: PlayServer

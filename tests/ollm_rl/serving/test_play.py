@@ -217,6 +217,9 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, own_cache, monkeyp
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
 
     thread = threading.Thread(target=visitor)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where tests run in the background of a shell
     thread.start()
     main(
         [
@@ -229,6 +232,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, own_cache, monkeyp
         ]
     )
     thread.join()
+    signal.signal(signal.SIGINT, before)
     assert answers[0]["num_problems"] == 2 and answers[0]["backbone"] == "tiny"
     assert opened_pages == [f"http://127.0.0.1:{port}/"]
     assert capsys.readouterr().out == f"play: http://127.0.0.1:{port}/  (Ctrl-C ends it)\nplay: ended\n"
@@ -267,3 +271,22 @@ def driven(url, tmp_path):
         "--dump-dom", url,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_ending_waits_for_the_request_under_way(server, tiny, monkeypatch):
+    begun, goes_on, order = threading.Event(), threading.Event(), []
+
+    def judge(*_):
+        begun.set()
+        goes_on.wait(30)
+        order.append("judged")
+
+    monkeypatch.setattr(tiny, "judge", judge)
+    asking = threading.Thread(target=ask, args=(server, "/finish", {"by": "prior"}))
+    asking.start()
+    assert begun.wait(30)
+    threading.Timer(0.2, goes_on.set).start()
+    server.settle()
+    order.append("ended")
+    asking.join()
+    assert order == ["judged", "ended"] and server.lock.locked()
