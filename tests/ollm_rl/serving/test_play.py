@@ -226,8 +226,8 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, own_cache, monkeyp
             "play",
             *QUICK_KEYS,
             f"runs_dir={tmp_path}",
-            "play.num_problems=2",
-            f"play.port={port}",
+            "num_problems=2",
+            f"port={port}",
             "play.open_browser=true",
         ]
     )
