@@ -13,6 +13,7 @@ a model. The directory holds the plug-in, the policy if there is one, and the na
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ollm_rl.errors import CheckpointError
 from ollm_rl.models import driving
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.loading import load_backbone
-from ollm_rl.options.enumeration import enumerate_options
+from ollm_rl.options.enumeration import Options, enumerate_options
 from ollm_rl.options.modules import PlugIn, checkpoint_dir
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.reader import Block, Reader
@@ -68,7 +69,11 @@ class OptionLMConfig(PretrainedConfig):
 
 
 class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
-    """A frozen backbone with its plug-in: the mixture over the latents, or what a latent policy says."""
+    """A frozen backbone with its plug-in: the mixture over the latents, or what a latent policy says.
+
+    Attributes:
+        watch: of kind `policy`, called with the options and the log-probabilities (n, K) of their latents whenever these are asked for.
+    """
 
     config_class = OptionLMConfig
     base_model_prefix = "body"
@@ -90,6 +95,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             )
         super().__init__(config)
         self.lm, self.plugin, self.policy = backbone.model, plugin, policy
+        self.watch: Callable[[Options, Tensor], None] | None = None
         self._backbone = [backbone]  # in lists: not modules of this one
         reader = plugin.reader
         self._reader = None if reader is None else [reader.frozen(backbone.dtype, backbone.device)]
@@ -265,6 +271,8 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
                 options = enumerate_options(backbone, self.plugin, h)
             tokens, mask = options.tokens.clone(), options.mask.clone()  # outside of inference mode: gradients may pass
             likely = self.policy(h, mask)
+            if self.watch is not None:
+                self.watch(options, likely)
             rows, latents = mask.nonzero(as_tuple=True)  # one latent for each token that can be said
             said[at + rows, tokens[rows, latents]] = likely[rows, latents].clamp_min(FLOOR)
         return said

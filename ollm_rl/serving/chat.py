@@ -10,13 +10,15 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
-from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
+from transformers import AutoTokenizer, TextIteratorStreamer
 
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.options.hf import FLOOR, OptionLMForCausalLM
+from ollm_rl.options.enumeration import Options
+from ollm_rl.options.hf import OptionLMForCausalLM
 
 HELP = "/latents shows the options of every decision, /new begins anew, /quit ends"
 SHOWN = 8  # options of a decision, the likeliest first
+BEFORE = 16  # characters of the answer before a decision
 
 
 def load_model(path: str | Path) -> tuple[OptionLMForCausalLM, Any]:
@@ -34,24 +36,15 @@ def load_model(path: str | Path) -> tuple[OptionLMForCausalLM, Any]:
 
 @dataclass
 class Decision:
-    """A position at which the options say different tokens: those, with their probabilities, and the one that was said."""
+    """A token of an answer at which the options said different things.
 
-    tokens: list[int]
-    probabilities: list[float]
-    said: int = -1
+    Attributes:
+        position: in the answer. options: latent, token and probability of each, the likeliest first. said: the token that was taken.
+    """
 
-
-class _Watch(LogitsProcessor):  # type: ignore[misc]
-    """Notes the decisions of the one text that is generated; it changes nothing."""
-
-    def __init__(self) -> None:
-        self.steps: list[Decision] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        possible = (scores[0] > FLOOR / 2).nonzero()[:, 0]
-        order = possible[scores[0, possible].argsort(descending=True)]
-        self.steps.append(Decision(order.tolist(), scores[0, order].exp().tolist()))
-        return scores
+    position: int
+    options: list[tuple[int, int, float]]
+    said: int
 
 
 @dataclass
@@ -70,9 +63,10 @@ class Conversation:
     seed: int = 0
     turns: list[dict[str, str]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
     def answer(self, said: str) -> Iterator[str]:
-        """The pieces of the answer as they are generated; afterwards `decisions` has what was decided.
+        """The pieces of the answer as they are generated; afterwards `tokens` and `decisions` are the answer's.
 
         Raises:
             ConfigurationError: the conversation is longer than the model can read.
@@ -88,51 +82,57 @@ class Conversation:
             raise ConfigurationError(
                 f"{length} tokens of conversation and {new} of an answer are more than the {limit} that the model reads; /new begins anew"
             )
-        watch, streamer = _Watch(), TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        steps: list[list[tuple[int, int, float]]] = []
         sampled = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         result: list[Any] = []
 
         def generate() -> None:
             try:
                 torch.manual_seed(self.seed + len(turns))
-                result.append(
-                    self.model.generate(
-                        **inputs,
-                        streamer=streamer,
-                        max_new_tokens=new,
-                        logits_processor=LogitsProcessorList([watch]),
-                        **sampled,
-                    )
-                )
+                result.append(self.model.generate(**inputs, streamer=streamer, max_new_tokens=new, **sampled))
             except BaseException as error:
                 result.append(error)
                 streamer.end()
 
+        self.model.watch = lambda options, log_probs: steps.append(_ranked(options, log_probs))
         worker = Thread(target=generate, daemon=True)
         worker.start()
         yield from streamer
         worker.join()
+        self.model.watch = None
         [found] = result
         if isinstance(found, BaseException):
             raise found
         tokens = found[0, length:].tolist()
         self.turns = [*turns, {"role": "assistant", "content": self.tokenizer.decode(tokens, skip_special_tokens=True)}]
-        for decision, token in zip(watch.steps, tokens, strict=False):
-            decision.said = token
-        self.decisions = [d for d in watch.steps if len(d.tokens) > 1]
+        self.tokens = tokens
+        self.decisions = [
+            Decision(i, step, token)
+            for i, (step, token) in enumerate(zip(steps, tokens, strict=False))
+            if len(step) > 1
+        ]
 
     def new(self) -> None:
         """Forget all turns."""
-        self.turns, self.decisions = [], []
+        self.turns, self.decisions, self.tokens = [], [], []
 
 
-def options_of(decision: Decision, tokenizer: Any) -> Text:
-    """A decision in a line: the token that was said, and what the options offered."""
-    line = Text("  ")
-    for token, probability in list(zip(decision.tokens, decision.probabilities, strict=True))[:SHOWN]:
-        shown = repr(tokenizer.decode([token]))
-        line.append(f"{shown} {probability:.2f}", style="bold" if token == decision.said else "dim")
-        line.append("  ")
+def _ranked(options: Options, log_probs: Tensor) -> list[tuple[int, int, float]]:
+    """Latent, token and probability of the options of the last of some states, the likeliest first."""
+    latents = options.mask[-1].nonzero()[:, 0].tolist()
+    tokens, probabilities = options.tokens[-1].tolist(), log_probs[-1].exp().tolist()
+    return sorted(((z, tokens[z], probabilities[z]) for z in latents), key=lambda option: -option[2])
+
+
+def options_of(decision: Decision, conversation: Conversation) -> Text:
+    """A decision in a line: what stood before it, and the latents with their tokens and probabilities, the one taken in bold."""
+    decode = conversation.tokenizer.decode
+    before = repr(decode(conversation.tokens[: decision.position]))[1:-1][-BEFORE:]
+    line = Text(f"{before:>{BEFORE}} | ", style="dim")
+    for z, token, probability in decision.options[:SHOWN]:
+        style = "bold" if token == decision.said else "dim"
+        line.append(f"{z}: {decode([token])!r} {probability:.2f}   ", style=style)
     return line
 
 
@@ -163,4 +163,6 @@ def talk(conversation: Conversation, latents: bool, console: Console, ask: Calla
             console.print()
             if latents:
                 for decision in conversation.decisions:
-                    console.print(options_of(decision, conversation.tokenizer), soft_wrap=True)
+                    console.print(options_of(decision, conversation), soft_wrap=True)
+                if conversation.model.policy is None:
+                    console.print("the mixture draws tokens, not latents: there is nothing to show", style="dim")
