@@ -1,5 +1,6 @@
 """An episode as text: the problem, what was said so far with its latents, and what may come next."""
 
+from ollm_rl.common.terminal import plain
 from ollm_rl.options.enumeration import NO_LATENT
 from ollm_rl.report.pages import visible
 from ollm_rl.rollout.engine import RolloutEngine
@@ -25,8 +26,3 @@ def rendered(engine: RolloutEngine, row: int, episode: Episode) -> str:
         lines.append("next: forced" if len(offers) == 1 else "next, as latent: token (the prior's probability)")
         lines += [f"{o.latent:>6}: {plain(visible(o.text))} ({o.prior:.1%})" for o in offers]
     return "\n".join(lines)
-
-
-def plain(text: str) -> str:
-    """A text whose only control characters are line ends."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

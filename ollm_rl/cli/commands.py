@@ -16,7 +16,6 @@ from ollm_rl.config.compose import Settings, preflight
 
 if TYPE_CHECKING:
     from ollm_rl.evaluation.results import Results
-    from ollm_rl.session.agent import Agent
 
 out = Console(width=None if sys.stdout.isatty() else 132)
 log = logging.getLogger(__name__)
@@ -170,11 +169,12 @@ def export(settings: Settings, overrides: list[str]) -> None:
     """write a trained policy as a model that transformers loads: policy=<directory> out=<directory>"""
     from ollm_rl.errors import ConfigurationError
     from ollm_rl.serving.export import export as write
+    from ollm_rl.serving.opening import opened_agent
 
     wanted = settings.config.export
     if wanted.out is None:
         raise ConfigurationError("export needs out=<directory>, where the model is to be written")
-    agent = _agent(settings, overrides, "export")
+    agent = opened_agent(settings, overrides, "export")
     try:
         path = write(agent, wanted.out, wanted.kind, wanted.bundle, wanted.push_to_hub)
     finally:
@@ -189,12 +189,13 @@ def chat(settings: Settings, overrides: list[str]) -> None:
 
     from ollm_rl.serving.chat import Conversation, load_model, talk
     from ollm_rl.serving.export import exported, is_export
+    from ollm_rl.serving.opening import opened_agent
 
     config = settings.config
     if config.policy is not None and is_export(Path(config.policy)):
         model, tokenizer = load_model(config.policy)
     else:
-        agent = _agent(settings, overrides, "chat")
+        agent = opened_agent(settings, overrides, "chat")
         agent.session.close()  # nothing is judged
         model, tokenizer = exported(agent)
     talk(
@@ -202,30 +203,6 @@ def chat(settings: Settings, overrides: list[str]) -> None:
         config.chat.latents,
         out,
     )
-
-
-def _agent(settings: Settings, overrides: list[str], command: str) -> "Agent":
-    """The agent of `policy=`: with the backbone, task and plug-in that it was trained with, unless others are given."""
-    from ollm_rl.errors import ConfigurationError
-    from ollm_rl.experiments.factories import agent_of
-    from ollm_rl.session.loading import load_agent
-    from ollm_rl.session.opening import open_session
-
-    config = settings.config
-    if config.policy is None and settings.agent_name != "prior":
-        raise ConfigurationError(
-            f"{command} needs policy=<directory of a trained policy>, such as runs/<name>/policy, or agent=prior for the plug-in's own"
-        )
-    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
-    if config.policy is not None and all(key in ("policy", "seed") or key.startswith(f"{command}.") for key in keys):
-        return load_agent(config.policy, reward=_unasked)
-    session = open_session(settings)
-    return agent_of(session, config.agent, config.policy)
-
-
-def _unasked(completions: list[str], **columns: object) -> list[float]:
-    """The reward of a policy that answers and is not judged: whichever it was trained with need not be here."""
-    raise NotImplementedError("nothing is judged here")
 
 
 def doctor(settings: Settings, overrides: list[str]) -> None:

@@ -114,6 +114,7 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         model = cls(config, backbone, plugin, policy).eval()
         model.set_attn_implementation("sdpa")  # which ours is outside of the engine
         model.generation_config = backbone.model.generation_config
+        config.dtype = config.text_config.dtype = backbone.dtype
         return model
 
     @classmethod
@@ -131,6 +132,8 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         made_for = PlugIn.from_pretrained(path)
         if backbone is None:
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
+            if dtype == "auto" and _facts(path).get("kind") == "policy":  # what it learned to choose by has a precision
+                dtype = str(_facts(path).get("dtype") or dtype)
             device = str(kwargs.get("device_map") or "auto")
             along = (path / BACKBONE / "config.json").is_file()
             name, revision = (
@@ -297,10 +300,15 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         return self._backbone[0].device
 
 
+def _facts(path: Path) -> dict[str, Any]:
+    """What a directory's configuration says; nothing where there is none."""
+    found = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def _policy_in(path: Path, plugin: PlugIn) -> LatentPolicy | None:
     """The policy of a directory of that kind."""
-    facts = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
-    if (kind := facts.get("kind", "mixture")) not in KINDS:
+    if (kind := _facts(path).get("kind", "mixture")) not in KINDS:
         raise CheckpointError(f"{path / 'config.json'}: kind {kind!r}; expected one of {', '.join(KINDS)}")
     if kind == "mixture":
         return None

@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import Tensor
 from transformers import AutoTokenizer, TextIteratorStreamer
 
+from ollm_rl.common.terminal import plain
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.options.enumeration import Options
 from ollm_rl.options.hf import OptionLMForCausalLM
@@ -156,7 +157,7 @@ def talk(conversation: Conversation, latents: bool, console: Console, ask: Calla
         elif said:
             try:
                 for piece in conversation.answer(said):
-                    console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+                    console.print(plain(piece), end="", markup=False, highlight=False, soft_wrap=True)
             except ConfigurationError as error:
                 console.print(str(error), style="red", markup=False)
                 continue

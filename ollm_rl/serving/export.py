@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,22 @@ def export(
     _check_free(path)
     model, tokenizer = exported(agent, kind)
     backbone = agent.session.backbone
-    model.save_pretrained(path)
-    model.generation_config.to_json_file(path / "generation_config.json")
-    tokenizer.save_pretrained(path)
+    new = path.with_name(f".{path.name}.new")  # an earlier export stays until this one is whole
+    shutil.rmtree(new, ignore_errors=True)
+    model.save_pretrained(new)
+    model.generation_config.to_json_file(new / "generation_config.json")
+    tokenizer.save_pretrained(new)
     if bundle:
-        backbone.model.save_pretrained(path / BACKBONE)
-        backbone.tokenizer.save_pretrained(path / BACKBONE)
+        backbone.model.save_pretrained(new / BACKBONE)
+        backbone.tokenizer.save_pretrained(new / BACKBONE)
     elif Path(backbone.name).exists():
         log.warning(
             "%s names the backbone %s, a directory of this machine: bundle=true takes it along", path, backbone.name
         )
-    (path / CARD).write_text(card(agent, kind, bundle))
+    (new / CARD).write_text(card(agent, kind, bundle))
+    if path.exists():
+        shutil.rmtree(path)
+    new.rename(path)
     if push_to_hub is not None:
         _upload(path, push_to_hub)
     return path

@@ -1,15 +1,17 @@
-"""What the command `play` does: opens session and policy, and serves a game on them until it is interrupted."""
+"""The policy of a command line with the session that it was made in, and what the command `play` does with them."""
 
 import logging
 import webbrowser
 from collections.abc import Callable, Sequence
 
+from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import Settings, to_dict
+from ollm_rl.errors import ConfigurationError
 from ollm_rl.serving.config import PlayConfig
 from ollm_rl.serving.game import Game
 from ollm_rl.serving.play import LOOPBACK, PlayServer
 from ollm_rl.session.agent import Agent
-from ollm_rl.session.loading import load_agent
+from ollm_rl.session.loading import build_agent, load_agent
 from ollm_rl.session.local import Session
 from ollm_rl.session.opening import open_session
 
@@ -43,10 +45,13 @@ def play(settings: Settings, overrides: Sequence[str], say: Callable[[str], None
         session.close()
 
 
-def opened(settings: Settings, overrides: Sequence[str]) -> tuple[Session, Agent | None]:
-    """The session to play in, and the agent of `policy=`.
+def opened(settings: Settings, overrides: Sequence[str], judged: bool = True) -> tuple[Session, Agent | None]:
+    """The session to act in, and the agent of `policy=`.
 
     That agent's own session, with its backbone, plug-in and task, unless the command line says something of sessions.
+
+    Args:
+        judged: false: no verdict is asked, so that the reward of the policy need not be here.
 
     Raises:
         OLLMError: something of it is not there, or does not fit the rest.
@@ -58,10 +63,34 @@ def opened(settings: Settings, overrides: Sequence[str]) -> tuple[Session, Agent
     named = config.agent._target_ if settings.choices["agent"] == "custom" else None
     session = open_session(settings) if keys & {*OF_SESSIONS} else None
     try:
-        agent = load_agent(config.policy, session, named)
+        agent = load_agent(config.policy, session, named, None if judged else unasked)
     except BaseException:
         if session is not None:
             session.close()
         raise
     acting: Session = agent.acting_session or agent.session
     return acting, agent
+
+
+def opened_agent(settings: Settings, overrides: Sequence[str], command: str) -> Agent:
+    """The agent of `policy=`, or the prior, to answer unjudged.
+
+    Raises:
+        ConfigurationError: neither is asked for. OLLMError: something of it is not there, or does not fit the rest.
+    """
+    if settings.config.policy is None and settings.agent_name != "prior":
+        raise ConfigurationError(
+            f"{command} needs policy=<directory of a trained policy>, such as runs/<name>/policy, or agent=prior for the plug-in's own"
+        )
+    session, agent = opened(settings, overrides, judged=False)
+    return _prior(session, settings) if agent is None else agent
+
+
+def _prior(session: Session, settings: Settings) -> Agent:
+    values = to_dict(settings.config.agent)
+    return build_agent(locate(values.pop("_target_")), session, values)
+
+
+def unasked(completions: list[str], **columns: object) -> list[float]:
+    """The reward where nothing is judged."""
+    raise NotImplementedError("nothing is judged here")
