@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
+# Tests that run at the same time, each on one thread.
+WORKERS ?= 2
 # Threads that spin stall whatever else the machine does.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
@@ -11,8 +13,10 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
+# Side by side, but for those that start processes of their own on a Ray cluster.
 test: $(READY_DEV)
-	$(PYTEST)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow and not gpu and not cluster'
+	$(PYTEST) -m 'cluster and not slow and not gpu'
 	@echo "The rest: make slow (the real model, minutes) and, with a GPU, $(BIN)/python -m pytest -m gpu"
 
 slow: $(READY_DEV)

@@ -3,13 +3,16 @@
 import copy
 import json
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.run_dir import RESULTS
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.evaluation.results import Results, Row
@@ -226,11 +229,33 @@ def card(agent: Agent, kind: str, bundle: bool) -> str:
         "`do_sample=True` it draws from the policy.\n" if kind == "policy" else "The chat template puts the task's examples before the question.\n",
         *_scores(agent, kind),
         "## How it was made\n",
+        *_commands(found),
         f"```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n",
         "The backbone keeps its own licence"
         + (f" ({licence})" if licence else "")
         + "; plug-in and policy have that of whoever trained them.",
     ]) + "\n"  # fmt: skip
+
+
+def _commands(found: dict[str, Any]) -> list[str]:
+    """What was typed to train it, and what measures it again; nothing for an agent or a task of the user's own."""
+    agents = {group_file("agent", name).get("_target_"): name for name in members("agent")}
+    agent, task = agents.get(found["_target_"]), (found["task"] or {}).get("name")
+    if agent is None or task not in members("task"):
+        return []
+    said = [f"ollm-rl train agent={agent} task={task} seed={found['seed']}"]
+    for group, name, values in (("agent", agent, found["settings"]), ("task", task, found["task"])):
+        known = OmegaConf.to_container(group_file(group, name), resolve=False)
+        assert isinstance(known, dict)
+        said += [
+            shlex.quote(
+                f"{group}.{key}={json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value}"
+            )
+            for key, value in _without_places(values).items()
+            if key in known and known[key] != value
+        ]
+    again = f"ollm-rl evaluate agent={agent} task={task} policy=<this directory> plugin.path=<this directory> seed={found['seed']}"
+    return ["```", " ".join(said), again, "```\n"]
 
 
 def _without_places(value: Any) -> Any:

@@ -49,7 +49,7 @@ def test_all_formats_give_the_same_problems(tmp_path, name, packed):
     as_lines(tmp_path / "told.jsonl")
     WRITERS[name](path := tmp_path / name)
     if packed:
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         path = tmp_path / f"{name}.gz"
     task, told = (make_task("jsonl", path=str(p), num_examples=1) for p in (path, tmp_path / "told.jsonl"))
     for split in SPLITS:
@@ -94,8 +94,8 @@ def test_numbers_keep_their_digits_and_times_become_texts(tmp_path):
         ("x.csv", b"problem,answer\n1?,2,3\n", "line 2 has 3 cells; expected 2"), ("x.csv", b"a,a\n1,2\n", "names the column 'a' twice"),
         ("x.csv", b'problem,answer\n"1?,2\n', "line 2 cannot be read"), ("x.csv", b"", "is empty"), ("x.csv", b"problem,answer\n", "is empty"),
         ("x.csv", b"problem,answer\n1?,\xff\n", "not a UTF-8 text"), ("x.json", b"[]", "is empty"), ("x.json", b'[{"problem": 1},]', "is not JSON"),
-        ("x.jsonl.gz", gzip.compress(b'{"problem": "1?"}\n' * 99)[:-30], "gzip cannot unpack it"), ("x.parquet", b"PAR1 no more", "begins as a Parquet file"),
-        ("x.gz", gzip.compress(b"PK\x03\x04"), "is a zip archive"), ("x.json", b'[\n{"problem": 1},\n{"problem" 2}]', "line 3, column"),
+        ("x.jsonl.gz", gzip.compress(b'{"problem": "1?"}\n' * 99, mtime=0)[:-30], "gzip cannot unpack it"), ("x.parquet", b"PAR1 no more", "begins as a Parquet file"),
+        ("x.gz", gzip.compress(b"PK\x03\x04", mtime=0), "is a zip archive"), ("x.json", b'[\n{"problem": 1},\n{"problem" 2}]', "line 3, column"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(tmp_path, name, content, said):
