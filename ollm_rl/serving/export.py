@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import OmegaConf
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from ollm_rl.options.hf import BACKBONE, KINDS, OptionLMConfig, OptionLMForCausa
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.serving.config import ExportConfig
-from ollm_rl.session.agent import Agent
+from ollm_rl.session.agent import Agent, answers_itself
 from ollm_rl.session.local import Session
 from ollm_rl.session.saving import description
 from ollm_rl.tasks import SPLITS
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CARD = "README.md"
 TRIED = 20  # problems whose prompts are compared with what the exported chat template makes of them
+LOOKED_AT = 64  # states at which predictions are compared
 DRAWN = 50  # likeliest tokens that transformers draws from where nothing is said
 # Of the backbone that comes from a package: what it is called on the hub, and its licence.
 ON_HUB = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -125,10 +127,12 @@ def policy_of(agent: Agent) -> LatentPolicy:
         why = f"its {type(policy).__name__} is more than a net on the states"
     elif hasattr(PolicyAdapter(agent, True), "sees"):
         why = "it looks at tokens"
-    elif type(inner).request is not Agent.request if hasattr(type(inner), "request") else False:
+    elif getattr(type(inner), "request", Agent.request) is not Agent.request:
         why = "it starts or ends its texts in a way of its own"
-    elif agent.answers([], 0) is not None:
+    elif answers_itself(agent):
         why = "it searches"
+    elif not _follows(agent, policy):
+        why = "it does not predict what its policy finds likeliest"
     if why:
         raise ConfigurationError(
             f"agent {type(inner).__qualname__} cannot leave as kind=policy: {why}. Export one of grpo, ppo, distill and prior, or kind=mixture. "
@@ -136,6 +140,17 @@ def policy_of(agent: Agent) -> LatentPolicy:
         )
     assert isinstance(policy, LatentPolicy)
     return policy
+
+
+@torch.inference_mode()
+def _follows(agent: Agent, policy: LatentPolicy) -> bool:
+    """Whether an agent predicts what its policy finds likeliest, at states as they are common."""
+    scale, draw = policy.standardize, torch.Generator().manual_seed(0)
+    states = torch.randn(LOOKED_AT, policy.hidden_size, generator=draw).to(scale.mean.device) * scale.std + scale.mean
+    mask = torch.rand(LOOKED_AT, policy.num_options, generator=draw).to(scale.mean.device) < 0.7
+    mask[:, 0] = True
+    predicted, _ = PolicyAdapter(agent, True)(states, mask, torch.zeros(LOOKED_AT, device=scale.mean.device))
+    return torch.equal(predicted, policy(states, mask).argmax(-1))
 
 
 def is_export(path: Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import ollm_rl as ol
+from agents.grpo import GRPO
 from ollm_rl.cli.app import main
 from ollm_rl.common.run_dir import CONFIG, RESULTS
 from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
@@ -104,6 +105,19 @@ def test_what_is_more_than_a_policy_on_states_is_refused(tiny, tmp_path, name):
         export(agent, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert export(agent, tmp_path / "out", kind="mixture").is_dir()  # the plug-in can
+
+
+class Contrary(GRPO):
+    """One whose class inherits a policy, and does the opposite."""
+
+    def predict(self, hidden, deterministic=True, mask=None, uniforms=None):
+        return self.policy(hidden, mask).masked_fill(~mask, 0).argmin(-1)
+
+
+def test_an_agent_that_does_not_follow_its_policy_is_refused(tiny, tmp_path):
+    with pytest.raises(ConfigurationError, match="does not predict what its policy finds likeliest"):
+        export(ol.make_agent(Contrary, tiny), tmp_path / "out")
+    export(ol.make_agent("prior", tiny), tmp_path / "out")
 
 
 def test_a_directory_of_something_else_is_left_alone(agent, exported, tmp_path):
