@@ -29,7 +29,13 @@ def test_save_and_load(tiny, tmp_path):
 @pytest.mark.parametrize("objective", ["cover", "expected", "em"])
 def test_conversion_improves_on_the_backbone(tiny, objective):
     config = ConversionConfig(
-        objective=objective, num_solutions=100, num_heldout=30, epochs=3, prior_epochs=3, batch_size=128
+        objective=objective,
+        num_solutions=100,
+        num_heldout=30,
+        epochs=3,
+        prior_epochs=3,
+        reader_epochs=1,
+        batch_size=128,
     )
     task = ChainSum()
     plugin = convert(tiny.backbone, task, config)

@@ -229,7 +229,7 @@ def test_limits_on_verdicts_and_time_end_a_search_with_what_it_has(tiny, prior, 
 
 def test_a_search_that_goes_on_finds_shorter_texts(tiny, prior, monkeypatch):
     monkeypatch.setattr(tiny, "judge", accept_one_in(3))
-    found = Oracle(tiny, prior, "best_first", 3000, 8, stop_when_solved=False).solve(tiny.problems("test", 12))
+    found = Oracle(tiny, prior, "best_first", 1500, 8, stop_when_solved=False).solve(tiny.problems("test", 6))
     assert all(len(s.shortest.tokens) <= len(s.solution.tokens) for s in found)
     assert any(len(s.shortest.tokens) < len(s.solution.tokens) for s in found)
 

@@ -216,7 +216,9 @@ def test_a_policy_is_refused_with_other_options(tiny, tmp_path):
     """Its latents mean something else there."""
     agent = ol.make_agent("prior", tiny)
     agent.save(tmp_path / "policy")
-    others = ol.convert(tiny.backbone, tiny.task, num_solutions=60, num_heldout=20, epochs=1, prior_epochs=1, seed=1)
+    others = ol.convert(
+        tiny.backbone, tiny.task, num_solutions=60, num_heldout=20, epochs=1, prior_epochs=1, reader_epochs=1, seed=1
+    )
     session = ol.Session(tiny.backbone, others, tiny.task)
     with pytest.raises(CheckpointError, match="plugin.path=.*policy/plugin"):
         ol.load_agent(tmp_path / "policy", session)
