@@ -18,7 +18,7 @@ from ollm_rl.config.checks import check_values
 from ollm_rl.config.compose import check_classes, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
 
-OWN = ("export", "chat", "play")  # commands whose settings need no prefix
+OWN = ("export", "chat", "play", "serve")  # commands whose settings need no prefix
 
 
 def usage() -> str:

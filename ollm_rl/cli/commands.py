@@ -1,4 +1,4 @@
-"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `play`, `export`, `chat`, `doctor`; the same overrides for all of them."""
+"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `play`, `export`, `chat`, `serve`, `doctor`; the same overrides for all of them."""
 
 import json
 import logging
@@ -205,6 +205,21 @@ def chat(settings: Settings, overrides: list[str]) -> None:
     )
 
 
+def serve(settings: Settings, overrides: list[str]) -> None:
+    """offer a trained policy to clients of the OpenAI API: policy=<directory>"""
+    from ollm_rl.errors import ConfigurationError
+
+    try:
+        from ollm_rl.serving.serve import serve as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ollm_rl"):
+            raise
+        raise ConfigurationError(
+            f"serve needs the package {error.name}, which is not here; expected the extra `serve`: pip install -c constraints.txt -e '.[serve]'"
+        ) from error
+    run(settings, overrides, lambda line: out.print(line, soft_wrap=True, highlight=False, markup=False))
+
+
 def doctor(settings: Settings, overrides: list[str]) -> None:
     """check versions, processor or GPU, backbone, cache, task and verifier"""
     from ollm_rl.cli.doctor import examine
@@ -214,7 +229,8 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
-    f.__name__: f for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, play, export, chat, doctor)
+    f.__name__: f
+    for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, play, export, chat, serve, doctor)
 }
 
 

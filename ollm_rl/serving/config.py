@@ -1,4 +1,4 @@
-"""Settings of exports, of conversations and of the page to play on. Imports no torch."""
+"""Settings of exports, of conversations, of the page to play on and of the server. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,3 +52,26 @@ class PlayConfig(Config):
     num_problems: int = setting(20, "problems to play", at_least=1)
     search_budget: int = setting(500, "tokens that a search from here may generate", at_least=1)
     open_browser: bool = setting(False, "open the page in this machine's browser")
+
+
+@dataclass(frozen=True)
+class ServeConfig(Config):
+    """What `serve` offers, where, and to whom."""
+
+    section: ClassVar[str] = "serve"
+
+    host: str = setting("127.0.0.1", "address to listen at; any but this machine's own lets others ask")
+    port: int = setting(8000, "0: any that is free", at_least=0, at_most=65535)
+    api_key: str | None = setting(
+        None, "what clients have to send as their key; null: the environment's OLLM_RL_API_KEY, and without that anybody may ask", literal=True
+    )  # fmt: skip
+    model: str | None = setting(None, "what the model is called; null: as the run of the policy", literal=True)
+    slots: int = setting(64, "answers at once; others wait", at_least=1)
+    max_queue: int = setting(256, "answers that may wait; more are refused", at_least=0)
+    max_text_tokens: int = setting(
+        1024, "most tokens of a prompt, the task's examples not counted, and its answer together", at_least=2
+    )
+    max_body_kib: int = setting(256, "most of a request's body", at_least=1)
+    timeout_s: float = setting(
+        120.0, "seconds for an answer, waiting included; also for what is under way at the end", above=0
+    )

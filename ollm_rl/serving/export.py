@@ -118,6 +118,18 @@ def policy_of(agent: Agent) -> LatentPolicy:
     Raises:
         ConfigurationError: it is more than that, or not that.
     """
+    policy, inner = getattr(agent, "policy", None), getattr(agent, "agent", agent)
+    if why := why_not_alone(agent):
+        raise ConfigurationError(
+            f"agent {type(inner).__qualname__} cannot leave as kind=policy: {why}. Export one of grpo, ppo, distill and prior, or kind=mixture. "
+            "An adapter of LoRA is a model of peft already: merge it there."
+        )
+    assert isinstance(policy, LatentPolicy)
+    return policy
+
+
+def why_not_alone(agent: Agent) -> str:
+    """Why an agent is more than a latent policy that follows from the states alone, or none; empty if it is one."""
     policy = getattr(agent, "policy", None)
     inner = getattr(agent, "agent", agent)  # of a class that inherits nothing
     why = ""
@@ -133,13 +145,7 @@ def policy_of(agent: Agent) -> LatentPolicy:
         why = "it searches"
     elif not _follows(agent, policy):
         why = "it does not predict what its policy finds likeliest"
-    if why:
-        raise ConfigurationError(
-            f"agent {type(inner).__qualname__} cannot leave as kind=policy: {why}. Export one of grpo, ppo, distill and prior, or kind=mixture. "
-            "An adapter of LoRA is a model of peft already: merge it there."
-        )
-    assert isinstance(policy, LatentPolicy)
-    return policy
+    return why
 
 
 @torch.inference_mode()

@@ -108,12 +108,18 @@ class Prompter:
         return problem.problem if self._plain and not problem.turns else self.text(problem.problem, problem.turns)
 
     def _encoded(self, problem: Problem) -> list[int]:
-        text = self.text(problem.problem, problem.turns)
+        found = self.after_prefix(self.text(problem.problem, problem.turns))
+        if found is None:
+            raise DataError(f"problem {problem.id}: its prompt does not begin with the prefix that all others share")
+        return found
+
+    def after_prefix(self, text: str) -> list[int] | None:
+        """Tokens of a whole prompt after the shared prefix; None if it does not begin with that, or has nothing after it."""
         ids, cut = self._tokens(text), len(self.prefix)
         if ids[:cut] == self.prefix and len(ids) > cut:
             return ids[cut:]
         if self._head is None or not text.startswith(self._head) or len(text) == len(self._head):
-            raise DataError(f"problem {problem.id}: its prompt does not begin with the prefix that all others share")
+            return None
         return list(self.tokenizer(text[len(self._head) :], add_special_tokens=False)["input_ids"])
 
     def encode_solution(self, solution: str) -> list[int]:
