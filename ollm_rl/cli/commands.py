@@ -206,7 +206,7 @@ def chat(settings: Settings, overrides: list[str]) -> None:
 
 
 def serve(settings: Settings, overrides: list[str]) -> None:
-    """offer a trained policy to clients of the OpenAI API: policy=<directory>"""
+    """offer a trained policy or an exported model to clients of the OpenAI API: policy=<directory>"""
     from ollm_rl.errors import ConfigurationError
 
     try:

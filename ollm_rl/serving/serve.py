@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -32,6 +33,7 @@ from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.serving.batching import FAILED, LATE, Batcher, Closed, Job, Piece, QueueFull
 from ollm_rl.serving.config import ServeConfig
+from ollm_rl.serving.export import is_export
 from ollm_rl.serving.guard import Guard
 from ollm_rl.serving.metrics import Metrics
 from ollm_rl.serving.openai_types import ChatRequest, CompletionRequest, Refused, Shape, parsed, usage
@@ -56,10 +58,15 @@ def serve(settings: Settings, overrides: Sequence[str], say: Callable[[str], Non
         ConfigurationError: the policy cannot be served, or not at this address.
     """
     config = ServeConfig.of(to_dict(settings.config.serve))
-    with listening(config.host, config.port) as sock:
-        agent = opened_agent(settings, overrides, "serve")
-        agent.session.close()  # nothing is judged
-        api = Api(Served.of(agent, config, settings.config.policy), config)
+    with bound(config.host, config.port) as sock:
+        policy = settings.config.policy
+        if policy is not None and is_export(Path(policy)):
+            served = Served.exported(policy, config)
+        else:
+            agent = opened_agent(settings, overrides, "serve")
+            agent.session.close()  # nothing is judged
+            served = Served.of(agent, config, policy)
+        api = Api(served, config)
         try:
             server = Server(api, lambda: say(f"serve: {url(sock)}/v1  model {api.served.name}  (Ctrl-C ends it)"))
             server.run(sockets=[sock])
@@ -68,20 +75,23 @@ def serve(settings: Settings, overrides: Sequence[str], say: Callable[[str], Non
     say("serve: ended")
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
+def bound(host: str, port: int) -> socket.socket:
+    """A socket of that address, which does not listen yet: who comes before the model is loaded is turned away.
 
     Raises:
         ConfigurationError: that cannot be.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
     except OSError as error:
         raise ConfigurationError(
             f"serve.host={host} serve.port={port}: {error.strerror or error}; expected an address of this machine and a port that is free. "
             "serve.port=0 takes any."
         ) from error
+    return sock
 
 
 def url(sock: socket.socket) -> str:

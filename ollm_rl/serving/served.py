@@ -4,14 +4,17 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ollm_rl.common.settings import settings_of
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.rollout.config import EngineConfig
 from ollm_rl.rollout.engine import RolloutEngine
+from ollm_rl.serving.chat import load_model
 from ollm_rl.serving.config import ServeConfig
 from ollm_rl.serving.export import why_not_alone
 from ollm_rl.session.agent import Agent
@@ -42,7 +45,7 @@ class Served:
     Attributes:
         name: which clients ask for. prompter: of its task. tokenizer: with the task's prompt as its chat template.
         engine: settings of its engine. max_new_tokens: of an answer of which nothing else is said.
-        most: tokens of a prompt, after the shared prefix, and its answer together. positions: of a whole text, None for any number.
+        most: tokens of a prompt, after the shared prefix, and its answer together.
     """
 
     name: str
@@ -53,7 +56,6 @@ class Served:
     engine: dict[str, Any]
     max_new_tokens: int
     most: int
-    positions: int | None
 
     @classmethod
     def of(cls, agent: Agent, config: ServeConfig, path: str | None) -> "Served":
@@ -74,9 +76,42 @@ class Served:
             raise ConfigurationError("serve needs the model in its own process; use rollout=local")
         policy = agent.policy
         assert isinstance(policy, LatentPolicy)
-        new = session.engine_settings["max_new_tokens"]
-        positions, setting = session.backbone.context_limit
-        most, prefix = config.max_text_tokens, len(session.prompter.prefix)
+        tokenizer = tokenizer_with(chat_template(session.prompter), session.backbone.tokenizer)
+        return cls._within(config, path, session.lm, policy, session.prompter, tokenizer, session.engine_settings)
+
+    @classmethod
+    def exported(cls, path: str, config: ServeConfig) -> "Served":
+        """An exported model.
+
+        Raises:
+            ConfigurationError: it is a mixture, or texts of such a length cannot be read. CheckpointError: there is none.
+        """
+        model, tokenizer = load_model(path)
+        if model.policy is None:
+            raise ConfigurationError(
+                f"{path} is of kind=mixture, which draws tokens, not latents; expected kind=policy. Export again."
+            )
+        backbone: Backbone = model._backbone[0]
+        # Its chat template has the examples: they need not be given again.
+        prompter = Prompter(SimpleNamespace(tokenizer=tokenizer, eos_ids=backbone.eos_ids), [])
+        engine = {"max_new_tokens": model.generation_config.max_new_tokens}
+        return cls._within(config, path, OptionLM(backbone, model.plugin), model.policy, prompter, tokenizer, engine)
+
+    @classmethod
+    def _within(
+        cls,
+        config: ServeConfig,
+        path: str | None,
+        lm: OptionLM,
+        policy: LatentPolicy,
+        prompter: Prompter,
+        tokenizer: Any,
+        engine: dict[str, Any],
+    ) -> "Served":
+        """Within what the backbone can read."""
+        new: int = engine["max_new_tokens"]
+        positions, setting = lm.backbone.context_limit
+        most, prefix = config.max_text_tokens, len(prompter.prefix)
         if positions is not None:
             most = min(most, positions - prefix)
         if most <= new:
@@ -84,12 +119,8 @@ class Served:
                 f"serve.max_text_tokens={config.max_text_tokens} beside {prefix} tokens of worked examples and {positions} positions of the backbone "
                 f"({setting}) leaves {max(most, 0)} for a prompt and an answer of {new}; expected more. Raise it, or lower engine.max_new_tokens."
             )
-        known = settings_of(EngineConfig)
-        engine = {k: v for k, v in session.engine_settings.items() if k in known} | {"num_slots": config.slots}
-        return cls(
-            config.model or _name(path), session.lm, policy, session.prompter,
-            tokenizer_with(chat_template(session.prompter), session.backbone.tokenizer), engine, new, most, positions,
-        )  # fmt: skip
+        own = {k: v for k, v in engine.items() if k in settings_of(EngineConfig)} | {"num_slots": config.slots}
+        return cls(config.model or _name(path), lm, policy, prompter, tokenizer, own, new, most)
 
     def new_engine(self, shared: bool) -> RolloutEngine:
         """An engine for prompts that begin with the task's shared prefix, or for those that do not."""

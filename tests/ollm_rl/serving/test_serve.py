@@ -23,8 +23,10 @@ from ollm_rl.cli.app import main
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.policies import Sampling
 from ollm_rl.rollout.acting import PolicyAdapter
+from ollm_rl.serving.batching import Batcher, Job
 from ollm_rl.serving.config import ServeConfig
-from ollm_rl.serving.serve import Api, Server, listening, url
+from ollm_rl.serving.export import export
+from ollm_rl.serving.serve import Api, Server, bound, url
 from ollm_rl.serving.served import Served
 from ollm_rl.serving.writing import Writer
 from tests.conftest import QUICK_KEYS
@@ -46,7 +48,7 @@ def served(agent, **settings):
     """A server on a free port, and a client of it."""
     config = ServeConfig(**({"model": "sums", "port": 0} | settings))
     api = Api(Served.of(agent, config, None), config)
-    with listening(config.host, config.port) as sock:
+    with bound(config.host, config.port) as sock:
         ready = threading.Event()
         server = Server(api, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
@@ -420,8 +422,31 @@ def test_what_cannot_be_served_is_refused(agent, tiny):
         Served.of(agent, ServeConfig(max_text_tokens=5), None)
     with pytest.raises(ConfigurationError, match="policy is a net on the states alone"):
         Served.of(ol.make_agent("local", tiny), ServeConfig(), None)
-    with listening("127.0.0.1", 0) as sock, pytest.raises(ConfigurationError, match="serve.port"):
-        listening("127.0.0.1", sock.getsockname()[1])
+    with bound("127.0.0.1", 0) as sock:
+        sock.listen()
+        with pytest.raises(ConfigurationError, match="serve.port"):
+            bound("127.0.0.1", sock.getsockname()[1])
+
+
+def test_an_export_answers_as_its_policy(agent, episodes, tmp_path):
+    path = export(agent, tmp_path / "sums", bundle=True)
+    config = ServeConfig()
+    found, own = Served.exported(str(path), config), Served.of(agent, config, None)
+    assert found.name == "sums" and (found.prompter.prefix, found.most, found.max_new_tokens) == (
+        own.prompter.prefix,
+        own.most,
+        own.max_new_tokens,
+    )
+    for episode in episodes:
+        assert found.chat(says(episode.problem.problem)) == own.chat(says(episode.problem.problem))
+    told = []
+    batcher = Batcher(found.new_engine, found.policy, found.decoder(), 8)
+    asked = found.chat(says(episodes[0].problem.problem))
+    batcher.submit([Job(asked.tokens, asked.shared, BUDGET, 0, 0.0, (), time.monotonic() + 60, told.append)])
+    batcher.close()
+    assert [piece.text for piece in told] == [episodes[0].text]
+    with pytest.raises(ConfigurationError, match="kind=mixture"):
+        Served.exported(str(export(agent, tmp_path / "mixed", kind="mixture", bundle=True)), config)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
