@@ -2,15 +2,15 @@
 
     python benchmarks/serving.py policy=runs/demo/grpo-0/policy [clients=32] [seconds=60] [problems=128] [temperature=0] [any override]
 
-In one process the engine, in another the clients, which share the processors with it. One after the other:
+In one process the engine, in another the clients, which share the processors with it. In turn:
 
-* engine: `rollout` of requests with these prompts and seeds, `clients` rows at once, in whole rounds for a quarter of `seconds` or more;
+* engine: `rollout` of requests with these prompts and seeds, `clients` rows at once, for a quarter of `seconds`; before, between and after the others;
 * served: `clients` threads, each of which asks for the next prompt as soon as it has an answer, for `seconds`;
-* streamed: the same as streams;
-* engine again: as before, so that other work on the machine shows.
+* streamed: the same as streams.
 
-Tokens are those of answers that came in whole, their end included. `ratio` is served tokens a second over the mean of the engine's two figures, and
-`lost` counts requests without an answer or with another text than the engine's. Prints one JSON line last.
+Tokens are those of answers that came to their end while it was measured, which begins when every row has had time for its first answer. `ratio` is
+tokens a second over the mean of the engine's before and after it. `cpu_s_per_1000_tokens`: of the engine's process and of the clients', which other work
+on the machine hardly changes. `lost` counts requests without an answer, `other_text` those with another than the engine's. Prints one JSON line last.
 """
 
 import json
@@ -23,6 +23,7 @@ import time
 from statistics import mean, median
 from typing import Any
 
+WARM_S = 10.0  # before it is measured
 OWN = {"clients": 32, "seconds": 60.0, "problems": 128, "temperature": 0.0}
 
 
@@ -61,17 +62,22 @@ def measure(own: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if own["temperature"] not in (0.0, 1.0):
         sys.exit("temperature: expected 0 or 1, which the engine's episodes have")
 
-    def alone() -> float:
-        """Tokens a second of the engine."""
-        tokens, began = 0, time.perf_counter()
-        while (passed := time.perf_counter() - began) < own["seconds"] / 4:
-            for place, episode in rollout(engine, requests, act, keep_hidden=False):
-                texts[place] = episode.text
+    def alone() -> tuple[float, float]:
+        """Tokens a second of the engine, and its CPU seconds for a thousand."""
+        tokens, began, cpu, since = 0, time.perf_counter(), 0.0, 0.0
+        for place, episode in rollout(engine, requests * 100, act, keep_hidden=False):
+            now = time.perf_counter()
+            texts[place % len(requests)] = episode.text
+            if not since and now - began > WARM_S:
+                since, cpu = now, time.process_time()
+            elif since:
                 tokens += len(episode.tokens)
-        return tokens / passed
+                if now - since > own["seconds"] / 4:
+                    break
+        return tokens / (now - since), (time.process_time() - cpu) / tokens * 1000
 
     list(rollout(engine, requests[: own["clients"]], act, keep_hidden=False))  # compiles, and allocates
-    before = alone()
+    engine_alone = [alone()]
     api = Api(served, ServeConfig(model="served", port=0))
     with bound("127.0.0.1", 0) as sock:
         ready = threading.Event()
@@ -79,30 +85,34 @@ def measure(own: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         ready.wait()
-        found = {}
+        found, answers = {}, {}
         for name, stream in (("served", False), ("streamed", True)):
-            job = own | {
-                "url": f"{url(sock)}/v1",
-                "stream": stream,
-                "prompts": [p.problem for p in problems],
-                "texts": texts,
-            }
+            job = own | {"url": f"{url(sock)}/v1", "stream": stream, "prompts": [p.problem for p in problems]}
+            cpu, tokens = time.process_time(), api.batcher.num_tokens
             ran = subprocess.run(
-                [sys.executable, __file__, "--clients"], input=json.dumps(job), capture_output=True, text=True, check=True
+                [sys.executable, __file__, "--clients"], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True
             )  # fmt: skip
+            cpu, tokens = time.process_time() - cpu, api.batcher.num_tokens - tokens
             found[name] = json.loads(ran.stdout)
+            answers[name] = found[name].pop("texts")
+            found[name]["cpu_s_per_1000_tokens"] = {
+                "server": round(cpu / tokens * 1000, 2), "clients": round(found[name].pop("cpu_s") / tokens * 1000, 2)
+            }  # fmt: skip
+            engine_alone.append(alone())
+            beside = mean(rate for rate, _ in engine_alone[-2:])
+            found[name]["ratio"] = round(found[name]["tokens_per_s"] / beside, 3)
         server.should_exit = True
         thread.join()
         api.batcher.close(timeout_s=0)
-    after = alone()
-    engine_rate = mean((before, after))
-    for figures in found.values():
-        figures["ratio"] = round(figures["tokens_per_s"] / engine_rate, 3)
+    for place, episode in rollout(engine, requests, act, keep_hidden=False):
+        texts[place] = episode.text
+    for name, given in answers.items():
+        found[name]["other_text"] = sum(text != texts[place] for place, text in given)
     return {
         "command": " ".join(["python benchmarks/serving.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}",
         "backbone": session.backbone.name, "dtype": str(session.backbone.dtype).removeprefix("torch."), "task": session.task.name,
-        **own, "engine_tokens_per_s": {"before": round(before, 1), "after": round(after, 1)}, **found,
+        **own, "engine": [{"tokens_per_s": round(rate, 1), "cpu_s_per_1000_tokens": round(cpu, 2)} for rate, cpu in engine_alone], **found,
     }  # fmt: skip
 
 
@@ -112,9 +122,11 @@ def clients() -> None:
 
     job = json.load(sys.stdin)
     client = openai.OpenAI(base_url=job["url"], api_key="any", max_retries=0, timeout=300)
-    lock, counter, end = threading.Lock(), iter(range(10**9)), time.perf_counter() + job["seconds"]
+    lock, counter, began = threading.Lock(), iter(range(10**9)), time.perf_counter()
+    since, end = began + WARM_S, began + WARM_S + job["seconds"]
     latencies: list[float] = []
     firsts: list[float] = []
+    texts: list[tuple[int, str]] = []
     counts = {"tokens": 0, "answers": 0, "lost": 0}
 
     def ask(place: int) -> tuple[str, int, float, float]:
@@ -145,24 +157,24 @@ def clients() -> None:
                 print(error, file=sys.stderr)
                 text, tokens, took, first = None, 0, 0.0, 0.0
             with lock:
-                counts["answers"] += text is not None
-                counts["tokens"] += tokens
-                counts["lost"] += text != job["texts"][place]
-                latencies.append(took)
-                firsts.append(first)
+                counts["lost"] += text is None
+                if text is not None and since < time.perf_counter() < end:
+                    counts["answers"] += 1
+                    counts["tokens"] += tokens
+                    texts.append((place, text))
+                    latencies.append(took)
+                    firsts.append(first)
 
-    began = time.perf_counter()
     threads = [threading.Thread(target=work) for _ in range(job["clients"])]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    passed = time.perf_counter() - began
     ordered = sorted(latencies)
     print(json.dumps({
-        "tokens_per_s": round(counts["tokens"] / passed, 1), "answers": counts["answers"], "lost": counts["lost"],
+        "tokens_per_s": round(counts["tokens"] / job["seconds"], 1), "answers": counts["answers"], "lost": counts["lost"],
         "latency_s": {"median": round(median(ordered), 3), "p95": round(ordered[int(0.95 * len(ordered))], 3)},
-        "first_text_s": round(median(firsts), 3),
+        "first_text_s": round(median(firsts), 3), "cpu_s": time.process_time(), "texts": texts,
     }))  # fmt: skip
 
 
