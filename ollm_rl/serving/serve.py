@@ -109,7 +109,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, api: "Api", ready: Callable[[], None]):
         super().__init__(uvicorn.Config(
-            api.guard, log_config=None, access_log=False, server_header=False, ws="none", timeout_keep_alive=KEPT_S,
+            api.guard, log_config=None, log_level="warning", access_log=False, server_header=False, ws="none",
+            timeout_keep_alive=KEPT_S,
             timeout_graceful_shutdown=math.ceil(api.config.timeout_s),
         ))  # fmt: skip
         self.api, self.ready = api, ready
