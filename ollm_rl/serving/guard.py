@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,8 +49,13 @@ class Guard:
 
         try:
             headers = {name.lower(): value for name, value in scope["headers"]}
-            self._check_key(scope["path"], headers)
-            self._check_host(headers)
+            try:
+                self._check_key(scope["path"], headers)
+                self._check_host(headers)
+            except Refused:
+                with suppress(Refused):
+                    await self._body(headers, receive)  # dropped: else whoever sends it may never read the answer
+                raise
             body = b""
             if scope["method"] == "POST":
                 body = await self._body(headers, receive)
@@ -89,7 +95,7 @@ class Guard:
         if self.hosts is None:
             return
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        if _name(host) not in self.hosts or (origin and urlsplit(origin).netloc != host):
+        if _name(host) not in self.hosts or origin not in ("", f"http://{host}"):
             raise Refused(
                 403, f"host {host!r:.80} or origin {origin!r:.80} is not this server; expected {', '.join(sorted(self.hosts))}. Set serve.api_key "
                 "to be asked under other names.", "wrong_host",
