@@ -23,8 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs Ray comes last: it is started once, and its processes run beside no other tests."""
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker("cluster")
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+            item.add_marker("alone")
+    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
 
 
 REAL_CACHE = cache_dir()  # before tests redirect it: the real model is downloaded once per machine

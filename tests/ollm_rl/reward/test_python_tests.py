@@ -10,6 +10,7 @@ from ollm_rl.errors import ConfigurationError
 from ollm_rl.reward.python_tests import PythonTests, code_of, same
 
 pytest.importorskip("pydantic_monty")
+pytestmark = pytest.mark.alone  # limits of time
 DOUBLE = {"entry_point": "f", "calls": [[2], [5]], "expected": [4, 10]}
 CHECK = {
     "entry_point": "f",

@@ -16,6 +16,7 @@ import pytest
 
 from ollm_rl.reward.verifier import Verdict, Verifier
 
+pytestmark = pytest.mark.alone  # limits of time
 LIMIT = 1.0
 SLACK = 0.5
 HOSTILE = {
