@@ -41,12 +41,6 @@ def make_agent(
     return build_agent(locate(chosen.pop("_target_")), session, {**chosen, **settings}, policy)
 
 
-def agent_of(session: BaseSession, config: DictConfig, policy: str | Path | None = None) -> Agent:
-    """The agent of a configuration."""
-    values = to_dict(config)
-    return build_agent(locate(values.pop("_target_")), session, values, policy)
-
-
 def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, name: str | None = None) -> Oracle:
     """The configured search over `policy`, or the one of that name, `<search>` or `<search>/<judge>`, with its settings."""
     search, _, judge = (name or "").partition("/")

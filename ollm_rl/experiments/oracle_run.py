@@ -12,7 +12,7 @@ from ollm_rl.evaluation.records import TEACHER, Point
 from ollm_rl.evaluation.replay import SHOWN, replay
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
-from ollm_rl.experiments.factories import agent_of, make_oracle
+from ollm_rl.experiments.factories import make_oracle
 from ollm_rl.experiments.single import SessionCache, is_done
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.summary import summarize_searches
@@ -21,6 +21,7 @@ from ollm_rl.oracle.tree import Policy
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.agent import Answer
 from ollm_rl.session.base import BaseSession
+from ollm_rl.session.loading import agent_of
 
 
 def run_oracle(settings: Settings, run: Run, sessions: SessionCache, seed: int) -> Results:

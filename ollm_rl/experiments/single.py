@@ -16,12 +16,12 @@ from ollm_rl.evaluation.records import Variant
 from ollm_rl.evaluation.replay import changes, replay, shown
 from ollm_rl.evaluation.results import Results, Scores
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
-from ollm_rl.experiments.factories import agent_of
 from ollm_rl.options.config import ValueConfig
 from ollm_rl.options.value import Value
 from ollm_rl.session.agent import Agent, answers_itself, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
 from ollm_rl.session.callbacks import Callback
+from ollm_rl.session.loading import agent_of
 from ollm_rl.session.opening import conversion_config, open_session, plugin_path, say_splits, task_of, wants_samples
 from ollm_rl.session.solutions import with_solutions, write_solutions
 from ollm_rl.session.value import learn_value

@@ -8,6 +8,9 @@ from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 OBJECTIVES = ("cover", "expected", "em", "gumbel")  # as `ollm_rl.options.objectives` has them
 
 
+EXPORT_KINDS = ("policy", "mixture")  # what the logits of an option LM are as a model of transformers
+
+
 @dataclass(frozen=True)
 class PlugInConfig(Config):
     """Sizes of a plug-in."""

@@ -34,6 +34,12 @@ class Options:
         numbers = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return torch.where(self.decision[:, None], numbers, NO_LATENT)
 
+    def ranked(self, row: int, log_probs: Tensor) -> list[tuple[int, int, float]]:
+        """Latent, token and log-probability of what can be said in one row, the likeliest first; `log_probs` (K,) of its latents."""
+        tokens, likely = self.tokens[row].tolist(), log_probs.tolist()
+        found = [(z, tokens[z], likely[z]) for z in self.mask[row].nonzero()[:, 0].tolist()]
+        return sorted(found, key=lambda option: -option[2])
+
 
 def enumerate_options(backbone: Backbone, plugin: PlugIn, hidden: Tensor, logits: Tensor | None = None) -> Options:
     """Enumerate the options of states (n, s), on the shortlist.

@@ -39,6 +39,7 @@ from ollm_rl.errors import CheckpointError
 from ollm_rl.models import driving
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.loading import load_backbone
+from ollm_rl.options.config import EXPORT_KINDS
 from ollm_rl.options.enumeration import Options, enumerate_options
 from ollm_rl.options.modules import PlugIn, checkpoint_dir
 from ollm_rl.options.policies import LatentPolicy
@@ -48,7 +49,6 @@ CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 BACKBONE = "backbone"  # directory of the backbone's weights, where they are along
 # Log-probability of a token that no option says: e to this is zero at any temperature below 100, and beams and sums stay finite.
 FLOOR = -1e4
-KINDS = ("policy", "mixture")
 
 
 class OptionLMConfig(PretrainedConfig):
@@ -308,8 +308,8 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _policy_in(path: Path, plugin: PlugIn) -> LatentPolicy | None:
     """The policy of a directory of that kind."""
-    if (kind := _facts(path).get("kind", "mixture")) not in KINDS:
-        raise CheckpointError(f"{path / 'config.json'}: kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if (kind := _facts(path).get("kind", "mixture")) not in EXPORT_KINDS:
+        raise CheckpointError(f"{path / 'config.json'}: kind {kind!r}; expected one of {', '.join(EXPORT_KINDS)}")
     if kind == "mixture":
         return None
     policy = LatentPolicy.from_pretrained(path, plugin.fingerprint, plugin.digest())

@@ -342,7 +342,7 @@ class _Lane:
             likely[who] = mine.gather(1, chosen[who, None])[:, 0]
             for i, job, row in zip(who.tolist(), asked, mine, strict=True):
                 if job.explained:
-                    explained[i] = _ranked(options.tokens[at[i]], options.mask[at[i]], row)
+                    explained[i] = options.ranked(int(at[i]), row)
         tokens, latents = options.tokens[at, chosen], options.latents[at, chosen]
         said = zip(jobs, tokens.tolist(), latents.tolist(), likely.tolist(), strict=True)
         for i, (job, token, latent, log_prob) in enumerate(said):
@@ -396,10 +396,3 @@ def _choose(log_probs: Tensor, jobs: Sequence[Job]) -> Tensor:
         scores = torch.where(temperature == 1, scores, (scores - scores.amax(-1, keepdim=True)) / temperature)
         chosen[at] = choose(scores, False, torch.tensor([jobs[i].uniform() for i in warm], device=device))
     return chosen
-
-
-def _ranked(tokens: Tensor, mask: Tensor, log_probs: Tensor) -> list[tuple[int, int, float]]:
-    """Latent, token and log-probability of the options (K,) of a state, the likeliest first."""
-    all_tokens, all_log_probs = tokens.tolist(), log_probs.tolist()
-    found = [(z, all_tokens[z], all_log_probs[z]) for z in mask.nonzero()[:, 0].tolist()]
-    return sorted(found, key=lambda option: -option[2])

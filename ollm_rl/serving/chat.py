@@ -1,5 +1,6 @@
 """Talk to a trained policy in the terminal, token by token, with the options of every decision on demand."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
 from transformers import AutoTokenizer, TextIteratorStreamer
 
 from ollm_rl.common.terminal import plain
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.options.enumeration import Options
 from ollm_rl.options.hf import OptionLMForCausalLM
 
 HELP = "/latents shows the options of every decision, /new begins anew, /quit ends"
@@ -40,7 +39,7 @@ class Decision:
     """A token of an answer at which the options said different things.
 
     Attributes:
-        position: in the answer. options: latent, token and probability of each, the likeliest first. said: the token that was taken.
+        position: in the answer. options: latent, token and log-probability of each, the likeliest first. said: the token that was taken.
     """
 
     position: int
@@ -96,7 +95,7 @@ class Conversation:
                 result.append(error)
                 streamer.end()
 
-        self.model.watch = lambda options, log_probs: steps.append(_ranked(options, log_probs))
+        self.model.watch = lambda options, log_probs: steps.append(options.ranked(-1, log_probs[-1]))
         worker = Thread(target=generate, daemon=True)
         worker.start()
         yield from streamer
@@ -119,21 +118,14 @@ class Conversation:
         self.turns, self.decisions, self.tokens = [], [], []
 
 
-def _ranked(options: Options, log_probs: Tensor) -> list[tuple[int, int, float]]:
-    """Latent, token and probability of the options of the last of some states, the likeliest first."""
-    latents = options.mask[-1].nonzero()[:, 0].tolist()
-    tokens, probabilities = options.tokens[-1].tolist(), log_probs[-1].exp().tolist()
-    return sorted(((z, tokens[z], probabilities[z]) for z in latents), key=lambda option: -option[2])
-
-
 def options_of(decision: Decision, conversation: Conversation) -> Text:
     """A decision in a line: what stood before it, and the latents with their tokens and probabilities, the one taken in bold."""
     decode = conversation.tokenizer.decode
     before = repr(decode(conversation.tokens[: decision.position]))[1:-1][-BEFORE:]
     line = Text(f"{before:>{BEFORE}} | ", style="dim")
-    for z, token, probability in decision.options[:SHOWN]:
+    for z, token, log_prob in decision.options[:SHOWN]:
         style = "bold" if token == decision.said else "dim"
-        line.append(f"{z}: {decode([token])!r} {probability:.2f}   ", style=style)
+        line.append(f"{z}: {decode([token])!r} {math.exp(log_prob):.2f}   ", style=style)
     return line
 
 

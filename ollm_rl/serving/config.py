@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ollm_rl.common.settings import Config, setting
+from ollm_rl.options.config import EXPORT_KINDS
 from ollm_rl.tasks.base import SPLITS
 
 
@@ -17,7 +18,7 @@ class ExportConfig(Config):
     kind: str = setting(
         "policy",
         "policy: logits are what the trained policy says; mixture: the mixture over the latents under the prior, in which every token has a probability",
-        choices=("policy", "mixture"),
+        choices=EXPORT_KINDS,
     )
     bundle: bool = setting(False, "write the backbone's weights too, so that the directory stands alone")
     push_to_hub: str | None = setting(None, "also upload it to this repository of the hub, such as user/model")

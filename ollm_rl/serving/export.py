@@ -14,17 +14,19 @@ from omegaconf import OmegaConf
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ollm_rl.common.config_files import group_file, members
+from ollm_rl.common.folders import obstacle
 from ollm_rl.common.run_dir import RESULTS
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
 from ollm_rl.evaluation.results import Results, Row
-from ollm_rl.options.hf import BACKBONE, KINDS, OptionLMConfig, OptionLMForCausalLM
+from ollm_rl.options.config import EXPORT_KINDS
+from ollm_rl.options.hf import BACKBONE, OptionLMConfig, OptionLMForCausalLM
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.serving.config import ExportConfig
 from ollm_rl.session.agent import Agent, answers_itself
 from ollm_rl.session.local import Session
 from ollm_rl.session.saving import description
-from ollm_rl.tasks import SPLITS
+from ollm_rl.tasks import SPLITS, Problem
 from ollm_rl.tasks.chat_template import chat_template, differences, tokenizer_with
 
 log = logging.getLogger(__name__)
@@ -60,9 +62,9 @@ def export(
     Raises:
         ConfigurationError: the agent is no latent policy that follows from the states alone, or `out` holds something else.
     """
-    if kind not in KINDS:
-        raise ConfigurationError(f"kind={kind}; expected one of {', '.join(KINDS)}")
-    path = Path(out).expanduser()
+    if kind not in EXPORT_KINDS:
+        raise ConfigurationError(f"kind={kind}; expected one of {', '.join(EXPORT_KINDS)}")
+    path = Path(out).expanduser().resolve()
     _check_free(path)
     model, tokenizer = exported(agent, kind)
     backbone = agent.session.backbone
@@ -79,12 +81,21 @@ def export(
             "%s names the backbone %s, a directory of this machine: bundle=true takes it along", path, backbone.name
         )
     (new / CARD).write_text(card(agent, kind, bundle))
-    if path.exists():
-        shutil.rmtree(path)
-    new.rename(path)
+    _replace(path, new)
     if push_to_hub is not None:
         _upload(path, push_to_hub)
     return path
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Put a whole export in the place of an earlier one; what else lies there, such as a clone's `.git`, stays."""
+    path.mkdir(exist_ok=True)
+    for name in ("policy.safetensors", "policy.json", "conversion.json"):  # which not every export has
+        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / BACKBONE, ignore_errors=True)
+    for file in new.iterdir():
+        file.replace(path / file.name)
+    new.rmdir()
 
 
 def exported(agent: Agent, kind: str = ExportConfig.kind) -> tuple[OptionLMForCausalLM, PreTrainedTokenizerBase]:
@@ -94,9 +105,8 @@ def exported(agent: Agent, kind: str = ExportConfig.kind) -> tuple[OptionLMForCa
         raise ConfigurationError("an export needs the model in its own process; use rollout=local")
     policy = policy_of(agent) if kind == "policy" else None
     plugin = copy.copy(session.plugin)
-    plugin.prefix = (
-        session.prompter.prefix
-    )  # what the engine's reader leaves out is what this task's prompts begin with
+    # What the engine's reader leaves out is what this task's prompts begin with.
+    plugin.prefix = session.prompter.prefix
     model = OptionLMForCausalLM.of(session.backbone, plugin, policy)
     tokenizer = tokenizer_with(chat_template(session.prompter), session.backbone.tokenizer)
     _compare_prompts(session, tokenizer)
@@ -169,6 +179,10 @@ def is_export(path: Path) -> bool:
 
 
 def _check_free(path: Path) -> None:
+    if not path.is_file() and (wrong := obstacle(path)):
+        raise ConfigurationError(
+            f"out={path}: {wrong}. Expected a directory that you may write, or the name of a new one."
+        )
     if path.exists() and not path.is_dir():
         raise ConfigurationError(f"out={path} is a file; expected a directory")
     if path.is_dir() and any(path.iterdir()) and not (is_export(path) and (path / CARD).exists()):
@@ -179,17 +193,11 @@ def _check_free(path: Path) -> None:
 
 def _compare_prompts(session: Session, tokenizer: Any) -> None:
     """Say it if the exported chat template does not ask as the task does."""
-    problems = []
-    for split in reversed(SPLITS):
-        try:
-            problems = session.problems(split, TRIED)
-            break
-        except DataError:  # data of one's own need not have every split
-            continue
+    problems = _some_problems(session, TRIED)
     if wrong := differences(session.prompter, tokenizer, problems):
         log.warning(
-            "the exported chat template asks otherwise than the task at %d of %d problems (%s first): tokens that the tokenizer merges "
-            "across the end of the examples", len(wrong), len(problems), wrong[0].id,
+            "the exported chat template asks otherwise than the task at %d of %d problems (%s first), perhaps by tokens that "
+            "the tokenizer merges across the end of the examples", len(wrong), len(problems), wrong[0].id,
         )  # fmt: skip
 
 
@@ -229,7 +237,8 @@ def card(agent: Agent, kind: str, bundle: bool) -> str:
         if bundle
         else f"It needs the backbone `{name}`, whose weights are not here."
     )
-    problem = json.dumps(_some_problem(session), ensure_ascii=False)
+    some = _some_problems(session, 1)
+    problem = json.dumps(some[0].problem if some else "...", ensure_ascii=False)
     found = description(agent)
     made = {"agent": found["_target_"], "settings": found["settings"], "task": found["task"], "seed": found["seed"]}
     made = _without_places(made)
@@ -264,19 +273,21 @@ def _commands(found: dict[str, Any]) -> list[str]:
     agent, task = agents.get(found["_target_"]), (found["task"] or {}).get("name")
     if agent is None or task not in members("task"):
         return []
-    said = [f"ollm-rl train agent={agent} task={task} seed={found['seed']}"]
+    said: dict[str, list[str]] = {}
     for group, name, values in (("agent", agent, found["settings"]), ("task", task, found["task"])):
         known = OmegaConf.to_container(group_file(group, name), resolve=False)
         assert isinstance(known, dict)
-        said += [
+        said[group] = [
             shlex.quote(
                 f"{group}.{key}={json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value}"
             )
             for key, value in _without_places(values).items()
             if key in known and known[key] != value
         ]
-    again = f"ollm-rl evaluate agent={agent} task={task} policy=<this directory> plugin.path=<this directory> seed={found['seed']}"
-    return ["```", " ".join(said), again, "```\n"]
+    both = f"agent={agent} task={task} seed={found['seed']}"
+    train = " ".join([f"ollm-rl train {both}", *said["agent"], *said["task"]])
+    again = " ".join([f"ollm-rl evaluate {both} policy=<this directory> plugin.path=<this directory>", *said["task"]])
+    return ["```", train, again, "```\n"]
 
 
 def _without_places(value: Any) -> Any:
@@ -289,13 +300,14 @@ def _without_places(value: Any) -> Any:
     return Path(value).name if is_place else value
 
 
-def _some_problem(session: Session) -> str:
+def _some_problems(session: Session, n: int) -> list[Problem]:
+    """Of the last split that has any: data of one's own need not have every split."""
     for split in reversed(SPLITS):
         try:
-            return session.problems(split, 1)[0].problem
+            return session.problems(split, n)
         except DataError:
             continue
-    return "..."
+    return []
 
 
 def _scores(agent: Agent, kind: str) -> list[str]:

@@ -4,14 +4,13 @@ import logging
 import webbrowser
 from collections.abc import Callable, Sequence
 
-from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.serving.config import PlayConfig
 from ollm_rl.serving.game import Game
 from ollm_rl.serving.play import LOOPBACK, PlayServer
 from ollm_rl.session.agent import Agent
-from ollm_rl.session.loading import build_agent, load_agent
+from ollm_rl.session.loading import agent_of, load_agent
 from ollm_rl.session.local import Session
 from ollm_rl.session.opening import open_session
 
@@ -83,14 +82,9 @@ def opened_agent(settings: Settings, overrides: Sequence[str], command: str) -> 
             f"{command} needs policy=<directory of a trained policy>, such as runs/<name>/policy, or agent=prior for the plug-in's own"
         )
     session, agent = opened(settings, overrides, judged=False)
-    return _prior(session, settings) if agent is None else agent
-
-
-def _prior(session: Session, settings: Settings) -> Agent:
-    values = to_dict(settings.config.agent)
-    return build_agent(locate(values.pop("_target_")), session, values)
+    return agent_of(session, settings.config.agent) if agent is None else agent
 
 
 def unasked(completions: list[str], **columns: object) -> list[float]:
     """The reward where nothing is judged."""
-    raise NotImplementedError("nothing is judged here")
+    raise RuntimeError("nothing is judged here")

@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from ollm_rl.common.locate import dotted_name, locate
 from ollm_rl.common.run_dir import CONFIG
-from ollm_rl.config.compose import check_taken
+from ollm_rl.config.compose import check_taken, to_dict
 from ollm_rl.errors import CheckpointError, OLLMError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
@@ -92,6 +94,12 @@ def build_agent(
     if policy is not None:
         made.load(policy)
     return made
+
+
+def agent_of(session: BaseSession, config: DictConfig, policy: str | Path | None = None) -> Agent:
+    """The agent of a configuration."""
+    values = to_dict(config)
+    return build_agent(locate(values.pop("_target_")), session, values, policy)
 
 
 def _class_of(path: Path, found: dict[str, Any] | None, named: str | Callable[..., Any] | None) -> Any:

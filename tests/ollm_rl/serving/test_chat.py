@@ -1,6 +1,7 @@
 """Conversations in the terminal: what is said is what the engine says, and its decisions are shown."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_it_answers_as_the_engine_does_and_tells_the_decisions(agent, conversati
         d.position: next(z for z, token, _ in d.options if token == d.said) for d in conversation.decisions
     } == decided
     for found in conversation.decisions:
-        assert sum(p for _, _, p in found.options) == pytest.approx(1, abs=1e-4)
+        assert sum(math.exp(p) for _, _, p in found.options) == pytest.approx(1, abs=1e-4)
         assert found.options[0][2] == max(p for _, _, p in found.options)
 
 

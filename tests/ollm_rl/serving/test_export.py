@@ -76,7 +76,6 @@ def test_the_card_has_the_scores_of_the_run(agent, tmp_path):
     (tmp_path / "run" / CONFIG).write_text("{}\n")
     problems = agent.session.problems("test", 10)
     found = evaluate(agent.session, agent, "grpo", problems, 4, 5).row
-    ol.load_agent(tmp_path / "run" / "policy")
     (tmp_path / "run" / RESULTS).write_text(
         json.dumps({"rows": [found.to_dict()], "task": "chain_sum", "backbone": "tiny"})
     )
@@ -133,9 +132,20 @@ def test_a_directory_of_something_else_is_left_alone(agent, exported, tmp_path):
 
 def test_an_earlier_export_is_replaced_and_leaves_nothing_behind(agent, tmp_path):
     export(agent, tmp_path / "out", bundle=True)
+    (tmp_path / "out" / ".git").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     export(agent, tmp_path / "out", kind="mixture")
     left = {f.name for f in (tmp_path / "out").iterdir()}
     assert "backbone" not in left and "policy.safetensors" not in left
+    assert {".git", "notes.txt"} < left  # which are the user's
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_working_directory_and_one_that_cannot_be_written(agent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (export(agent, ".") / "policy.json").exists()
+    with pytest.raises(ConfigurationError, match="out="):
+        export(agent, "/proc/out")
 
 
 def test_bundled_it_stands_alone(agent, tmp_path):
