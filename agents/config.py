@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.options.config import ConversionConfig
-from ollm_rl.oracle.config import JUDGES, TREES, VALUED, SearchConfig
+from ollm_rl.oracle.config import GIVING_UP, JUDGES, TREES, VALUED, SearchConfig, can_give_up
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
@@ -261,7 +261,18 @@ class SearchAgentConfig(AgentConfig):
         at_least=0,
         at_most=1,
     )
+    give_up: float = setting(
+        SearchConfig.give_up,
+        "judge=value, weighted_vote: a tree leaves a text that will be right with less than this probability; 0: never",
+        at_least=0,
+        at_most=0.99,
+    )
     width: int | None = setting(SearchConfig.width, "most texts of one problem at the same time", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.give_up and not can_give_up(self.search, self.judge):
+            raise self.refuse("give_up", f"0 for {self.search} judged by {self.judge}: {GIVING_UP}")
 
     @property
     def needs_value(self) -> bool:

@@ -66,7 +66,7 @@ class SearchAgent(PolicyAgent):
         return {**super().settings, "policy": None, "value": None}
 
     def answers(self, problems: Sequence[Problem], seed: int) -> list[Answer]:
-        names = ("search", "judge", "budget", "max_tries", "accept", "width")
+        names = ("search", "judge", "budget", "max_tries", "accept", "give_up", "width")
         chosen = {name: getattr(self.config, name) for name in names}
         if self.config.needs_value and self.value is None:
             raise ConfigurationError(NO_VALUE.format(judge=self.config.judge))

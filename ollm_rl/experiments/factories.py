@@ -10,7 +10,7 @@ from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import compose, to_dict
 from ollm_rl.options.policies import Critic
 from ollm_rl.options.value import Value
-from ollm_rl.oracle.config import VALUED
+from ollm_rl.oracle.config import VALUED, can_give_up
 from ollm_rl.oracle.oracle import Oracle
 from ollm_rl.oracle.tree import Policy
 from ollm_rl.session.agent import Agent
@@ -46,6 +46,8 @@ def make_oracle(session: BaseSession, config: DictConfig, policy: Policy, name: 
     search, _, judge = (name or "").partition("/")
     values = {k: v for k, v in to_dict(config.oracle).items() if k not in ("num_problems", "also", "search")}
     values["judge"] = judge or values["judge"]
+    if name is not None and not can_give_up(search, values["judge"]):
+        values["give_up"] = 0.0  # asked of another search of the same run
     place = values["value"] or config.policy
     values["value"] = None
     if values["judge"] in VALUED and place is not None:

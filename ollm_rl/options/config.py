@@ -136,6 +136,11 @@ class ValueConfig(Config):
     enabled: bool = setting(False, "learn one from verdicts on training problems, after the policy")
     num_problems: int = setting(400, "problems of split `train` whose texts it learns from", at_least=2)
     samples: int = setting(8, "texts of the policy for each of them", at_least=1)
+    beginnings: int = setting(
+        8,
+        "beginnings of each text that a second net learns from, so that a search can give a text up (oracle.give_up); 0: none",
+        at_least=0,
+    )
     width: int = setting(256, "hidden units", at_least=1)
     dropout: float = setting(0.7, "of its inputs and hidden units, while it learns", at_least=0, at_most=0.95)
     epochs: int = setting(20, "at most: the best one on a tenth of the problems is kept", at_least=1)

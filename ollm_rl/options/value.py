@@ -27,13 +27,19 @@ class Value(nn.Module):
     """(n, f) -> (n,): how likely texts are to be right, from 0 to 1, by their features (`Episode.features`).
 
     A small net on standardised features: one hidden layer, with dropout before each layer while it learns.
+
+    Attributes:
+        beginnings: the same for texts that are not at their end (`Episode.beginnings`); None if nobody learned it.
     """
 
-    def __init__(self, num_features: int, width: int, dropout: float = 0.0):
+    beginnings: "Value | None"
+
+    def __init__(self, num_features: int, width: int, dropout: float = 0.0, beginnings: bool = False):
         super().__init__()
         self.num_features, self.width, self.dropout = num_features, width, dropout
         self.standardize = Standardize(num_features)
         self.net = mlp(num_features, width, 1, depth=1)
+        self.beginnings = Value(num_features, width) if beginnings else None
 
     def logits(self, features: Tensor) -> Tensor:
         """(n,) before the logistic function."""
@@ -53,7 +59,9 @@ class Value(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         check_weights("the learned verifier", self, REMEDY)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "value.safetensors")
-        sizes = {"num_features": self.num_features, "width": self.width}
+        sizes = {
+            "num_features": self.num_features, "width": self.width, "beginnings": self.beginnings is not None
+        }  # fmt: skip
         (path / "value.json").write_text(json.dumps({**sizes, **facts}, indent=2) + "\n")
 
     @classmethod
@@ -84,7 +92,7 @@ class Value(nn.Module):
                     f"the learned verifier in {path} reads the states of another plug-in than this one; use that one (plugin.path=), or train "
                     "again with value.enabled=true"
                 )
-        value = cls(facts["num_features"], facts["width"])
+        value = cls(facts["num_features"], facts["width"], beginnings=facts.get("beginnings", False))
         value.load_state_dict(load_file(path / "value.safetensors"))
         return value.eval().requires_grad_(False)
 

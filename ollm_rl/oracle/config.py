@@ -10,6 +10,12 @@ TREES = ("best_first", "puct", "beam", "exhaustive")
 SEARCHES = (*TREES, "best_of_n", "teacher_forced")
 JUDGES = ("verdict", "value", "vote", "weighted_vote")
 VALUED = ("value", "weighted_vote")  # those that ask a learned verifier
+GIVING_UP = "it takes a learned verifier (judge=value or weighted_vote) and texts that are followed one by one (best_first, puct, exhaustive)"
+
+
+def can_give_up(search: str, judge: str) -> bool:
+    """Whether a text of this search can be left before its end."""
+    return judge in VALUED and search not in ("best_of_n", "beam")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,12 @@ class SearchConfig(Config):
     accept: float = setting(
         0.9, "judge=value: a search ends with a text that is right with this probability", at_least=0, at_most=1
     )
+    give_up: float = setting(
+        0.0,
+        "judge=value, weighted_vote: a tree leaves a text, once there is another one, that will be right with less than this probability; 0: never",
+        at_least=0,
+        at_most=0.99,
+    )
     params: dict[str, Any] = setting({}, "settings of a frontier of your own")
 
     def __post_init__(self) -> None:
@@ -54,6 +66,8 @@ class SearchConfig(Config):
         check_search(self.search)
         if self.judge != "verdict" and self.search == "teacher_forced":
             raise self.refuse("judge", "verdict: teacher forcing has the gold solution in sight")
+        if self.give_up and not can_give_up(self.search, self.judge):
+            raise self.refuse("give_up", f"0 for {self.search} judged by {self.judge}: {GIVING_UP}")
 
 
 @dataclass(frozen=True)

@@ -63,17 +63,22 @@ class Deployed(Search):
         first, second = [*sorted(self._votes.values(), reverse=True), 0.0, 0.0][:2]
         return first - second
 
+    def _left(self) -> int:
+        """Texts that there may still be."""
+        assert self.most is not None
+        return self.most - self.tried - self.given_up
+
     def is_settled(self, texts: int, stop_when_solved: bool) -> bool:
         """A text is accepted, or the texts that are left cannot change who wins."""
         if not self.texts or not stop_when_solved:
             return False
         if self.judge == "value":
             return max(e.value or 0.0 for e in self.texts) >= self.accept
-        return self.most is not None and self._lead() > self.most - self.tried
+        return self.most is not None and self._lead() > self._left()
 
     def wave(self, most: int) -> int:
         """So many that they can settle a vote, if they all say the same; where a verifier judges, few first."""
-        left = most if self.most is None else max(1, self.most - self.tried)
+        left = most if self.most is None else max(1, self._left())
         if self.judge == "value":
             return min(most, left, max(1, self.tried - PATIENCE))
         if self.most is None:

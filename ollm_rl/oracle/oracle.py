@@ -87,6 +87,11 @@ class Oracle:
                 f"oracle.judge={config.judge} needs a learned verifier; expected value=ol.learn_value(session, agent), or on the command line "
                 "the directory of one (oracle.value=)"
             )
+        if config.give_up and (value is None or value.beginnings is None):
+            raise config.refuse(
+                "give_up",
+                "0: the learned verifier has learned from whole texts only; train one with value.beginnings=8",
+            )
         self.session, self.policy, self.texts, self.value = session, policy, texts, value
         self.search, self.budget = config.search, config.budget
         self.width = WIDTHS.get(config.search, 32) if config.width is None else config.width
@@ -160,8 +165,9 @@ class Oracle:
         limits = self.budget, self.width, self.config.slots, self.config.keep_gib
         assert isinstance(self.session, Session)  # here is where the model is
         tree = TreeSearch(
-            self.session, self.policy, self._open, *limits, self.critic, self._look, self.value is not None
-        )
+            self.session, self.policy, self._open, *limits, self.critic, self._look, self.value is not None,
+            self.value.beginnings if self.value is not None and self.config.give_up else None, self.config.give_up,
+        )  # fmt: skip
         yield from (
             self._best_of_n(searches, seed, deadline) if self.search == "best_of_n" else tree.run(searches, deadline)
         )
@@ -190,7 +196,7 @@ class Oracle:
 
     def _open(self, search: Search) -> bool:
         wanted = not search.is_settled(self.texts, self.config.stop_when_solved)
-        left = self.most is None or search.tried < self.most
+        left = self.most is None or search.tried + search.given_up < self.most
         return wanted and left and search.spent < self.budget
 
     def _best_of_n(self, searches: list[Search], seed: int, deadline: float | None) -> Iterator[Search]:

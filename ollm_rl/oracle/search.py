@@ -15,7 +15,7 @@ from torch import Tensor
 from ollm_rl.common.locate import locate
 from ollm_rl.errors import ConfigurationError, place_of
 from ollm_rl.oracle.config import SearchConfig
-from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.episode import Episode, features_of
 from ollm_rl.tasks import Problem
 
 
@@ -37,9 +37,9 @@ class Branch:
         choices: at its decision points; log_prob: their sum.
         parent: the text that this one shares all tokens but its last with.
         kept: the row of `KeptTexts` that holds this text, once it has ended.
-        states: (2, d) the state before its last token, and the sum of those before its tokens.
+        states: (2, d) the state before its last token, and the sum of those before its tokens. decided: (d,) the sum of those at its decisions.
         left: some of its branches were left in the frontier.
-        stop: `eos`, `length`, or `budget` for one that was cut off; `pruned` for one that a beam let go.
+        stop: `eos`, `length`, or `budget` for one that was cut off; `pruned` for one that a beam let go, `given_up` for one that a learned verifier finds wrong.
         node: where `Puct` has it.
     """
 
@@ -50,6 +50,7 @@ class Branch:
     parent: "Branch | None" = None
     kept: int | None = None
     states: Tensor | None = None
+    decided: Tensor | None = None
     left: bool = False
     stop: str = ""
     node: "Node | None" = None
@@ -58,7 +59,7 @@ class Branch:
         """The text with one more token."""
         self.left = True
         text = Branch(list(self.tokens), list(self.latents), list(self.choices), self.log_prob, self)
-        text.states = self.states
+        text.states, text.decided = self.states, self.decided
         text.extend(token, latent, choice)
         return text
 
@@ -66,6 +67,13 @@ class Branch:
         """The state (d,) before its next token."""
         total = state if self.states is None else self.states[1] + state
         self.states = torch.stack([state, total])  # a new one: branches off this text keep theirs
+
+    def begun(self, state: Tensor) -> Tensor:
+        """(2 d + 4,) what a learned verifier reads before the decision that state (d,) is for: a row of `Episode.beginnings`."""
+        lowest = min((choice.log_prob for choice in self.choices), default=0.0)
+        total = state if self.decided is None else self.decided + state
+        mean = total / (len(self.choices) + 1)
+        return features_of(torch.stack([state, mean]), self.log_prob, lowest, len(self.tokens) + 1, len(self.choices))
 
     def tell(self, episode: Episode) -> None:
         """What a learned verifier reads of an ended text (`Episode.features`)."""
@@ -318,7 +326,7 @@ class Search:
 
     Attributes:
         spent: generated tokens. recomputed: tokens of texts that were run again because they were not kept.
-        tried: texts that were judged; timeouts: those of them that the verifier did not get through.
+        tried: texts that were judged; given_up: those that were left before their end; timeouts: those of them that the verifier did not get through.
         solutions: the solved texts, no two the same; the first was found when `solved_at` tokens were spent.
         choices: those of the first.
         opening: the text that all of its texts begin with; it costs nothing of the budget.
@@ -329,6 +337,7 @@ class Search:
     spent: int = 0
     recomputed: int = 0
     tried: int = 0
+    given_up: int = 0
     timeouts: int = 0
     solutions: list[Episode] = field(default_factory=list)
     solved_at: int | None = None
@@ -364,7 +373,7 @@ class Search:
 
     def record(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        names = ("spent", "recomputed", "tried", "timeouts", "solved_at")
+        names = ("spent", "recomputed", "tried", "given_up", "timeouts", "solved_at")
         return {
             "problem_id": self.problem.id, **{name: getattr(self, name) for name in names},
             "solutions": [_stored(e) for e in self.solutions], "choices": self.choices,
@@ -372,8 +381,8 @@ class Search:
 
     def restore(self, record: dict[str, Any]) -> None:
         """Take over what `record` gave."""
-        for name in ("spent", "recomputed", "tried", "timeouts", "solved_at"):
-            setattr(self, name, record[name])
+        for name in ("spent", "recomputed", "tried", "given_up", "timeouts", "solved_at"):
+            setattr(self, name, record.get(name, 0))  # of an earlier release, nothing was given up
         self.choices = [Choice(*c) for c in record["choices"]]
         self.solutions = [Episode(self.problem, **stored) for stored in record["solutions"]]
 

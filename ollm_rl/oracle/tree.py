@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ollm_rl.options.enumeration import NO_LATENT, Options
 from ollm_rl.options.policies import Critic
+from ollm_rl.options.value import Value
 from ollm_rl.oracle.kv_store import KeptTexts
 from ollm_rl.oracle.search import Branch, Choice, Frontier, Search
 from ollm_rl.rollout.engine import stay_in_place
@@ -73,6 +74,7 @@ class TreeSearch:
     Args:
         is_open: whether a search goes on; budget, width, slots, keep_gib and critic as in `Oracle`.
         look: what ended texts are worth. reads: it looks at the texts' `features`.
+        beginnings, give_up: how likely texts are to be right that are not at their end, and from where on one is left.
 
     Attributes:
         steps, rows: decode steps so far, and the rows that they had in all.
@@ -90,11 +92,14 @@ class TreeSearch:
         critic: Critic | None,
         look: Callable[[list[Episode]], list[float]],
         reads: bool,
+        beginnings: Value | None = None,
+        give_up: float = 0.0,
     ):
         self.session, self.engine, self.policy = session, session.engine, policy
         self.is_open, self.budget, self.width = is_open, budget, width
         self.slots, self.keep_gib, self.critic = slots, keep_gib, critic
         self.look, self.reads = look, reads
+        self.beginnings, self.give_up = beginnings, give_up
         self.steps = self.rows = 0
         self.prompts: dict[int, list[int]] = {}  # by id of the search
         self.kept: KeptTexts | None = None
@@ -195,6 +200,9 @@ class TreeSearch:
             ready = [row for row in wave.rows if not row.fresh and not self._ended(row.branch)]
             for row in ready if self.reads else ():
                 row.branch.read(states[row.row])
+            if self.beginnings is not None:
+                self._give_up(wave.search, ready, states, step)
+                ready = [row for row in ready if not row.branch.stop]
             others = [row for row in wave.rows if row.fresh or self._ended(row.branch)]
             for row in others:
                 row.fresh = False
@@ -203,6 +211,21 @@ class TreeSearch:
             ended += [(wave.search, row) for row in rows if self._ended(row.branch)]
             wave.rows = [row for row in rows if not self._ended(row.branch)]
         return ended
+
+    def _give_up(self, search: Search, rows: list[_Row], states: Tensor, step: _Step) -> None:
+        """Texts that stand before a decision and are unlikely to be right end here; never before the search has a whole one."""
+        rows = [row for row in rows if step.latents[row.row][step.best[row.row]] != NO_LATENT]
+        if not rows:
+            return
+        assert self.beginnings is not None
+        begun = torch.stack([row.branch.begun(states[row.row]) for row in rows])
+        for row, likely in zip(rows, self.beginnings(begun.to(self.engine.device)).tolist(), strict=True):
+            branch, state = row.branch, states[row.row]
+            branch.decided = state if branch.decided is None else branch.decided + state
+            if search.tried and likely < self.give_up:
+                branch.stop = "given_up"
+                search.given_up += 1
+                search.frontier.ended(branch, likely)
 
     def _first_choices(self, search: Search, rows: list[_Row], step: _Step, room: int) -> list[_Row]:
         """The policy's first choice for every text; the others are left in the frontier."""

@@ -99,8 +99,26 @@ class Episode:
         """
         if self.summary is None:
             raise ValueError("the episode has no summary of its states; expected one that the rollout engine made")
-        sizes = [self.log_prob or 0.0, self.lowest, math.log(len(self.tokens)), math.log1p(self.num_decisions)]
-        return torch.cat([self.summary.flatten(), self.summary.new_tensor(sizes)])
+        return features_of(self.summary, self.log_prob or 0.0, self.lowest, len(self.tokens), self.num_decisions)
+
+    def beginnings(self, most: int) -> Tensor:
+        """(m, 2 d + 4) what a learned verifier reads of the text before each of m <= `most` decisions, evenly spread over all but the first.
+
+        As `features`, but that the mean is of the states at decisions. No rows where states were not kept (`keep_hidden`), or not all.
+        """
+        total = self.num_kept
+        if self.hidden is None or self.log_probs is None or total < 2 or self.dropped_decisions:
+            return torch.empty(0, 0)
+        at = torch.linspace(1, total - 1, min(most, total - 1)).round().long().tolist()
+        places = [i for i, z in enumerate(self.latents) if z >= 0]
+        states, log_probs = self.hidden.float(), self.log_probs.float()
+        sums, likely, lowest = states.cumsum(0), log_probs.cumsum(0).tolist(), log_probs.cummin(0).values.tolist()
+        return torch.stack(
+            [
+                features_of(torch.stack([states[i], sums[i] / (i + 1)]), likely[i - 1], lowest[i - 1], places[i] + 1, i)
+                for i in at
+            ]
+        )
 
     @property
     def num_decisions(self) -> int:
@@ -132,6 +150,12 @@ class Episode:
             "latents": self.latents,
             "tokens": self.tokens,
         }
+
+
+def features_of(summary: Tensor, log_prob: float, lowest: float, num_tokens: int, num_decisions: int) -> Tensor:
+    """(2 d + 4,) as `Episode.features`, of a text or of its beginning."""
+    sizes = [log_prob, lowest, math.log(num_tokens), math.log1p(num_decisions)]
+    return torch.cat([summary.flatten(), summary.new_tensor(sizes)])
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ollm_rl.common.progress import track
 from ollm_rl.errors import ConfigurationError
@@ -39,10 +40,16 @@ def learn_value(session: BaseSession, agent: Agent, config: ValueConfig | None =
     seeds = np.random.default_rng((seed, 3)).integers(2**31, size=(len(problems), config.samples)).tolist()
     requests = [agent.request(p, s, False) for p, mine in zip(problems, seeds, strict=True) for s in mine]
     episodes: list[Episode] = []
+    begun: list[Tensor] = []  # for each text
     with track("texts for the verifier", len(requests), "episodes") as bar:
         for at in range(0, len(requests), TOGETHER):
-            part = requests[at : at + TOGETHER]
-            episodes += session.rollout(part, PolicyAdapter(agent, False), keep_hidden=False, bar=bar)
+            asked = requests[at : at + TOGETHER]
+            part = session.rollout(asked, PolicyAdapter(agent, False), keep_hidden=config.beginnings > 0, bar=bar)
+            episodes += part
+            if config.beginnings:
+                for episode in part:
+                    begun.append(episode.beginnings(config.beginnings))
+                    episode.hidden = None  # of thousands of texts they would not fit
     owner = torch.arange(len(problems)).repeat_interleave(config.samples)
     judged = torch.tensor([e.judged for e in episodes])
     features = torch.stack([e.features for e in episodes])[judged]
@@ -52,6 +59,16 @@ def learn_value(session: BaseSession, agent: Agent, config: ValueConfig | None =
         "learned verifier: %d texts, %.3f of them right; loss %.3f on problems held out (%.3f by the mean alone), epoch %d",
         len(features), float(solved.float().mean()), found["loss"], found["base"], found["epoch"],
     )  # fmt: skip
+    counts = torch.tensor([len(each) for each in begun])[judged] if begun else torch.zeros(0)
+    if counts.sum():
+        rows = torch.cat([b for b, known in zip(begun, judged.tolist(), strict=True) if known and len(b)])
+        each = counts.to(features.device)
+        owners = owner[judged].to(features.device).repeat_interleave(each)
+        value.beginnings, found = fit_value(rows, solved.repeat_interleave(each), owners, config, seed)
+        log.info(
+            "of %d beginnings: loss %.3f on problems held out (%.3f by the mean alone), epoch %d",
+            len(rows), found["loss"], found["base"], found["epoch"],
+        )  # fmt: skip
     return value
 
 

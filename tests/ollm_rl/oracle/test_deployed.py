@@ -226,3 +226,61 @@ def test_values_see_no_verdict(tiny):
         e.reward = 1.0 - e.reward
     give_values(value, episodes)
     assert [e.value for e in episodes] == before
+
+
+def gives_up(session):
+    """A verifier for whom texts of an even number of decisions so far are wrong, and no whole text is sure."""
+    value = a_value(session)
+    value.beginnings = a_value(session, 1)
+    seen = []
+
+    def likely(features):
+        seen.extend(features)
+        return (features[:, -1].exp() - 1).round().remainder(2)
+
+    value.beginnings.forward = likely
+    return value, seen
+
+
+@pytest.mark.parametrize("search", ["best_first", "puct", "exhaustive"])
+def test_texts_that_will_not_be_right_are_left(tiny, search):
+    value, seen = gives_up(tiny)
+    settings = dict(budget=400, judge="value", value=value, max_tries=6, accept=1.0)
+    problems = tiny.problems("test", 4)
+    whole, left = (
+        Oracle(tiny, Prior(tiny).policy, search, give_up=give_up, **settings).solve(problems) for give_up in (0, 0.5)
+    )
+    assert not any(s.given_up for s in whole) and any(s.given_up for s in left)
+    for one, other in zip(whole, left, strict=True):
+        assert other.tried >= 1 and other.tried + other.given_up <= 6 + tiny.engine.num_slots
+        assert other.solution is not None  # the first text is never left
+    tokens = [sum(s.spent for s in found) / sum(s.tried + s.given_up for s in found) for found in (whole, left)]
+    assert tokens[1] < tokens[0]
+    assert seen[0].shape == (2 * tiny.plugin.state_size + 4,)
+
+
+def test_what_is_read_of_a_beginning_is_what_was_learned_from(tiny):
+    """Of the same text, the tree reads what `Episode.beginnings` gives."""
+    value, seen = gives_up(tiny)
+    [problem] = tiny.problems("test", 1)
+    Oracle(tiny, Prior(tiny).policy, give_up=0.5, budget=400, judge="value", value=value, max_tries=1).solve([problem])
+    [episode] = tiny.rollout([ol.Request(problem)], Sampling(Prior(tiny).policy, deterministic=True))
+    rows = episode.beginnings(1000)
+    assert len(rows) == episode.num_kept - 1 == len(seen) - 1
+    assert torch.allclose(rows, torch.stack(seen[1:]), atol=2e-2)
+    few = episode.beginnings(3)
+    assert torch.equal(few[0], rows[0]) and torch.equal(few[-1], rows[-1]) and len(few) == 3
+    assert not len(
+        tiny.rollout([ol.Request(problem)], Sampling(Prior(tiny).policy), keep_hidden=False)[0].beginnings(3)
+    )
+
+
+def test_giving_up_needs_a_verifier_that_has_learned_it(tiny):
+    policy = Prior(tiny).policy
+    with pytest.raises(ConfigurationError, match="has learned from whole texts only"):
+        Oracle(tiny, policy, judge="value", value=a_value(tiny), give_up=0.1)
+    for settings in ({"judge": "vote"}, {"judge": "value", "search": "beam"}, {}):
+        with pytest.raises(ConfigurationError, match="give_up=0.1; expected 0 for"):
+            Oracle(tiny, policy, value=a_value(tiny), give_up=0.1, **settings)
+    with pytest.raises(ConfigurationError, match="agent.give_up=0.1; expected 0 for best_of_n"):
+        ol.make_agent("search", tiny, search="best_of_n", give_up=0.1)

@@ -63,6 +63,7 @@ def test_it_is_learned_evaluated_and_kept(session, tmp_path):
 
 def test_the_same_texts_give_the_same_verifier(session):
     one, two = (learn_value(session, Prior(session), SMALL, seed=3) for _ in range(2))
+    assert one.beginnings is not None
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
@@ -87,6 +88,10 @@ def test_it_is_saved_for_its_backbone(tmp_path):
     value = Value(8, 4).eval()
     value.save_pretrained(tmp_path, fingerprint="a")
     again = Value.from_pretrained(tmp_path, "a")
+    both = Value(8, 4, beginnings=True)
+    both.save_pretrained(tmp_path / "both")
+    assert torch.equal(Value.from_pretrained(tmp_path / "both").beginnings.net[0].weight, both.beginnings.net[0].weight)
+    assert again.beginnings is None
     states = torch.randn(3, 8)
     assert torch.equal(value(states), again(states)) and not any(p.requires_grad for p in again.parameters())
     with pytest.raises(CheckpointError, match="another backbone"):
