@@ -70,7 +70,7 @@ class LoRA(PlainBackbone):
                 "backbone.device=balanced out"
             )
         dtype = str(base.dtype).removeprefix("torch.")
-        self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision)
+        self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision, adapter=base.adapter)
         self.rank = self.config.rank or matched_rank(self.backbone, session.plugin.num_parameters)
         adapter = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]):
@@ -188,8 +188,8 @@ class LoRASFT(LoRA):
             "setup_seconds": self.sft["seconds"], "trainable_parameters": self.num_parameters,
         }  # fmt: skip
 
-    def fit_solutions(self, run: Run | None = None) -> None:
-        """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint."""
+    def fit_solutions(self, run: Run | None = None) -> Path:
+        """Load the adapter from the cache, or train it now; an interrupted training goes on from its last checkpoint. Where it is."""
         session = self.acting_session
         drawn = session.problems("sft", self.config.num_solutions, self.config.sft_seed)
         problems = worked(drawn, session.task.name, "agent=lora_sft (split 'sft')")
@@ -212,6 +212,7 @@ class LoRASFT(LoRA):
                 (path / "sft.json").write_text(json.dumps(self.sft) + "\n")
         self.sft = json.loads((path / "sft.json").read_text())
         self.load(path)
+        return path
 
     def _train(self, problems: list[Problem], path: Path, run: Run | None) -> dict:
         from datasets import Dataset

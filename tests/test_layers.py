@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"common"},
     "options": {"common", "tasks", "models"},
     "rollout": {"common", "reward", "tasks", "models", "options"},
-    "config": {"common", "tasks", "options"},
+    "config": {"common", "tasks", "models", "options"},
 }
 BELOW["session"] = {"common", "reward", "tasks", "models", "options", "rollout", "config"}
 BELOW["evaluation"] = {*BELOW["session"], "session"}
@@ -32,6 +32,7 @@ HEAVY = {"ray", "trl", "peft"}
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "openai"}  # the extra `serve`
 SERVE = {Path("ollm_rl") / "serving" / f"{name}.py" for name in ("serve", "guard", "metrics", "openai_types")}
 NEED_THEM = {Path("agents") / f"{name}.py" for name in ("ppo", "rllib", "lora", "lora_grpo", "trainers")}
+NEED_THEM.add(Path("ollm_rl") / "models" / "adapters.py")
 LIGHT = ("ollm_rl", "ollm_rl.config.compose", "ollm_rl.reward", "ollm_rl.options", "ollm_rl.cli.commands")
 
 

@@ -41,6 +41,7 @@ class BackboneFacts:
     revision: str | None
     dtype: torch.dtype
     device: torch.device
+    adapter: str | None = None
 
     @property
     def head(self) -> Any:

@@ -27,9 +27,13 @@ from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.models.adapters import check_adapter
 from ollm_rl.tasks import make_task
 
 MATH_VERIFY = "ollm_rl.reward.functions.MathVerify"
+
+
+ARM = "arm"  # among the choices: what a comparison calls this agent with these settings
 
 
 @dataclass
@@ -41,7 +45,9 @@ class Settings:
 
     @property
     def agent_name(self) -> str:
-        """What the agent is called in tables: its group's name, or its class's for one from outside."""
+        """What the agent is called in tables: the comparison's arm, its group's name, or its class's for one from outside."""
+        if (arm := self.choices.get(ARM)) is not None:
+            return arm
         custom = self.choices["agent"] == "custom" and "agent" in self.config
         return str(self.config.agent._target_).rpartition(".")[2] if custom else self.choices["agent"]
 
@@ -167,6 +173,8 @@ def preflight(settings: Settings) -> None:
             f"backbone '{name}' is not a model directory: expected a config.json in it. "
             "Give a directory written by save_pretrained, a Hugging Face id, 'smollm2' or 'tiny'."
         )
+    if config.backbone.adapter is not None:
+        check_adapter(config.backbone.adapter)
     for key, file in (
         ("plugin.path", "plugin.json"),
         ("policy", None),

@@ -1,7 +1,7 @@
 """Settings of comparisons and of tuning. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ollm_rl.common.settings import MOST_SEEDS, Config, setting
 from ollm_rl.errors import ConfigurationError
@@ -12,7 +12,11 @@ from ollm_rl.tasks.base import SPLITS
 class ComparisonConfig(Config):
     """What `compare` and `demo` compare."""
 
-    agents: list[str] = setting(["prior", "grpo"], "names, or <module>.<Class> of your own")
+    agents: list[str] = setting(["prior", "grpo"], "names, <module>.<Class> of your own, or names of `arms`")
+    arms: dict[str, Any] = setting(
+        {},
+        "agents under names of their own: overrides of each, `agent=` among them, such as {fitted_grpo:['agent=grpo','backbone.adapter=sft']}",
+    )
     seeds: list[int] = setting([0], "each agent is trained with each")
     tasks: list[str] = setting([], "several tasks; empty: the one of task=")
     with_oracle: bool = setting(False, "search on the same problems too")
@@ -29,6 +33,13 @@ class ComparisonConfig(Config):
             if wrong := [x for x in getattr(self, name) if not x.strip()]:
                 raise ConfigurationError(
                     f"{name}: {wrong[0]!r:.80} is not a name; expected a list such as [prior,grpo]"
+                )
+        for arm, given in self.arms.items():
+            fine = isinstance(given, list) and all(isinstance(o, str) and "=" in o for o in given)
+            if not (fine and sum(o.startswith("agent=") for o in given) == 1 and arm.isidentifier()):
+                raise ConfigurationError(
+                    f"arms.{arm}={given!r:.80}; expected a name of letters, digits and _, and a list of overrides with one agent=<name> among "
+                    "them, such as ['agent=grpo','backbone.adapter=sft']"
                 )
         if wrong_seeds := [s for s in self.seeds if not 0 <= s <= MOST_SEEDS]:
             raise ConfigurationError(f"seeds: {wrong_seeds[0]} is no seed; expected integers from 0 to {MOST_SEEDS}")

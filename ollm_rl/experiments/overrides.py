@@ -4,9 +4,12 @@ from functools import cache
 
 from ollm_rl.common.config_files import GROUPS, members, suggestion
 from ollm_rl.common.locate import locate
-from ollm_rl.config.compose import Settings, compose, settings_taken
+from ollm_rl.config.compose import ARM, Settings, compose, settings_taken, to_dict
 from ollm_rl.config.overrides import pair, parsed
 from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.models.adapters import FITTED
+
+FIT = "lora_sft"  # the agent whose adapter `backbone.adapter=sft` is
 
 
 def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settings, list[str]]]:
@@ -38,12 +41,23 @@ def shared(overrides: list[str]) -> list[str]:
     listed = next((o for o in reversed(overrides) if o.startswith("agents=")), None)
     named = None if listed is None else parsed(*pair(listed))
     own = [name for name in named if isinstance(name, str) and "." in name] if isinstance(named, list) else []
-    agents |= {name.rpartition(".")[2] for name in own}
+    agents |= {name.rpartition(".")[2] for name in own} | {*arms_of(overrides)}
     return [
         o
         for o in overrides
         if o.partition("=")[0].partition(".")[0] not in agents and not o.startswith(tuple(f"{name}." for name in own))
     ]
+
+
+def arms_of(overrides: list[str]) -> dict[str, list[str]]:
+    """The arms of a comparison: its experiment's, and those of the overrides."""
+    mine = [o for o in overrides if o.partition("=")[0].partition(".")[0] in (*GROUPS, "arms")]
+    if not any(o.startswith(("experiment=", "arms")) for o in mine):
+        return {}
+    try:
+        return to_dict(compose(mine).config.arms)
+    except ConfigurationError:  # which `compose` of all overrides says again, in their order
+        return {}
 
 
 def _owner(override: str, names: list[str]) -> tuple[str, str]:
@@ -72,18 +86,20 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
     Raises:
         ConfigurationError: an override that no agent of the comparison has.
     """
-    names = list(settings.config.agents)
+    names, arms = list(settings.config.agents), to_dict(settings.config.arms)
+    base, own = _agent_of(name, arms)
     common = shared(overrides)
     given = [o for o in overrides if o not in common and not o.startswith(("agent=", "agent._target_"))]
-    mine = []
+    mine, for_arm = list[str](), list[str]()  # what is for the arm alone comes last
     for override in [*settings.config.agent_overrides, *given]:
         owner, rest = _owner(str(override), names)
         key = rest.partition("=")[0]
-        if owner != "agent" and owner not in names:
+        targets = names if owner == "agent" else [n for n in names if owner in (n, _agent_of(n, arms)[0])]
+        if not targets:
             if override in given:
                 raise ConfigurationError(f"{override}: the comparison has no agent '{owner}', only {', '.join(names)}")
             continue  # of the experiment, for an agent that takes no part this time
-        known = {n: agent_settings(n) for n in (names if owner == "agent" else [owner])}
+        known = {n: agent_settings(_agent_of(n, arms)[0]) for n in targets}
         if key not in (k for keys in known.values() for k in keys):
             if override not in given and any(key in agent_settings(n) for n in members("agent") if n != "custom"):
                 continue  # of the experiment, for agents that take no part this time
@@ -92,8 +108,24 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
                 f"{did_you_mean(key, [k for keys in known.values() for k in keys])}"
             )
         if key in known.get(name, []):
-            mine.append(f"agent.{rest}")
-    return compose([*common, f"agent={name}", *mine])
+            (for_arm if owner == name else mine).append(f"agent.{rest}")
+    found = compose([*common, f"agent={base}", *mine, *own, *for_arm])
+    if name in arms:
+        found.choices[ARM] = name
+    wants_fit = found.config.backbone.adapter == FITTED and not found.config.backbone.sft
+    if wants_fit and FIT in names and name != FIT:  # the one that the comparison has, not another
+        fit = to_dict(trial_settings(overrides, settings, FIT).config.agent)
+        found.config.backbone.sft = {key: value for key, value in fit.items() if key != "_target_"}
+    return found
+
+
+def _agent_of(name: str, arms: dict[str, list[str]]) -> tuple[str, list[str]]:
+    """The agent that an arm is, and the arm's other overrides; of another name, that agent and none."""
+    given = arms.get(name)
+    if given is None:
+        return name, []
+    agent = next(o for o in given if o.startswith("agent="))
+    return agent.removeprefix("agent="), [o for o in given if o != agent]
 
 
 @cache

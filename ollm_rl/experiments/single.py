@@ -1,5 +1,6 @@
 """One agent with one seed: trained, evaluated, and its row written."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from ollm_rl.session.solutions import with_solutions, write_solutions
 from ollm_rl.session.value import learn_value
 
 log = logging.getLogger(__name__)
+OF_SESSIONS = ("backbone", "plugin", "task", "reward", "engine", "convert", "rollout", "policy")
 
 
 def open_workers(settings: Settings, seed: int) -> BaseSession:
@@ -46,24 +48,28 @@ def open_workers(settings: Settings, seed: int) -> BaseSession:
 
 
 class SessionCache:
-    """Opens the session when it is first needed: an experiment whose trials are all done loads no model."""
+    """Opens the session when it is first needed: an experiment whose trials are all done loads no model.
 
-    _session: BaseSession | None = None
+    Trials of a comparison share it, but for arms with another backbone, plug-in or task, which share theirs.
+    """
 
     def __init__(self) -> None:
+        self._sessions: dict[str, BaseSession] = {}  # by what makes one
         # How an agent (by `identity`) stood with a seed: many begin as one.
         self.known: dict[tuple[str, int], Scores] = {}
 
     def session(self, settings: Settings, seed: int) -> BaseSession:
         """The session, set to `seed`."""
-        if self._session is None:
-            self._session = open_workers(settings, seed)
-        self._session.seed = seed
-        return self._session
+        key = json.dumps({k: v for k, v in to_dict(settings.config).items() if k in OF_SESSIONS}, sort_keys=True)
+        if key not in self._sessions:
+            self._sessions[key] = open_workers(settings, seed)
+        session = self._sessions[key]
+        session.seed = seed
+        return session
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
+        for session in self._sessions.values():
+            session.close()
 
 
 def run_trial(

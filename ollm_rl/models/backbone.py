@@ -67,7 +67,7 @@ class Backbone:
         model: the transformers model.
         tokenizer: its tokenizer.
         fingerprint: hash of architecture and weights; checkpoints made for another backbone are refused by it.
-        revision: the commit on the hub that it is, if it comes from there.
+        revision: the commit on the hub that it is, if it comes from there. adapter: directory of the one that was merged into it.
         compiled: decode steps on a CPU may use compiled functions and packed weights.
         logit_scale: what the architecture multiplies the head's logits by.
         context_limit: most positions of a text, None for any number, and the setting of the model that says so.
@@ -85,6 +85,7 @@ class Backbone:
     fingerprint: str = ""
     revision: str | None = None
     compiled: bool = BackboneConfig.compiled
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -346,7 +347,8 @@ def describe(backbone: Backbone) -> str:
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "positions": backbone.context_limit[0],
     }
-    return f"{backbone.name} {json.dumps(facts)}, engine steps give its own logits; {backbone.how_it_decodes}"
+    merged = "" if backbone.adapter is None else f" with the adapter in {backbone.adapter}"
+    return f"{backbone.name}{merged} {json.dumps(facts)}, engine steps give its own logits; {backbone.how_it_decodes}"
 
 
 def prefill_prefix(backbone: Backbone, tokens: list[int], into: KVCache | None = None) -> KVCache | None:

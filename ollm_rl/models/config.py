@@ -19,6 +19,12 @@ class BackboneConfig(Config):
     revision: str | None = setting(
         None, "branch, tag or commit on the hub; a plug-in names the one that it was made for"
     )
+    adapter: str | None = setting(
+        None,
+        "directory of a PEFT adapter, or of a run of lora_sft or lora_grpo, that is merged into the weights; `sft`: one that is fitted to the task's solutions first, as lora_sft does it",
+        path=True,
+    )
+    sft: dict[str, Any] = setting({}, "adapter=sft: settings of that fit that shall differ from those of lora_sft")
     dtype: str = setting(
         "auto", "precision; auto: bf16 where native and no slower", choices=("auto", "float32", "bfloat16")
     )
@@ -37,3 +43,7 @@ class BackboneConfig(Config):
         super().__post_init__()
         if not re.fullmatch(DEVICE, self.device):
             raise self.refuse("device", "auto, balanced, cpu, cuda or cuda:N")
+        if self.adapter is not None and self.quantization is not None:
+            raise self.refuse(
+                "adapter", "null where backbone.quantization is set: weights are merged in full precision"
+            )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ollm_rl.errors import BackboneError, ConfigurationError
+from ollm_rl.models.adapters import adapter_dir, merge
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.config import BackboneConfig
 from ollm_rl.models.precision import prefer_bf16
@@ -25,6 +26,7 @@ def load_backbone(
     revision: str | None = BackboneConfig.revision,
     quantization: str | None = BackboneConfig.quantization,
     compiled: bool = BackboneConfig.compiled,
+    adapter: str | None = BackboneConfig.adapter,
 ) -> Backbone:
     """Load a backbone by name.
 
@@ -35,8 +37,10 @@ def load_backbone(
         revision: branch, tag or commit on the hub.
         quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
         compiled: decode steps on a CPU by compiled functions and packed weights, where they can be had.
+        adapter: directory of a PEFT adapter that is merged into the weights.
 
     Raises:
+        CheckpointError: there is no such adapter, or it does not fit.
         BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
         ConfigurationError: an unknown dtype or quantization, or one that cannot be had here.
     """
@@ -47,16 +51,20 @@ def load_backbone(
     if name in ("tiny", "smollm2") and (revision is not None or quantization is not None):
         raise ConfigurationError(f"backbone={name} is a small model of ours: it has no revision and no quantization")
     kind, place, reason = resolve(dtype, device)
+    loaded = kind if adapter is None else torch.float32  # rounded once, after the sum
     if name == "tiny":
-        model, tokenizer = tiny_model(kind).to(place), tiny_tokenizer()
+        model, tokenizer = tiny_model(loaded).to(place), tiny_tokenizer()
     else:
         source = smollm2_dir() if name == "smollm2" else name
         model, tokenizer = _pretrained(
-            source, kind, "balanced" if device == "balanced" else place, revision, quantization
+            source, loaded, "balanced" if device == "balanced" else place, revision, quantization
         )
+    if adapter is not None:
+        model = merge(model, adapter).to(kind)
+        log.info("merged the adapter in %s", adapter_dir(adapter))
     log.info("backbone %s in %s on %s: %s", name, str(kind).removeprefix("torch."), place, reason)
     commit = getattr(model.config, "_commit_hash", None) or revision
-    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit, compiled=compiled)
+    return Backbone(name, model, tokenizer, kind, place, reason, revision=commit, compiled=compiled, adapter=adapter)
 
 
 def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device, str]:

@@ -136,10 +136,10 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
                 dtype = str(_facts(path).get("dtype") or dtype)
             device = str(kwargs.get("device_map") or "auto")
             along = (path / BACKBONE / "config.json").is_file()
-            name, revision = (
-                (str((path / BACKBONE).resolve()), None) if along else (made_for.backbone, made_for.revision)
-            )
-            backbone = load_backbone(name, dtype, device, revision)
+            if along:
+                backbone = load_backbone(str((path / BACKBONE).resolve()), dtype, device)
+            else:
+                backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision, adapter=made_for.adapter)
         plugin = PlugIn.from_pretrained(path, backbone)
         model = cls.of(backbone, plugin, _policy_in(path, plugin))
         if (path / "generation_config.json").is_file():

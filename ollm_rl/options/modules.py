@@ -111,10 +111,11 @@ class PlugIn(nn.Module):
         backbone: str = "",
         revision: str | None = None,
         geometry: Geometry | None = None,
+        adapter: str | None = None,
     ):
         super().__init__()
         self.config, self.hidden_size = config, hidden_size
-        self.fingerprint, self.backbone, self.revision = fingerprint, backbone, revision
+        self.fingerprint, self.backbone, self.revision, self.adapter = fingerprint, backbone, revision, adapter
         self.report = {}
         self.state_size = hidden_size + (config.reader_width if config.reader_depth else 0)
         self.standardize = Standardize(self.state_size)
@@ -135,8 +136,9 @@ class PlugIn(nn.Module):
     def beside(cls, backbone: Backbone, config: PlugInConfig) -> "PlugIn":
         """A new one with random weights, on the backbone's device."""
         plugin = cls(
-            backbone.hidden_size, config, backbone.fingerprint, backbone.name, backbone.revision, backbone.geometry
-        )
+            backbone.hidden_size, config, backbone.fingerprint, backbone.name, backbone.revision, backbone.geometry,
+            None if backbone.adapter is None else str(Path(backbone.adapter).resolve()),
+        )  # fmt: skip
         return plugin.to(backbone.device)
 
     def new_encoder(self) -> nn.Sequential:
@@ -189,7 +191,7 @@ class PlugIn(nn.Module):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "plugin.safetensors")
-        names = ("hidden_size", "backbone", "revision", "fingerprint")
+        names = ("hidden_size", "backbone", "revision", "adapter", "fingerprint")
         facts: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.reader is not None:
             facts |= {"geometry": asdict(self.reader.geometry), "prefix": self.prefix}
@@ -215,7 +217,7 @@ class PlugIn(nn.Module):
             raise CheckpointError(
                 f"the plug-in in {path} was made for backbone '{facts['backbone']}' ({facts['fingerprint']}), "
                 f"not for '{backbone.name}' ({backbone.fingerprint}). "
-                f"Use backbone={facts['backbone']}, or convert this backbone with `ollm-rl convert`."
+                f"Use backbone={facts['backbone']}{_with_adapter(facts)}, or convert this backbone with `ollm-rl convert`."
             )
         try:
             sizes = PlugInConfig(**{"reader_depth": 0, **facts["config"]})  # older ones have none
@@ -225,8 +227,9 @@ class PlugIn(nn.Module):
             ) from error
         geometry = Geometry(**facts["geometry"]) if facts.get("geometry") else None
         plugin = cls(
-            facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"), geometry
-        )
+            facts["hidden_size"], sizes, facts["fingerprint"], facts["backbone"], facts.get("revision"), geometry,
+            facts.get("adapter"),
+        )  # fmt: skip
         plugin.load_state_dict(load_file(path / "plugin.safetensors"))
         plugin.path, plugin.prefix = path, facts.get("prefix") or []
         if (path / REPORT).is_file():
@@ -257,3 +260,7 @@ def canonical(tokens: Tensor) -> Tensor:
     """(n, K) bool: True for the lowest-numbered of the options that decode to the same token."""
     same = tokens[:, :, None] == tokens[:, None, :]
     return same.float().argmax(-1) == torch.arange(tokens.shape[1], device=tokens.device)
+
+
+def _with_adapter(facts: dict[str, Any]) -> str:
+    return "" if facts.get("adapter") is None else f" backbone.adapter={facts['adapter']}"

@@ -39,7 +39,7 @@ class OptionLM:
         """
         path = checkpoint_dir(path)
         made_for = PlugIn.from_pretrained(path)
-        backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision)
+        backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision, adapter=made_for.adapter)
         return cls(backbone, PlugIn.from_pretrained(path, backbone))
 
     def save_pretrained(self, path: str | Path) -> None:

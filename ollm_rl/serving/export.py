@@ -76,10 +76,10 @@ def export(
     if bundle:
         backbone.model.save_pretrained(new / BACKBONE)
         backbone.tokenizer.save_pretrained(new / BACKBONE)
-    elif Path(backbone.name).exists():
-        log.warning(
-            "%s names the backbone %s, a directory of this machine: bundle=true takes it along", path, backbone.name
-        )
+    else:
+        for named in (backbone.name, backbone.adapter):
+            if named is not None and Path(named).exists():
+                log.warning("%s names %s, a directory of this machine: bundle=true takes it along", path, named)
     (new / CARD).write_text(card(agent, kind, bundle))
     _replace(path, new)
     if push_to_hub is not None:

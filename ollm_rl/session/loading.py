@@ -144,7 +144,7 @@ def _session_of(path: Path, found: dict[str, Any], reward: Callable[..., Any] | 
     """
     try:
         backbone = shared_backbone(**{
-            k: v for k, v in found["backbone"].items() if k in ("name", "dtype", "device", "revision", "quantization")
+            k: v for k, v in found["backbone"].items() if k in ("name", "dtype", "device", "revision", "quantization", "adapter")
         })  # fmt: skip
         task = _task_of(path, found)
         plugin = _plugin_of(path, found, backbone, task)

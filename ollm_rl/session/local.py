@@ -150,6 +150,7 @@ def shared_backbone(
     revision: str | None = BackboneConfig.revision,
     quantization: str | None = BackboneConfig.quantization,
     compiled: bool = BackboneConfig.compiled,
+    adapter: str | None = BackboneConfig.adapter,
 ) -> Backbone:
     """A frozen LM, loaded once per process: notebook, environments and command line share one in memory.
 
@@ -163,6 +164,7 @@ def shared_backbone(
         revision: branch, tag or commit on the hub.
         quantization: `8bit` or `4bit` weights of the body, by bitsandbytes.
         compiled: decode steps on a CPU by compiled functions and packed weights, where they can be had.
+        adapter: directory of a PEFT adapter that is merged into the weights.
 
     Raises:
         BackboneError: there is no such model here or on the hub, or the engine cannot drive it.
@@ -170,9 +172,9 @@ def shared_backbone(
     """
     kind, place, _ = resolve(dtype, device)
     where = "balanced" if device == "balanced" else str(place)
-    key = name, kind, where, revision, quantization, compiled  # `auto` is what it means
+    key = name, kind, where, revision, quantization, compiled, adapter  # `auto` is what it means
     if key not in _LOADED:
-        _LOADED[key] = load_backbone(name, dtype, device, revision, quantization, compiled)
+        _LOADED[key] = load_backbone(name, dtype, device, revision, quantization, compiled, adapter)
     return _LOADED[key]
 
 

@@ -10,14 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
+from ollm_rl.models.adapters import FITTED, adapter_dir
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.conversion import convert
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
+from ollm_rl.session.loading import build_agent
 from ollm_rl.session.local import Session, session_with, shared_backbone
-from ollm_rl.session.saving import PLUGIN
+from ollm_rl.session.saving import ADAPTER, PLUGIN
 from ollm_rl.session.solutions import with_solutions
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
@@ -25,6 +27,7 @@ from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import told_of_boxes
 
 log = logging.getLogger(__name__)
+SFT_AGENT = "agents.lora.LoRASFT"  # by name: agents are above sessions
 
 
 def task_of(config: DictConfig) -> Task:
@@ -72,7 +75,9 @@ def open_session(
     task = task_of(config)
     judge = judge_of(config)
     conversion = conversion_config(config)
-    backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
+    chosen = {k: v for k, v in to_dict(config.backbone).items() if k not in ("shape", "sft")}
+    chosen["adapter"] = fitted_adapter(settings, run) if chosen["adapter"] == FITTED else adapter_path(config)
+    backbone = shared_backbone(**chosen)
     _check_cache_budget(backbone, task, to_dict(config.engine), conversion.plugin.reader_depth)
     engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
@@ -94,6 +99,37 @@ def plugin_path(config: DictConfig) -> str | None:
         log.info("plug-in of the policy: %s", beside)
         return str(beside)
     return None if config.plugin.path is None else str(config.plugin.path)
+
+
+def adapter_path(config: DictConfig) -> str | None:
+    """Where the backbone's adapter is: as it was given, or else beside the policy that was given."""
+    beside = None if config.policy is None else Path(config.policy) / ADAPTER
+    if config.backbone.adapter is None and beside is not None and beside.is_dir():
+        log.info("adapter of the policy's backbone: %s", beside)
+        return str(beside)
+    return None if config.backbone.adapter is None else str(adapter_dir(config.backbone.adapter))
+
+
+def fitted_adapter(settings: Settings, run: Run | None = None) -> str:
+    """Where the adapter of `backbone.adapter=sft` is: fitted to the task's solutions as lora_sft does it, once, and cached.
+
+    Raises:
+        ConfigurationError: lora_sft has no such setting.
+    """
+    plain = Settings(settings.config.copy(), settings.choices)
+    plain.config.backbone.adapter = None
+    plain.config.policy = None
+    session = open_session(plain, plugin=conversion_config(plain.config).plugin)  # whose size is that of the adapter
+    conversion = plain.config.convert
+    wanted = {
+        "num_solutions": conversion.num_solutions,
+        "sft_seed": conversion.seed,
+        **to_dict(plain.config.backbone.sft),
+    }
+    agent: Any = build_agent(locate(SFT_AGENT), session, wanted)
+    place = str(agent.fit_solutions(run))
+    session.close()
+    return place
 
 
 def wants_samples(config: DictConfig) -> bool:

@@ -1,7 +1,7 @@
 """A saved agent: `agent.json` beside its weights says what it is and what it was made for, so that it can be made again.
 
     _target_, settings   its class, and what that was called with
-    backbone             name, revision, fingerprint and dtype
+    backbone             name, revision, fingerprint, dtype, and `adapter`, a directory beside it, where one was merged
     boxed                whether its prompts are for a reward that reads boxes; null: for the task's own
     task, reward         as `make_task` and the reward's class take them; null where they were made otherwise
     engine               max_new_tokens, the token budget that it was trained with
@@ -22,9 +22,11 @@ from ollm_rl.common.config_files import RENAMED_TARGETS
 from ollm_rl.common.run_config import today
 from ollm_rl.common.run_dir import CONFIG, stored_json
 from ollm_rl.errors import CheckpointError
+from ollm_rl.models.adapters import keep_adapter
 
 DESCRIPTION = "agent.json"
 PLUGIN = "plugin"  # directory of the plug-in's copy
+ADAPTER = "adapter"  # and of that of the adapter that the backbone has
 
 
 def description(agent: Any) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def description(agent: Any) -> dict[str, Any]:
         "backbone": {
             "name": backbone.name, "revision": backbone.revision, "fingerprint": backbone.fingerprint,
             "dtype": str(backbone.dtype).removeprefix("torch."),
+            **({} if backbone.adapter is None else {ADAPTER: str(Path(backbone.adapter).resolve())}),
         },
         "task": getattr(session.task, "settings", None),  # of a class that inherits nothing, it may be missing
         "boxed": getattr(session.task, "boxed", None),  # as its prompts depend on it
@@ -57,6 +60,9 @@ def write_description(agent: Any, path: Path, plugin: bool) -> None:
     if plugin:
         agent.session.plugin.save_pretrained(path / PLUGIN)
         found["plugin"] = PLUGIN
+        if ADAPTER in found["backbone"]:
+            keep_adapter(found["backbone"][ADAPTER], path / ADAPTER)
+            found["backbone"][ADAPTER] = ADAPTER
     (path / DESCRIPTION).write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -81,6 +87,8 @@ def read_description(path: Path) -> dict[str, Any] | None:
         target = RENAMED_TARGETS.get(found["_target_"], found["_target_"])
         if found.get(PLUGIN) is not None:
             found[PLUGIN] = str(path / found[PLUGIN])  # an absolute path stays what it is
+        if (found.get("backbone") or {}).get(ADAPTER) is not None:
+            found["backbone"][ADAPTER] = str(path / found["backbone"][ADAPTER])
         return {**found, "_target_": target}
     run = next((above / CONFIG for above in list(path.resolve().parents)[:2] if (above / CONFIG).is_file()), None)
     return None if run is None else _of_run(run)
