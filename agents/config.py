@@ -189,7 +189,17 @@ class ReferenceConfig(AgentConfig):
 class LoRASFTConfig(AgentConfig):
     """Of `agents.lora.LoRASFT`: an adapter fitted to solutions by TRL's `SFTTrainer`."""
 
-    rank: int | None = setting(None, "of the adapter; null: about as many parameters as the plug-in", at_least=1)
+    adapter: str = setting(
+        "lora",
+        "which: lora, or tiny_lora, which trains a few numbers for each layer (TinyLoRA, arXiv 2602.04118)",
+        choices=("lora", "tiny_lora"),
+    )
+    rank: int | None = setting(
+        None, "of the adapter; null: of lora, about as many parameters as the plug-in, of tiny_lora, 2", at_least=1
+    )
+    peft: dict[str, Any] = setting(
+        {}, "further settings of PEFT's LoraConfig or TinyLoraConfig, such as {use_dora:true} or {u:13}"
+    )
     num_examples: int = setting(0, "solved problems in its prompts", at_least=0)
     num_solutions: int = setting(ConversionConfig.num_solutions, "solutions that it is fitted to", at_least=1)
     sft_seed: int = setting(ConversionConfig.seed, "of the solutions", at_least=0, at_most=MOST_SEEDS)

@@ -56,7 +56,7 @@ class LoRA(PlainBackbone):
     config: LoRASFTConfig
 
     def __init__(self, session: Session, **settings: Any):
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         super().__init__(session, **settings)
         model_of(session, "lora_sft or lora_grpo")
@@ -71,8 +71,7 @@ class LoRA(PlainBackbone):
             )
         dtype = str(base.dtype).removeprefix("torch.")
         self.backbone = load_backbone(base.name, dtype, str(base.device), base.revision, adapter=base.adapter)
-        self.rank = self.config.rank or matched_rank(self.backbone, session.plugin.num_parameters)
-        adapter = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.rank, adapter = self._peft_config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the adapter's initial weights
             self.model = get_peft_model(self.backbone.model, adapter)
@@ -83,6 +82,30 @@ class LoRA(PlainBackbone):
         )
         self.acting_session.chunk = session.chunk
         self.begun_with, self.is_loaded = self.weights(), False
+
+    def _peft_config(self) -> tuple[int, Any]:
+        """The adapter's rank, and what PEFT has to know of it.
+
+        Raises:
+            ConfigurationError: PEFT's configuration has no such setting.
+        """
+        from peft import LoraConfig, TinyLoraConfig
+
+        config = self.config
+        if config.adapter == "lora":
+            kind: Any = LoraConfig
+            rank = config.rank or matched_rank(self.backbone, self.session.plugin.num_parameters)
+            sizes = {"r": rank, "lora_alpha": 2 * rank}
+        else:
+            # A seed's projections are the same in every process, and large.
+            kind, rank = TinyLoraConfig, config.rank or TinyLoraConfig.r
+            sizes = {"r": rank, "save_projection": False}
+        try:
+            return rank, kind(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **sizes, **config.peft})
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"agent.peft={config.peft}: {error}; expected settings of peft.{kind.__name__}"
+            ) from error
 
     @property
     def num_parameters(self) -> int:
@@ -113,7 +136,7 @@ class LoRA(PlainBackbone):
         check_weights("the adapter", weights)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in weights.items()}, path / "adapter_model.safetensors")
-        facts = {"fingerprint": self.backbone.fingerprint, "rank": self.rank}
+        facts = {"fingerprint": self.backbone.fingerprint, "rank": self.rank, **self._other_kind()}
         (path / "lora.json").write_text(json.dumps(facts) + "\n")
         self.model.peft_config["default"].save_pretrained(str(path))  # so that PEFT can load it as well
 
@@ -125,13 +148,19 @@ class LoRA(PlainBackbone):
                 "Train one with `ollm-rl train agent=lora_grpo`."
             )
         facts, mine = json.loads((path / "lora.json").read_text()), self.backbone
-        if facts != {"fingerprint": mine.fingerprint, "rank": self.rank}:
+        if facts != {"fingerprint": mine.fingerprint, "rank": self.rank, **self._other_kind()}:
             raise CheckpointError(
-                f"the adapter in {path} has rank {facts.get('rank')} and belongs to backbone {facts.get('fingerprint')}; "
-                f"expected rank {self.rank} and '{mine.name}' ({mine.fingerprint}). Set agent.rank, or train again."
+                f"the adapter in {path} is of kind {facts.get('adapter', 'lora')}, has rank {facts.get('rank')} and belongs to backbone "
+                f"{facts.get('fingerprint')}; expected {self.config.adapter}, rank {self.rank} and '{mine.name}' ({mine.fingerprint}). Set "
+                "agent.adapter and agent.rank, or train again."
             )
         self.set_weights(load_file(path / "adapter_model.safetensors"))
         self.begun_with, self.is_loaded = self.weights(), True
+
+    def _other_kind(self) -> dict[str, Any]:
+        """What tells it from a plain LoRA adapter; nothing of that one, which earlier releases wrote."""
+        found = {"adapter": self.config.adapter, "peft": self.config.peft}
+        return {} if found == {"adapter": "lora", "peft": {}} else found
 
     @torch.inference_mode()
     def divergence(self, episodes: Sequence[Episode]) -> list[float]:
@@ -201,6 +230,7 @@ class LoRASFT(LoRA):
             self.config.sft_seed,
             self.rank,
             SAMPLING,
+            *self._other_kind().items(),
         )
         key = key_of(self.backbone.fingerprint, str(self.backbone.dtype), session.prompter.prefix, text, settings)
         path = cache_dir() / "adapters" / key

@@ -179,7 +179,7 @@ def test_saved_and_loaded(tiny, tmp_path):
     other = LoRASFT(tiny, **SFT)
     other.load(tmp_path / "adapter")
     assert all(torch.equal(a, b) for a, b in zip(other.weights().values(), agent.weights().values(), strict=True))
-    with pytest.raises(CheckpointError, match="expected rank 3"):
+    with pytest.raises(CheckpointError, match="expected lora, rank 3"):
         LoRASFT(tiny, **{**SFT, "rank": 3}).load(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="no adapter in"):
         other.load(tmp_path)
@@ -192,3 +192,26 @@ def test_settings_are_checked_before_anything_is_trained(tiny):
         LoRAGRPO(tiny, **{**QUICK, "micro_batch_size": 3})
     with pytest.raises(ConfigurationError, match="fewer training problems"):
         LoRAGRPO(tiny, **{**QUICK, "num_problems": 3})
+
+
+def test_a_tiny_adapter_trains_a_few_numbers_and_is_kept(tiny, easy, tmp_path):
+    with pytest.raises(ConfigurationError, match="expected settings of peft.TinyLoraConfig"):
+        LoRASFT(tiny, adapter="tiny_lora", peft={"you": 3})
+    settings = {**QUICK, "rank": 2, "adapter": "tiny_lora", "peft": {"u": 5, "weight_tying": 1.0}, "begin": "base"}
+    agent = LoRAGRPO(tiny, **settings, num_examples=3)
+    assert agent.num_parameters == 5
+    before = agent.weights()
+    run = Run(tmp_path, "tiny", "a: 1\n")
+    agent.learn(run)
+    run.close()
+    after = agent.weights()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    agent.save(tmp_path / "kept")
+    again = LoRAGRPO(tiny, **settings, num_examples=3)
+    again.load(tmp_path / "kept")
+    assert all(torch.equal(after[name], tensor) for name, tensor in again.weights().items())
+    problems = tiny.problems("test", 3)
+    texts = [evaluate(tiny, one, "tiny", problems, 0).greedy for one in (agent, again)]
+    assert [e.tokens for e in texts[0]] == [e.tokens for e in texts[1]]
+    with pytest.raises(CheckpointError, match="has rank 2|is of kind tiny_lora"):
+        LoRAGRPO(tiny, **QUICK).load(tmp_path / "kept")
