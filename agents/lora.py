@@ -174,6 +174,11 @@ class LoRA(PlainBackbone):
             self.set_weights(now)
         return found
 
+    def scores(self, tokens: list[int]) -> Tensor:
+        """Log-probabilities (t, vocab) float32 after each token of a text."""
+        logits: Tensor = self.model(input_ids=torch.tensor([tokens], device=self.backbone.device)).logits
+        return logits[0].float().log_softmax(-1)
+
     def _scores(self, episode: Episode) -> Tensor:
         """Log-probabilities (t, vocab) before each token of an episode."""
         prompt = self.prompt(episode.problem)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ollm_rl.common.run_dir import METRICS, whole_lines
 from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, share, wilson
-from ollm_rl.evaluation.records import Curves, PairedTest, Point, Record, Sampled, Share, Variant
+from ollm_rl.evaluation.records import Curves, General, PairedTest, Point, Record, Sampled, Share, Variant
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow, Row, Scores
 from ollm_rl.evaluation.verification import Group, Stored, groups_of, verify
@@ -45,11 +45,33 @@ def _pooled(mine: list[Row]) -> PooledRow:
     if all(r.value for r in mine):
         groups = [_stored_groups(r) for r in mine]
         means["value"] = verify([g for some in groups for g in some], [*mine[0].sampled]) if all(groups) else None
+    if (
+        (read := [r.general for r in mine if r.general])
+        and len({r.n_texts for r in read}) == 1
+        and len(read) == len(mine)
+    ):
+        means["general"] = pool_general(read)
     breakdown = pool_breakdowns([r.breakdown for r in mine])
     return PooledRow(
         agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine),
         hand_over=_pooled_shares([r.hand_over for r in mine]), **means,
     )  # fmt: skip
+
+
+def pool_general(found: Sequence[General]) -> General:
+    """Over several seeds, which all read the same texts: means, and the interval of the texts' mean differences."""
+    changes = np.mean([each.changes for each in found], 0)
+    means: dict[str, Any] = {
+        name: float(np.mean([getattr(each, name) for each in found]))
+        for name in ("kl", "loss", "backbone_loss", "same_token")
+    }
+    return General(
+        n_texts=found[0].n_texts,
+        n_tokens=found[0].n_tokens,
+        loss_change_ci95=bootstrap(changes).ci95,
+        changes=changes.tolist(),
+        **means,
+    )
 
 
 def _pooled_shares(parts: Sequence[Mapping[str, Share]]) -> dict[str, Share]:

@@ -22,6 +22,9 @@ class EvaluateConfig(Config):
     )
     num_ood: int = setting(0, "test problems of each of the task's out-of-distribution variants", at_least=0)
     num_kl: int = setting(0, "problems for the KL from where training started", at_least=0)
+    num_general: int = setting(
+        0, "general texts, at most 24, on which loss and KL are measured against the untouched backbone", at_least=0
+    )
     hand_over: list[float] = setting(
         [],
         "greedy accuracy where the agent chooses at the first decisions only and the prior at all others: a number of decisions, or below 1 a share of those of the agent's own text, such as [1,2,4,8,0.25,0.5]",

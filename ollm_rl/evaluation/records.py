@@ -73,6 +73,26 @@ Breakdown = dict[str, dict[str, Share]]  # by column (domain, difficulty, source
 
 
 @dataclass(kw_only=True)
+class General(Record):
+    """General texts, read with an agent and with the untouched backbone: means over texts, in nats a token.
+
+    Attributes:
+        kl: of the backbone's distribution from the agent's. loss, backbone_loss: of the texts. loss_change_ci95: of their difference, from a
+            bootstrap over texts; `changes`: the difference of each text, of a pooled row its mean over seeds. same_token: share of positions at
+            which both say the same.
+    """
+
+    n_texts: int
+    n_tokens: int
+    kl: float
+    loss: float
+    backbone_loss: float
+    loss_change_ci95: Interval
+    same_token: float
+    changes: list[float]
+
+
+@dataclass(kw_only=True)
 class Variant(Share):
     """Greedy accuracy on a variant of the task that nobody trained on.
 

@@ -16,6 +16,7 @@ from ollm_rl.evaluation.records import (
     TEACHER,
     Breakdown,
     Changes,
+    General,
     Interval,
     Record,
     Sampled,
@@ -101,11 +102,14 @@ class AgentRow(Scores):
 
     Attributes:
         train_episodes, train_tokens, train_seconds: what learning from rewards took; `setup_seconds`: fitting to solutions before.
+        total_seconds: from nothing to the trained agent: the backbone's adapter, conversion or set-up, and learning; evaluations left out. None
+            where one of them is not known.
+        trainable_parameters: of all that was trained for it: adapter, plug-in and policy.
         before: the scores before learning from rewards, and `length_change` the relative change of `mean_length` since.
         kl_from_start: nats an episode between the agent and what it began as.
         threshold, episodes_to_threshold, seconds_to_threshold: of a comparison; null where it was not reached.
         area_under_curve: the mean reward of training over the first `area_episodes` episodes, those that every learner had.
-        search, teacher: the figures of a search, or of teacher forcing. value: those of a learned verifier.
+        general: what it makes of general texts. search, teacher: the figures of a search, or of teacher forcing. value: those of a learned verifier.
     """
 
     agent: str
@@ -113,6 +117,8 @@ class AgentRow(Scores):
     train_tokens: float = 0
     train_seconds: float = 0.0
     setup_seconds: float | None = None
+    total_seconds: float | None = None
+    trainable_parameters: float | None = None
     before: Scores | None = None
     length_change: float | None = None
     kl_from_start: float | None = None
@@ -121,6 +127,7 @@ class AgentRow(Scores):
     seconds_to_threshold: float | None = None
     area_under_curve: float | None = None
     area_episodes: float | None = None
+    general: General | None = None
     search: SearchFigures | None = None
     teacher: TeacherFigures | None = None
     value: Verification | None = None
@@ -130,6 +137,7 @@ class AgentRow(Scores):
         found = dict(found)
         found["agent"] = RENAMED_CHOICES.get(found.get("agent", ""), found.get("agent"))
         found["before"] = read_record(Scores, found.get("before"))
+        found["general"] = read_record(General, found.get("general"))
         found["value"] = read_record(Verification, found.get("value"))
         kind = TeacherFigures if found.get("search") == TEACHER else SearchFigures
         if found.get("search") is not None:

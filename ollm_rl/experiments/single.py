@@ -13,16 +13,21 @@ from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_hand_over, evaluate_ood, kl_from_start
+from ollm_rl.evaluation.general import general
 from ollm_rl.evaluation.records import Variant
 from ollm_rl.evaluation.replay import changes, replay, shown
 from ollm_rl.evaluation.results import Results, Scores
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
+from ollm_rl.models.adapters import COST, adapter_size
 from ollm_rl.options.config import ValueConfig
+from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.value import Value
 from ollm_rl.session.agent import Agent, answers_itself, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
 from ollm_rl.session.callbacks import Callback
 from ollm_rl.session.loading import agent_of
+from ollm_rl.session.local import Session
 from ollm_rl.session.opening import conversion_config, open_session, plugin_path, say_splits, task_of, wants_samples
 from ollm_rl.session.solutions import with_solutions, write_solutions
 from ollm_rl.session.value import learn_value
@@ -155,11 +160,15 @@ def _run_trial(
     row = found.row
     row.directory, row.before = run.path, before
     row.add(learned)
+    row.total_seconds = seconds_from_nothing(session, agent, row)
+    row.trainable_parameters = parameters_trained(session, agent)
     row.ood = _out_of_distribution(settings, session, agent, seed)
     if (after := list(config.evaluate.hand_over)) and agent.learns_from_rewards and not agent.acts_on_logits:
         row.hand_over = evaluate_hand_over(session, agent, found.greedy, after)
     if (n := config.evaluate.num_kl) and row.search is None:  # what a search answers is no episode of a policy
         row.kl_from_start = kl_from_start(session, agent, problems[:n], seed)
+    if (n := config.evaluate.num_general) and isinstance(session, Session):
+        row.general = general(session, agent, n)
     if before and before.mean_length and row.mean_length is not None:
         row.length_change = row.mean_length / before.mean_length - 1
     if begun and begun == agent.identity():
@@ -171,6 +180,31 @@ def _run_trial(
     results = Results([row], config.task.name, config.backbone.name, conversion=session.conversion, directory=run.path)
     run.write_json(RESULTS, results.to_dict())
     return results
+
+
+def seconds_from_nothing(session: BaseSession, agent: Agent, row: Row) -> float | None:
+    """Seconds of all that was fitted for an agent; None if a part of it was not made here, and nobody knows."""
+    parts: list[float | None] = [row.setup_seconds or 0.0, row.train_seconds]
+    if (adapter := session.backbone.adapter) is not None:
+        fit = Path(adapter) / COST
+        parts.append(stored_json(fit)["seconds"] if fit.is_file() else None)
+    if not agent.acts_on_logits:
+        parts.append(session.conversion.get("seconds"))
+    return None if None in parts else sum(p for p in parts if p is not None)
+
+
+def parameters_trained(session: BaseSession, agent: Agent) -> int | None:
+    """How many numbers were trained for an agent, those of a merged adapter included; None if an adapter's are not known."""
+    own = 0 if isinstance(agent.policy, LatentPolicy) else int(getattr(agent, "num_parameters", 0))
+    if not agent.acts_on_logits:
+        own += session.plugin.num_parameters
+        own += sum(p.numel() for p in agent.policy.parameters()) if isinstance(agent.policy, LatentPolicy) else 0
+    if (adapter := session.backbone.adapter) is None:
+        return own
+    try:
+        return own + adapter_size(adapter)
+    except CheckpointError:
+        return None
 
 
 def _value(settings: Settings, run: Run, session: BaseSession, agent: Agent, seed: int, learn: bool) -> Value | None:

@@ -1,6 +1,7 @@
 """Adapters of PEFT that are merged into a backbone's weights when it is loaded. Imports no torch by itself."""
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from ollm_rl.errors import CheckpointError, ConfigurationError
 
 FITTED = "sft"  # in place of a directory: an adapter that is fitted to the task's solutions first
+COST = "sft.json"  # seconds and tokens of the fit, where lora_sft made it
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -62,9 +64,22 @@ def merge(model: Any, place: str | Path) -> Any:
     return merged
 
 
+def adapter_size(place: str | Path) -> int:
+    """How many numbers an adapter has.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from safetensors import safe_open
+
+    with safe_open(adapter_dir(place) / FILES[1], "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
 def keep_adapter(place: str | Path, path: Path) -> None:
     """Copy an adapter's files to a directory of its own, unless they are there."""
     path.mkdir(parents=True, exist_ok=True)
-    for file in FILES:
-        if (source := adapter_dir(place) / file).resolve() != (path / file).resolve():
+    known = adapter_dir(place)
+    for file in (*FILES, *([COST] if (known / COST).is_file() else [])):
+        if (source := known / file).resolve() != (path / file).resolve():
             shutil.copyfile(source, path / file)

@@ -1,20 +1,16 @@
-"""The plots of a run: learning curves, solved share against budget, and where the gaps between agents are."""
+"""The plots of a run, beside those of learning: solved share against budget and texts, and where the gaps between agents are."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.evaluation.comparison import evaluation_curve, learning_curve, trailing
-from ollm_rl.evaluation.metrics import share
 from ollm_rl.evaluation.overview import draw_overview
-from ollm_rl.evaluation.records import Curves, Share
+from ollm_rl.evaluation.records import Curves
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import AgentRow, Row
-
-PALETTE = (
-    "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
-)  # fmt: skip
+from ollm_rl.evaluation.rows import AgentRow
+from ollm_rl.report.drawing import PALETTE, colours_of, legend, new_figure, save
+from ollm_rl.report.learning_plots import costs, learning, total_seconds
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -25,153 +21,9 @@ def draw(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     parts = (
         plot(results, folder)
-        for plot in (_learning, _costs, _headroom, _decides, _budget, _samples, _reliability, _tokens)
+        for plot in (learning, costs, total_seconds, _headroom, _decides, _budget, _samples, _reliability, _tokens)
     )
     return [p for p in (*parts, *_gaps(results, folder)) if p is not None]
-
-
-def _colours(results: Results) -> dict[str, str]:
-    """A colour for every agent, the same in all plots."""
-    agents = dict.fromkeys(row.agent for row in results.rows)
-    return {agent: PALETTE[i % len(PALETTE)] for i, agent in enumerate(agents)}
-
-
-def _figure(xlabel: str, ylabel: str) -> tuple[Any, Any]:
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=130, layout="constrained")
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _legend(axes: Any, **where: Any) -> None:
-    """Beside the axes, or where it is said."""
-    axes.legend(frameon=False, fontsize=8, **(where or {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
-
-
-def _save(figure: Any, path: Path) -> Path:
-    from matplotlib import pyplot as plt
-
-    figure.savefig(path)
-    plt.close(figure)
-    return path
-
-
-def _learning(results: Results, folder: Path) -> Path | None:
-    """Training reward against episodes, a thin line a seed, and held-out accuracy; greedy accuracies of the others as level lines."""
-    learners = _learners(results)
-    if not learners:
-        return None
-    figure, axes = _figure("training episodes", "share solved")
-    colours = _colours(results)
-    whole = {row.agent: row for row in results.pooled or results.rows}
-    for i, (name, rows) in enumerate(learners.items()):
-        colour, curves = colours[name], [learning_curve(row) for row in rows]
-        for lines in curves:
-            x = [m["train_episodes"] for m in lines]
-            thin = trailing(lines) if len(curves) > 1 else [m["reward"] for m in lines]
-            axes.plot(x, thin, color=colour, alpha=0.25, linewidth=1)
-        x, mean, _, _ = _over_seeds(curves, "train_episodes")
-        axes.plot(x, mean, color=colour, linewidth=2, label=f"{name} (training, sampled)")
-        evaluated = _evaluated(rows)
-        if evaluated:
-            at, shares = list(evaluated), list(evaluated.values())
-            axes.plot(at, [s.accuracy for s in shares], "--o", color=colour, markersize=4, linewidth=1.5)
-            axes.fill_between(at, *zip(*(s.accuracy_ci95 for s in shares), strict=True), color=colour, alpha=0.1)
-        if (row := whole[name]).n_problems:
-            error = [[row.accuracy - row.accuracy_ci95[0]], [row.accuracy_ci95[1] - row.accuracy]]
-            end, style = x[-1] * (1.02 + 0.015 * i), "--o" if evaluated else "o"
-            axes.errorbar(
-                end, row.accuracy, yerr=error, fmt=style, color=colour, capsize=3, label=f"{name} (held out, greedy)"
-            )
-        elif evaluated:
-            axes.plot([], [], "--o", color=colour, label=f"{name} (held out, greedy)")
-    for row in results.pooled or results.rows:
-        if not row.train_episodes and row.n_problems:
-            colour = colours[row.agent]
-            axes.axhline(row.accuracy, color=colour, linestyle="--", linewidth=1.3)
-            axes.annotate(
-                f"{row.agent} {row.accuracy:.2f}", (0.005, row.accuracy + 0.012), color=colour,
-                xycoords=("axes fraction", "data"), fontsize=9,
-            )  # fmt: skip
-    axes.set_title(f"Learning curves: {results.backbone} on {results.task}", fontsize=11)
-    inside = {"loc": "upper left", "bbox_to_anchor": (0, 0.94)}  # below the oracle's line
-    _legend(axes, **(inside if len(learners) < 3 else {}))
-    return _save(figure, folder / "learning_curve.png")
-
-
-def _learners(results: Results) -> dict[str, list[Row]]:
-    """The rows of those that learned and have a learning curve, by agent."""
-    found: dict[str, list[Row]] = {}
-    for row in results.rows:
-        if row.train_episodes and learning_curve(row):
-            found.setdefault(row.agent, []).append(row)
-    return found
-
-
-def _evaluated(rows: Sequence[Row]) -> dict[float, Share]:
-    """Held-out accuracy by training episodes, where every seed was evaluated: over all of their problems."""
-    curves = [{line["train_episodes"]: line for line in evaluation_curve(row)} for row in rows]
-    found = {}
-    for at in sorted(set(curves[0]).intersection(*curves)):
-        lines = [curve[at] for curve in curves]
-        n = sum(line["eval/n_problems"] for line in lines)
-        found[at] = share(sum(line["eval/accuracy"] * line["eval/n_problems"] for line in lines), n)
-    return found
-
-
-def _over_seeds(
-    curves: list[list[dict[str, Any]]], key: str
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """`key` at every iteration that all seeds have, and the mean, lowest and highest of their trailing rewards there."""
-    steps = min(map(len, curves))
-    x = [sum(lines[i][key] for lines in curves) / len(curves) for i in range(steps)]
-    at = list(zip(*(trailing(lines)[:steps] for lines in curves), strict=True))
-    return x, [sum(values) / len(values) for values in at], list(map(min, at)), list(map(max, at))
-
-
-def _costs(results: Results, folder: Path) -> Path | None:
-    """Training reward against episodes, generated tokens and seconds: mean of the seeds, and their range."""
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator
-
-    learners: dict[str, list[list[dict[str, Any]]]] = {}
-    for row in results.rows:
-        lines = learning_curve(row)
-        if lines and all(key in lines[-1] for key in ("train_tokens", "train_seconds")):
-            learners.setdefault(row.agent, []).append(lines)
-    if len(learners) < 2 or not results.pooled:
-        return None
-    axes_of = (
-        ("train_episodes", "training episodes"),
-        ("train_tokens", "generated tokens"),
-        ("train_seconds", "seconds"),
-    )
-    colours = _colours(results)
-    figure, all_axes = plt.subplots(1, 3, figsize=(12.5, 4.2), dpi=130, layout="constrained", sharey=True)
-    thresholds = [r.threshold for r in results.rows if r.threshold is not None]
-    for axes, (key, label) in zip(all_axes, axes_of, strict=True):
-        for name, curves in learners.items():
-            colour = colours[name]
-            x, mean, low, high = _over_seeds(curves, key)
-            axes.plot(x, mean, color=colour, linewidth=2, label=name)
-            axes.fill_between(x, low, high, color=colour, alpha=0.15)
-        if thresholds:
-            axes.axhline(sum(thresholds) / len(thresholds), color="#8a93a3", linestyle=":", linewidth=1.3)
-        axes.set(xlabel=label, ylim=(0, 1.02))
-        if key == "train_seconds":
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:,g}")
-            axes.minorticks_off()
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0].set_ylabel("share solved in training (sampled)")
-    all_axes[0].legend(frameon=False, fontsize=9, loc="upper left")
-    figure.suptitle(f"What learning costs: {results.backbone} on {results.task} (dotted: the threshold)", fontsize=11)
-    return _save(figure, folder / "learning_costs.png")
 
 
 def _headroom(results: Results, folder: Path) -> Path | None:
@@ -194,7 +46,7 @@ def _decides(results: Results, folder: Path) -> Path | None:
             quarters.setdefault(one.agent, []).append(one.changes.by_quarter or ())
     if not handed:
         return None
-    colours = _colours(results)
+    colours = colours_of(results)
     names = list(handed[0].hand_over)
     parts = [each for each in ([n for n in names if float(n) >= 1], [n for n in names if float(n) < 1]) if each]
     figure, all_axes = plt.subplots(
@@ -223,7 +75,7 @@ def _decides(results: Results, folder: Path) -> Path | None:
         axes.spines[["top", "right"]].set_visible(False)
     kept[0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(f"Where do learned latents decide? {results.backbone} on {results.task}", fontsize=11)
-    return _save(figure, folder / "decides.png")
+    return save(figure, folder / "decides.png")
 
 
 def draw_curves(curves: Curves, title: str, path: Path) -> Path:
@@ -233,12 +85,12 @@ def draw_curves(curves: Curves, title: str, path: Path) -> Path:
     matplotlib.use("Agg")
     figure, axes = _curves(curves, PALETTE)
     axes.set_title(title, fontsize=11)
-    _legend(axes, loc="lower right")
-    return _save(figure, path)
+    legend(axes, loc="lower right")
+    return save(figure, path)
 
 
 def _curves(curves: Curves, colours: Sequence[str]) -> tuple[Any, Any]:
-    figure, axes = _figure("generated tokens per problem (budget)", "share solved")
+    figure, axes = new_figure("generated tokens per problem (budget)", "share solved")
     for colour, (name, curve) in zip(cycle(colours), curves.items(), strict=False):
         x = [p.budget for p in curve]
         axes.plot(x, [p.solved for p in curve], "o-", color=colour, label=f"oracle: {name}")
@@ -254,7 +106,7 @@ def _budget(results: Results, folder: Path) -> Path | None:
     """Solved share against the oracle's budget in tokens, with the 95% band."""
     if not results.curves:
         return None
-    colours = _colours(results)
+    colours = colours_of(results)
     figure, axes = _curves(results.curves, [c for agent, c in colours.items() if agent.startswith("oracle")])
     rows = results.pooled or results.rows
     marked = [
@@ -266,8 +118,8 @@ def _budget(results: Results, folder: Path) -> Path | None:
     for agent, k, tokens, solved in marked:
         axes.plot([tokens], [solved], "s", color=colours[agent], label=f"{agent}: pass@{k}")
     axes.set_title(f"What could the best latents reach? {results.backbone} on {results.task}", fontsize=11)
-    _legend(axes, **({"loc": "lower right"} if len(marked) < 4 else {}))
-    return _save(figure, folder / "solved_against_budget.png")
+    legend(axes, **({"loc": "lower right"} if len(marked) < 4 else {}))
+    return save(figure, folder / "solved_against_budget.png")
 
 
 def _samples(results: Results, folder: Path) -> Path | None:
@@ -276,8 +128,8 @@ def _samples(results: Results, folder: Path) -> Path | None:
     rows = [row for row in (results.pooled if several else results.rows) if len(row.sampled) > 1]
     if not rows:
         return None
-    figure, axes = _figure("texts per problem (k)", "share solved")
-    colours = _colours(results)
+    figure, axes = new_figure("texts per problem (k)", "share solved")
+    colours = colours_of(results)
     for row in rows:
         ks, found = [*row.sampled], [*row.sampled.values()]
         for name, style in (("pass", "o-"), ("maj", "s--")):
@@ -293,8 +145,8 @@ def _samples(results: Results, folder: Path) -> Path | None:
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.minorticks_off()
     axes.set_title(f"More samples: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
-    _legend(axes)
-    return _save(figure, folder / "samples.png")
+    legend(axes)
+    return save(figure, folder / "samples.png")
 
 
 def _reliability(results: Results, folder: Path) -> Path | None:
@@ -302,11 +154,11 @@ def _reliability(results: Results, folder: Path) -> Path | None:
     rows = [(row.agent, row.value) for row in results.pooled or results.rows if row.value is not None]
     if not rows:
         return None
-    figure, axes = _figure(
+    figure, axes = new_figure(
         "how likely the learned verifier finds texts to be right (mean of a bin)", "share of them that are"
     )
     axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1)
-    colours = _colours(results)
+    colours = colours_of(results)
     for agent, value in rows:
         said, true, counts = zip(*value.reliability, strict=True)
         axes.plot(said, true, color=colours[agent], linewidth=1.3)
@@ -320,8 +172,8 @@ def _reliability(results: Results, folder: Path) -> Path | None:
         )
     axes.set(xlim=(0, 1.02))
     axes.set_title(f"The learned verifier: {results.backbone} on {results.task} (area: texts)", fontsize=11)
-    _legend(axes, loc="upper left")
-    return _save(figure, folder / "reliability.png")
+    legend(axes, loc="upper left")
+    return save(figure, folder / "reliability.png")
 
 
 def _tokens(results: Results, folder: Path) -> Path | None:
@@ -334,8 +186,8 @@ def _tokens(results: Results, folder: Path) -> Path | None:
     voting = [row for row in rows if len(row.sampled) > 1 and row.mean_sampled_length]
     if not found and not voting:
         return None
-    figure, axes = _figure("generated tokens per problem", "share solved")
-    colours = _colours(results)
+    figure, axes = new_figure("generated tokens per problem", "share solved")
+    colours = colours_of(results)
     for row in voting:
         ks, colour, each = [*row.sampled], colours[row.agent], row.mean_sampled_length or 0.0
         if row.mean_length:
@@ -372,8 +224,8 @@ def _tokens(results: Results, folder: Path) -> Path | None:
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
     axes.set_title(f"Without the verdict: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
-    _legend(axes)
-    return _save(figure, folder / "tokens.png")
+    legend(axes)
+    return save(figure, folder / "tokens.png")
 
 
 def _gaps(results: Results, folder: Path) -> list[Path]:
@@ -390,8 +242,8 @@ def _gap(results: Results, folder: Path, rows: Sequence[AgentRow], field: str) -
             counts[name] = max(counts.get(name, 0), cell.n)
     names = sorted(counts, key=counts.__getitem__, reverse=True)[:12]  # the largest, in their own order
     names = [name for name in counts if name in names]
-    colours = _colours(results)
-    figure, axes = _figure(field, "share solved")
+    colours = colours_of(results)
+    figure, axes = new_figure(field, "share solved")
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         cells = row.breakdown.get(field, {})
@@ -404,8 +256,8 @@ def _gap(results: Results, folder: Path, rows: Sequence[AgentRow], field: str) -
         axes.errorbar(at, y, yerr=error, fmt="o", color=colour, capsize=2, markersize=5, label=row.agent)
     axes.set_xticks(range(len(names)), [f"{name}\nn = {counts[name]}" for name in names], fontsize=8)
     axes.set_title(f"Where is the headroom? {results.backbone} on {results.task}, by {field}", fontsize=11)
-    _legend(axes)
-    return _save(figure, folder / f"by_{field}.png")
+    legend(axes)
+    return save(figure, folder / f"by_{field}.png")
 
 
 def draw_tuning(result: Mapping[str, Any], folder: Path) -> Path:
@@ -443,5 +295,5 @@ def draw_tuning(result: Mapping[str, Any], folder: Path) -> Path:
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"Tuning: {result['backbone']} on {result['task']}, {result['episodes']} episodes each", fontsize=11)
-    _legend(axes)
-    return _save(figure, folder / "tune.png")
+    legend(axes)
+    return save(figure, folder / "tune.png")

@@ -17,7 +17,9 @@ def comparison_tables(results: Results) -> list[Text]:
     pooled = results.pooled
     parts = (
         _learning(pooled),
+        _totals(pooled),
         _degeneration(pooled),
+        _general(pooled),
         _variants(pooled),
         _hand_over(pooled),
         _samples(results),
@@ -95,6 +97,45 @@ def _degeneration(pooled: list[PooledRow]) -> Text | None:
         "Shares of greedy texts, before training in brackets; tokens of a text and their change; nats an episode between the "
         "trained agent and what it began as (on its own sampled texts).",
         ["agent", *[title for _, title in names], "length", "change", "KL"],
+        body,
+    )
+
+
+def _totals(pooled: list[PooledRow]) -> Text | None:
+    rows = [r for r in pooled if r.total_seconds is not None or r.trainable_parameters]
+    if len(rows) < 2:
+        return None
+    body = [
+        [r.agent, share_cell(r), num(r.trainable_parameters, 0), num(r.total_seconds, 0), num(r.train_seconds, 0)]
+        for r in rows
+    ]
+    return Text(
+        "From nothing",
+        "Numbers that were trained (adapter, plug-in and policy), and seconds of all fits, of conversion and of learning from rewards; "
+        "evaluations are left out. Of what several agents share, each has all.",
+        ["agent", "accuracy", "trained", "seconds in all", "of these, learning"],
+        body,
+    )
+
+
+def _general(pooled: list[PooledRow]) -> Text | None:
+    rows = [r for r in pooled if r.general]
+    if not rows:
+        return None
+    body, first = [], rows[0].general
+    assert first is not None
+    for r in rows:
+        assert r.general is not None
+        found, low, high = r.general, *r.general.loss_change_ci95
+        change = found.loss - found.backbone_loss
+        body.append(
+            [r.agent, num(found.loss), f"{change:+.3f} [{low:+.3f}, {high:+.3f}]", num(found.kl), num(found.same_token)]
+        )
+    return Text(
+        "General texts",
+        f"What agents make of {first.n_texts} texts that have nothing to do with the task ({first.n_tokens} tokens): nats a token, against "
+        f"the untouched backbone, whose loss is {first.backbone_loss:.3f}. A latent policy's distribution is the mixture of its options.",
+        ["agent", "loss", "change [95% interval]", "KL from the backbone", "same greedy token"],
         body,
     )
 

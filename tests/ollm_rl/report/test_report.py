@@ -10,7 +10,8 @@ from ollm_rl.evaluation.records import Changes, Sampled, Share
 from ollm_rl.evaluation.results import Results, Row
 from ollm_rl.report import plots
 from ollm_rl.report.html import write_report
-from ollm_rl.report.plots import _evaluated, _over_seeds, draw
+from ollm_rl.report.learning_plots import evaluated_shares, over_seeds
+from ollm_rl.report.plots import draw
 from ollm_rl.report.tables import all_tables
 
 
@@ -56,7 +57,7 @@ def test_a_reward_without_verdicts_has_no_note(tmp_path):
 def test_a_mean_over_seeds_ends_with_the_shortest(tmp_path):
     results = comparison(tmp_path, {})
     curves = [learning_curve(row) for row in results.rows if row.agent == "grpo"]
-    x, mean, low, high = _over_seeds(curves, "train_episodes")
+    x, mean, low, high = over_seeds(curves, "train_episodes")
     assert x == [256, 512]
     assert [[round(v, 3) for v in values] for values in (mean, low, high)] == [[0.2, 0.3], [0.1, 0.2], [0.3, 0.4]]
     assert "learning_curve.png" in {path.name for path in draw(results, tmp_path / "plots")}
@@ -165,13 +166,13 @@ def test_what_was_evaluated_while_it_learned_is_a_second_line(tmp_path):
         (tmp_path / f"grpo-{seed}" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         rows.append(row("grpo", seed=seed, train_episodes=192))
     results = reported(tmp_path, {"task": "sums", "backbone": "tiny", "rows": rows})
-    found = _evaluated(results.rows)
+    found = evaluated_shares(results.rows)
     assert {at: (share.n, share.accuracy) for at, share in found.items()} == {64: (80, 35 / 80), 128: (80, 35 / 80)}
     with_line = next(p for p in draw(results, tmp_path / "with") if p.stem == "learning_curve").read_bytes()
     for seed in (0, 1):
         path = tmp_path / f"grpo-{seed}" / "metrics.jsonl"
         path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if "eval" not in line))
-    assert _evaluated(results.rows) == {}
+    assert evaluated_shares(results.rows) == {}
     without = next(p for p in draw(results, tmp_path / "without") if p.stem == "learning_curve").read_bytes()
     assert with_line != without
 
@@ -211,7 +212,7 @@ def test_hand_over_and_quarters_are_drawn(tmp_path, monkeypatch):
     results = Results([row("prior", 0.2, seed=0), row("prior", 0.2, seed=1), *rows], "task", "tiny")
     summarize(results)
     shown = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: shown.setdefault(path.stem, figure) and path)
+    monkeypatch.setattr(plots, "save", lambda figure, path: shown.setdefault(path.stem, figure) and path)
     draw(results, tmp_path)
     lines = [[list(line.get_ydata()) for line in axes.lines] for axes in shown["decides"].axes]
     assert lines == [[[0.2, 0.3, 0.6]], [[0.2, 0.35, 0.6]], [[pytest.approx(0.3), 0.1, 0, 0]]]

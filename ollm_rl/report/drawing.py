@@ -1,0 +1,39 @@
+"""What all plots share: colours of agents, axes, legends, files."""
+
+from pathlib import Path
+from typing import Any
+
+from ollm_rl.evaluation.results import Results
+
+PALETTE = (
+    "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
+)  # fmt: skip
+
+
+def colours_of(results: Results) -> dict[str, str]:
+    """A colour for every agent, the same in all plots."""
+    agents = dict.fromkeys(row.agent for row in results.rows)
+    return {agent: PALETTE[i % len(PALETTE)] for i, agent in enumerate(agents)}
+
+
+def new_figure(xlabel: str, ylabel: str) -> tuple[Any, Any]:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=130, layout="constrained")
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def legend(axes: Any, **where: Any) -> None:
+    """Beside the axes, or where it is said."""
+    axes.legend(frameon=False, fontsize=8, **(where or {"loc": "upper left", "bbox_to_anchor": (1, 1)}))
+
+
+def save(figure: Any, path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path)
+    plt.close(figure)
+    return path
