@@ -118,15 +118,17 @@ def _episodes(row: Row) -> list[dict[str, Any]]:
         {
             "problem": episode["problem"],
             "solved": episode.get("solved", episode["reward"] >= 1.0),
-            "verdict": "solved" if episode.get("solved", episode["reward"] >= 1.0) else _failure(episode),
+            "verdict": verdict_text(episode),
             "tokens": [_token(step) for step in episode["steps"]],
         }
         for episode in stored_json(path)
     ]
 
 
-def _failure(episode: dict[str, Any]) -> str:
-    """Why it failed: what was answered, and the verdict on it."""
+def verdict_text(episode: dict[str, Any]) -> str:
+    """That a stored episode is solved, or why it failed: what was answered, and the verdict on it."""
+    if episode.get("solved", episode["reward"] >= 1.0):
+        return "solved"
     given, why = episode.get("answer"), episode.get("verdict", "")
     said = f"it answers {given}" if given else "it gives no answer"
     cut = ", cut off by the token budget" if episode.get("stop") == "length" else ""
