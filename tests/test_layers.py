@@ -33,7 +33,14 @@ HEAVY = {"ray", "trl", "peft"}
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "openai"}  # the extra `serve`
 SERVE = {Path("ollm_rl") / "serving" / f"{name}.py" for name in ("serve", "guard", "metrics", "openai_types")}
 NEED_THEM = {Path("agents") / f"{name}.py" for name in ("ppo", "rllib", "lora", "lora_grpo", "trainers")}
-LIGHT = ("ollm_rl", "ollm_rl.config.compose", "ollm_rl.reward", "ollm_rl.options", "ollm_rl.cli.commands")
+LIGHT = (
+    "ollm_rl",
+    "ollm_rl.config.compose",
+    "ollm_rl.reward",
+    "ollm_rl.options",
+    "ollm_rl.cli.commands",
+    "ollm_rl.view.opening",
+)
 
 
 def module_of(path: Path) -> str:

@@ -13,7 +13,7 @@ from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.overview import sample_counts
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
-from ollm_rl.report.pages import write_page
+from ollm_rl.report.pages import verdict_text, write_page
 from ollm_rl.report.plots import draw
 from ollm_rl.report.tables import all_tables
 
@@ -123,17 +123,6 @@ def _episodes(row: Row) -> list[dict[str, Any]]:
         }
         for episode in stored_json(path)
     ]
-
-
-def verdict_text(episode: dict[str, Any]) -> str:
-    """That a stored episode is solved, or why it failed: what was answered, and the verdict on it."""
-    if episode.get("solved", episode["reward"] >= 1.0):
-        return "solved"
-    given, why = episode.get("answer"), episode.get("verdict", "")
-    said = f"it answers {given}" if given else "it gives no answer"
-    cut = ", cut off by the token budget" if episode.get("stop") == "length" else ""
-    reason = f", {why.replace('_', ' ')}" if why not in ("", "different", "no_answer") else ""
-    return f"failed ({said}{reason}{cut}; the answer is {episode['gold']})"
 
 
 def _token(step: dict[str, Any]) -> dict[str, Any]:

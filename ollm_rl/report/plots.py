@@ -11,10 +11,7 @@ from ollm_rl.evaluation.overview import draw_overview
 from ollm_rl.evaluation.records import Curves, Share
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import AgentRow, Row
-
-PALETTE = (
-    "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
-)  # fmt: skip
+from ollm_rl.report.pages import PALETTE
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

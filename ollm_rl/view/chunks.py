@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.report.html import verdict_text
+from ollm_rl.report.pages import verdict_text
 from ollm_rl.view.runs import TRAINING, Folder, records, set_of, short
 
-LARGEST = 1_000_000  # characters of JSON in a chunk, about
+LARGEST = 1_000_000  # bytes of rollouts in a chunk, about
 FORMAT = 1  # of the files; those of another are written anew
 REPLAYS = "replays"
 
@@ -73,19 +73,21 @@ def store(folder: Folder, data: Path, limit: int | None, before: dict[str, Any])
     found = Stored()
     replays = sorted(name for name in folder.files if name.startswith(REPLAYS))
     steps: dict[str, dict[str, Any]] | None = None
+    said: list[str] = []
     groups = {}
     for names, training in _groups(folder):
         key = short(f"{folder.stamp([*names, *(() if training else replays)])} {limit} {FORMAT}")
         group = before.get(key)
         if group is None or not all((data / file).exists() for file in group["files"]):
             if not training and steps is None:
-                steps = _steps(folder, replays, found)
+                steps = _steps(folder, replays, said)
             group = _write(folder, names, data, key, limit, {} if training else steps or {})
+            group["notes"] += [] if training else said
             found.written += len(group["files"])
         groups[key] = group
         found.sets |= group["sets"]
         found.files += group["files"]
-        found.notes += group["notes"]
+        found.notes += [note for note in group["notes"] if note not in found.notes]
     before.clear()
     before.update(groups)
     return found
@@ -111,18 +113,19 @@ def _write(
 ) -> dict[str, Any]:
     group: dict[str, Any] = {"files": [], "sets": {}, "notes": []}
     chunk: list[dict[str, Any]] = []
-    size = 0
+    size = 0.0
 
     def flush() -> None:
         nonlocal chunk, size
         if chunk:
             write_script(data, group["files"][-1], chunk)
-            chunk, size = [], 0
+            chunk, size = [], 0.0
 
     for name in names:
         episodes, damaged = _episodes(folder.path / name)
         if damaged:
             group["notes"].append(f"{name}: {damaged} damaged lines are left out")
+        each = folder.files[name][1] / max(1, len(episodes))  # neighbours that fit by their files' sizes stay together
         if limit is not None:
             episodes = episodes[:limit]
         made: dict[str, Any] = {"n": len(episodes), "solved": 0, "parts": []}
@@ -135,7 +138,7 @@ def _write(
             shown = _shown(record, set_of(name), i, steps)
             made["solved"] += shown["solved"]
             chunk.append(shown)
-            size += len(record["text"]) + len(record["problem"]) + 8 * len(record.get("tokens") or ()) + 300
+            size += each
             if size > LARGEST:
                 flush()
         group["sets"][set_of(name)] = made
@@ -145,10 +148,7 @@ def _write(
 
 def _episodes(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The episodes of a file, and how many lines hold none."""
-    try:
-        found, damaged = records(path)
-    except OSError:
-        return [], 1
+    found, damaged = records(path)
     good = [record for record in found if _is_episode(record)]
     return good, damaged + len(found) - len(good)
 
@@ -167,7 +167,7 @@ def _shown(record: dict[str, Any], name: str, i: int, steps: dict[str, dict[str,
     """An episode as the page has it: its line, and beside it what is shown of it."""
     made = {
         "set": name, "i": i, "record": finite(record), "solved": bool(record.get("solved", record["reward"] >= 1.0)),
-        "said": verdict_text({"gold": "?", **record}),
+        "said": verdict_text({"gold": "?", **record, "verdict": str(record.get("verdict") or "")}),
     }  # fmt: skip
     if (replay := steps.get(_key(record))) is not None:
         made["steps"] = replay["steps"]
@@ -178,20 +178,28 @@ def _key(record: dict[str, Any]) -> str:
     return short(json.dumps([record.get("problem_id"), record["problem"], record.get("tokens"), record["text"]]))
 
 
-def _steps(folder: Folder, names: Iterable[str], found: Stored) -> dict[str, dict[str, Any]]:
+def _steps(folder: Folder, names: Iterable[str], notes: list[str]) -> dict[str, dict[str, Any]]:
     """The episodes with what every option would have said, by what they have in common with the lines of rollouts."""
-    made = {}
+    made: dict[str, dict[str, Any]] = {}
     for name in names:
         try:
             episodes = json.loads((folder.path / name).read_text(errors="replace"))
             made |= {_key(e): finite(e) for e in episodes if _is_episode(e) and _are_steps(e["steps"])}
         except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            found.notes.append(f"{name} is passed over ({type(error).__name__})")
+            notes.append(f"{name} is passed over ({type(error).__name__})")
     return made
 
 
 def _are_steps(steps: Any) -> bool:
-    return all(isinstance(s["token"], str) and all(len(o) == 3 for o in s["options"]) for s in steps)
+    return all(
+        isinstance(step["token"], str) and isinstance(step["latent"], int) and all(map(_is_option, step["options"]))
+        for step in steps
+    )
+
+
+def _is_option(option: Any) -> bool:
+    latent, text, prior = option
+    return isinstance(latent, int) and isinstance(text, str) and isinstance(prior, int | float)
 
 
 def finite(value: Any) -> Any:

@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from ollm_rl.view.runs import REPORT, TRAINING, Facts, Folder, is_running, short
+from ollm_rl.view.runs import REPORT, TRAINING, TUNING, Facts, Folder, is_running, short
 
 
 def entries(folders: Sequence[Folder], facts: Mapping[str, Facts], out: Path) -> list[dict[str, Any]]:
@@ -24,11 +25,12 @@ def entries(folders: Sequence[Folder], facts: Mapping[str, Facts], out: Path) ->
             if owner == folder.name or key not in rows:  # a run's own file says it best
                 rows[key] = row
     taken = {owner for owner, _, _ in rows}
+    parents = {above for folder in folders for above in _above(folder, by_name)}
     made = [_entry(by_name[owner], facts, by_name, out, row) for (owner, _, _), row in rows.items()]
     for folder in folders:
         has_own = bool(folder.rollouts) or facts[folder.name].curve
-        is_parent = any(other.path != folder.path and folder.path in other.path.parents for other in folders)
-        if folder.name not in taken and (has_own or not is_parent) and not _is_nothing(folder, facts[folder.name]):
+        wanted = has_own or folder.name not in parents or facts[folder.name].command == "tune"
+        if folder.name not in taken and wanted and not _is_nothing(folder, facts[folder.name]):
             made.append(_entry(folder, facts, by_name, out, None))
     return made
 
@@ -44,16 +46,17 @@ def _entry(
     own, above = facts[folder.name], [by_name[name] for name in _above(folder, by_name)]
     given = row or {}
     agent = given.get("agent") or own.agent
+    shown = folder.path.resolve().name if folder.name == "." else folder.name
     command, done = _command(folder, own, [facts[f.name] for f in above]), bool(row)
     if own.command in ("convert", "tune") and not done:
-        done = own.command == "convert" or bool(own.agent and "tune.json" in folder.files)
+        done = own.command == "convert" or bool(own.agent and TUNING in folder.files)
     first = given["search"] and f"oracle_{given['search']}" if row else None
     newest = max((time for time, _ in folder.files.values()), default=0)
     report = next((f for f in (folder, *above) if REPORT in f.inside), None)
     return {
         "id": short(f"{folder.name}|{agent}|{given.get('seed')}")[:8],
         "run": folder.uid,
-        "name": folder.name if _is_first(folder, own, agent) else f"{folder.name} ({agent})",
+        "name": shown if _is_first(folder, own, agent) else f"{shown} ({agent})",
         "command": command,
         "task": given.get("task") or own.task or next((facts[f.name].task for f in above), None),
         "backbone": own.backbone or next((facts[f.name].backbone for f in above), None),
@@ -67,7 +70,7 @@ def _entry(
         "curve": own.curve,
         "training": sum(name.startswith(f"rollouts/{TRAINING}") for name in folder.files),
         "first": first,
-        "report": Path(os.path.relpath(report.path / REPORT, out)).as_posix() if report else None,
+        "report": quote(os.fsencode(os.path.relpath(report.path / REPORT, out))) if report else None,
     }
 
 
@@ -86,12 +89,17 @@ def _seed(folder: Folder, agent: str | None, own: Facts) -> int | None:
 def _above(folder: Folder, by_name: Mapping[str, Folder]) -> list[str]:
     """The runs in whose directories it is, the nearest first."""
     parts = folder.name.split("/")
-    return [name for i in range(len(parts) - 1, 0, -1) if (name := "/".join(parts[:i])) in by_name]
+    names = ["/".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)] + ["."]
+    return [name for name in names if name in by_name and name != folder.name]
 
 
 def _command(folder: Folder, own: Facts, above: Sequence[Facts]) -> str | None:
+    """The command that made it: that of the run above, if it is a part of that."""
     for parent in above:
         if parent.command == "tune":
             return "tune"
-        return "compare"
+        if any(row["directory"] == folder.name for row in parent.rows):
+            return "compare"
+        if not (parent.rows or parent.curve or parent.episodes):  # begun, and without results yet
+            return "compare"
     return own.command or ("train" if own.agent else None)

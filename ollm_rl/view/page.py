@@ -1,17 +1,16 @@
 """Writing the page of `ollm-rl view`: a table of all runs, and their data beside it in files that it loads when they are needed.
 
-    <out>/index.html           the page
-    <out>/data/index.js        the table
-    <out>/data/<run>/          curves, configuration and episodes of a run; `manifest.json` says what they were made from
-    <out>/data/tokens-*.js     the texts of a backbone's tokens
+<out>/index.html           the page
+<out>/data/index.js        the table
+<out>/data/<run>/          curves, configuration and episodes of a run; `manifest.json` says what they were made from
+<out>/data/tokens-*.js     the texts of a backbone's tokens
 """
 
 import json
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +20,7 @@ from ollm_rl.common.folders import obstacle
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import CONFIG, METRICS, stored_json, write_json
 from ollm_rl.errors import CheckpointError, ConfigurationError
-from ollm_rl.report.pages import write_page
-from ollm_rl.report.plots import PALETTE
+from ollm_rl.report.pages import PALETTE, write_page
 from ollm_rl.view.chunks import FORMAT, finite, store, write_script
 from ollm_rl.view.config import ViewConfig
 from ollm_rl.view.entries import entries
@@ -80,12 +78,15 @@ def write_view(
             f"{_key('directory')}={root} holds no run; expected directories with {', '.join(FILES[:3])} or rollouts/*.jsonl in them, "
             f"as `ollm-rl train name=first` leaves in runs/first{_said(notes)}"
         )
+    if limit is not None:
+        notes.append(f"{_key('limit')}={limit}: of a file of rollouts with more episodes the first {limit} are here")
     view = View(target / "index.html", len(table), notes=notes)
     with _writable(target):
         with track("view", len(folders), "runs") as bar:
             for folder in folders:
                 if folder.uid in shown:
                     known[folder.name].write(limit, view)
+                known[folder.name].remember()
                 bar.advance()
         by_uid = {data.folder.uid: data for data in known.values()}
         for entry in table:
@@ -94,11 +95,11 @@ def write_view(
         tokens = {name: _tokens(name, target / "data", view) for name in {e["backbone"] for e in table if e["stored"]}}
         for entry in table:
             entry["tokens"] = tokens.get(entry["backbone"])
-        _clear(target / "data", shown)
+        _clear(target / "data", by_uid.keys())
         view.seconds = time.monotonic() - began
         write_script(target / "data", "index.js", {"root": str(root), "runs": table, "notes": notes})
         write_page(
-            view.page, "view.html.j2", title=f"Runs in {root}", nonce=secrets.token_urlsafe(12), stamp=time.time_ns(),
+            view.page, "view.html.j2", title=f"Runs in {str(root).encode(errors='replace').decode()}", nonce=secrets.token_urlsafe(12), stamp=time.time_ns(),
             palette=PALETTE,
         )  # fmt: skip
     return view
@@ -137,41 +138,43 @@ class _Data:
     def __init__(self, folder: Folder, data: Path):
         self.folder, self.data, self.home = folder, data, data / folder.uid
         self.details, self.stored = "", 0
-        try:
-            self.manifest: dict[str, Any] = json.loads((self.home / MANIFEST).read_text())
-            if self.manifest["format"] != FORMAT:
-                raise ValueError("of another release")
-        except (OSError, ValueError, KeyError, TypeError):
-            self.manifest = {"format": FORMAT, "facts": {}, "groups": {}}
+        self.kept: set[str] = set()
+        self.manifest: dict[str, Any] = {"format": FORMAT, "facts": {}, "groups": {}}
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads((self.home / MANIFEST).read_text())
+            if found["format"] == FORMAT:
+                self.manifest = {name: found[name] for name in self.manifest}
+        self.before = json.dumps(self.manifest)
 
     def facts(self, root: Path) -> Facts:
         """What the run's files say, read anew where one has changed."""
         key = self.folder.stamp([*sorted(self.folder.files), *sorted(self.folder.inside)])
-        key = f"{key} {os.path.relpath(self.folder.path, root)} {root.resolve().name}"
+        key = f"{key} {self.folder.name}"
         if self.manifest["facts"].get("key") != key:
             self.manifest["facts"] = {"key": key, "found": finite(asdict(facts_of(self.folder, root)))}
-        return Facts(**self.manifest["facts"]["found"])
+        return Facts(**self.manifest["facts"]["found"])  # of this `FORMAT`
 
     def write(self, limit: int | None, view: View) -> None:
-        """Write what has changed, and take away what is of before."""
-        before = json.dumps(self.manifest["groups"], sort_keys=True)
+        """Write the chunks and the details, as far as they are not there."""
         found = store(self.folder, self.data, limit, self.manifest["groups"])
         self.stored = sum(each["n"] for each in found.sets.values())
-        changed = json.dumps(self.manifest["groups"], sort_keys=True) != before
         name = f"{self.folder.uid}/run-{self.folder.stamp([CONFIG, METRICS, CONVERSION])}{short(str(found.sets))}.js"
         if not (self.data / name).exists():
             write_script(self.data, name, {"sets": found.sets, **_details(self.folder)})
             found.written += 1
-        self.details = name
+        self.details, self.kept = name, {Path(file).name for file in [*found.files, name]}
         view.written += found.written
         view.episodes += self.stored
         view.notes += [f"{self.folder.name}: {note}" for note in found.notes]
-        if found.written or changed or not (self.home / MANIFEST).exists():
-            kept = {Path(file).name for file in [*found.files, name]}
-            for path in self.home.glob("*.js"):
-                if path.name not in kept:
-                    path.unlink()
-        write_json(self.home / MANIFEST, self.manifest)
+
+    def remember(self) -> None:
+        """Keep what the data were made from, and take away what they no longer need."""
+        for path in self.home.glob("*.js"):
+            if path.name not in self.kept:
+                path.unlink()
+        if json.dumps(self.manifest) != self.before or not (self.home / MANIFEST).exists():
+            self.home.mkdir(parents=True, exist_ok=True)
+            write_json(self.home / MANIFEST, self.manifest)
 
 
 def _details(folder: Folder) -> dict[str, Any]:
@@ -198,14 +201,16 @@ def _tokens(backbone: str | None, data: Path, view: View) -> str | None:
     name = f"tokens-{short(backbone)}.js"
     if not (data / name).exists():
         if (texts := token_texts(backbone)) is None:
-            view.notes.append(f"backbone {backbone}: its tokenizer is not here, so most tokens are shown without their texts")
+            view.notes.append(
+                f"backbone {backbone}: its tokenizer is not here, so most tokens are shown without their texts"
+            )
             return None
         write_script(data, name, texts)
         view.written += 1
     return name
 
 
-def _clear(data: Path, kept: set[str]) -> None:
+def _clear(data: Path, kept: Collection[str]) -> None:
     """Take away the data of runs that are gone."""
     for path in data.iterdir():
         if path.is_dir() and path.name not in kept and (path / MANIFEST).exists():

@@ -5,6 +5,7 @@ A directory is a run's if it has one of the files that commands write. What is d
 
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
 
 from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.run_config import read
@@ -34,7 +37,7 @@ class Folder:
     """A directory with files of a run.
 
     Attributes:
-        name: its path from the directory that is viewed.
+        name: its path from the directory that is viewed, which itself is `.`.
         files: by path in it, modification time in nanoseconds and size of what is read.
         inside: the names of all that it holds.
     """
@@ -81,7 +84,7 @@ class Facts:
 
 
 def short(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def set_of(name: str) -> str:
@@ -102,16 +105,16 @@ def find(root: Path) -> tuple[list[Folder], list[str]]:
     found: list[Folder] = []
     notes: list[str] = []
     _visit(root, root, set(), found, notes)
-    for child in sorted(_directories(root)):
-        if not any(f.path == child or child in f.path.parents for f in found) and root not in (f.path for f in found):
-            notes.append(f"{child.name}: holds no run")
+    with_runs = {folder.name.split("/")[0] for folder in found}
+    if "." not in with_runs:
+        notes += [f"{name}: holds no run" for name in sorted(_directories(root)) if name not in with_runs]
     return found, notes
 
 
-def _directories(root: Path) -> Iterator[Path]:
+def _directories(root: Path) -> Iterator[str]:
     for path in root.iterdir():
         if not path.name.startswith(".") and path.is_dir() and not (path / MARKER).exists():
-            yield path
+            yield path.name
 
 
 def _visit(path: Path, root: Path, seen: set[str], found: list[Folder], notes: list[str]) -> None:
@@ -133,8 +136,7 @@ def _visit(path: Path, root: Path, seen: set[str], found: list[Folder], notes: l
         return
     is_run = any(name in files for name in FILES) or any(name.startswith("rollouts/") for name in files)
     if is_run:
-        name = path.relative_to(root).as_posix()
-        found.append(Folder(path, root.resolve().name if name == "." else name, files, frozenset(inside)))
+        found.append(Folder(path, path.relative_to(root).as_posix(), files, frozenset(inside)))
     for name, entry in sorted(inside.items()):
         if not name.startswith(".") and not (is_run and name in INSIDE) and entry.is_dir():
             _visit(path / name, root, seen, found, notes)
@@ -156,7 +158,7 @@ def facts_of(folder: Folder, root: Path) -> Facts:
     if CONFIG in folder.files:
         try:
             config = read((folder.path / CONFIG).read_text(errors="replace"), CONFIG)
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, OmegaConfBaseException, OSError, RecursionError) as error:
             facts.notes.append(f"{CONFIG} is damaged ({str(error).splitlines()[0]:.120})")
     if not {"task.name", "backbone.name", "agent._target_"} & config.keys():
         facts.foreign = CONFIG in folder.files
@@ -174,8 +176,10 @@ def facts_of(folder: Folder, root: Path) -> Facts:
         try:
             results = Results.load(folder.path)
             facts.rows = [_row(row, folder.path, root) for row in results.rows]
-            facts.task, facts.backbone = results.task or facts.task, results.backbone or facts.backbone
-        except CheckpointError as error:
+            facts.task = _text(results.task or facts.task)
+            facts.backbone = _text(results.backbone or facts.backbone)
+        except (CheckpointError, AttributeError, IndexError, TypeError, ValueError) as error:
+            facts.rows = []
             facts.notes.append(f"{RESULTS} is passed over ({str(error).splitlines()[0]:.160})")
     if CONVERSION in folder.files:
         try:
@@ -195,14 +199,16 @@ def _row(row: Row, path: Path, root: Path) -> dict[str, Any]:
     """A row of the table, as far as `results.json` has it."""
     k = max(row.sampled, default=0)
     sampled = row.sampled.get(k)
-    where = os.path.relpath(row.directory or path, root)
+    low, high = row.accuracy_ci95
+    if not all(isinstance(value, int | float) for value in (row.accuracy, low, high)):
+        raise ValueError(f"accuracy={row.accuracy!r:.40}; expected a number")
     return {
-        "directory": root.resolve().name if where == "." else Path(where).as_posix(),
-        "task": row.task, "agent": row.agent, "seed": row.seed, "n": row.n_problems, "accuracy": row.accuracy,
-        "low": row.accuracy_ci95[0], "high": row.accuracy_ci95[1], "before": row.before.accuracy if row.before else None,
-        "k": k or None, "avg": sampled.avg if sampled else None, "pass": sampled.pass_ if sampled else None,
-        "episodes": row.train_episodes, "seconds": row.train_seconds,
-        "search": row.search.search if row.search else None, "teacher": row.teacher is not None, "replays": row.replays,
+        "directory": Path(os.path.relpath(row.directory or path, root)).as_posix(),
+        "task": _text(row.task), "agent": str(row.agent), "seed": _whole(row.seed), "n": _whole(row.n_problems),
+        "accuracy": row.accuracy, "low": low, "high": high, "before": _known(row.before.accuracy) if row.before else None,
+        "k": k or None, "avg": _known(sampled.avg) if sampled else None, "pass": _known(sampled.pass_) if sampled else None,
+        "episodes": _number(row.train_episodes), "seconds": _number(row.train_seconds),
+        "search": _text(row.search.search) if row.search else None,
     }  # fmt: skip
 
 
@@ -230,17 +236,20 @@ def _command(folder: Folder, facts: Facts) -> str | None:
 def records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The objects of a file of JSON lines, and how many lines hold none. Half a line at its end is of a run that was killed or goes on."""
     found, damaged = [], 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                damaged += line.endswith("\n")
-                continue
-            if isinstance(record, dict):
-                found.append(record)
-            else:
-                damaged += 1
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    damaged += line.endswith("\n")
+                    continue
+                if isinstance(record, dict):
+                    found.append(record)
+                else:
+                    damaged += 1
+    except OSError:
+        damaged += 1
     return found, damaged
 
 
@@ -279,5 +288,9 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _known(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
 def _number(value: Any) -> float:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    return _known(value) or 0

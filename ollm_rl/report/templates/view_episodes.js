@@ -23,9 +23,9 @@ async function showRun(current) {
 }
 
 function facts(run, found) {
-  const said = [["task", run.task], ["backbone", run.backbone], ["agent", run.agent], ["seed", run.seed], ["command", run.command], ["accuracy", run.accuracy === null ? null : `${number(run.accuracy)} [${number(run.low, 2)}, ${number(run.high, 2)}]`], ["before", run.before === null ? null : number(run.before)], ["training episodes", run.episodes ? number(Math.round(run.episodes), 0) : null], ["options cover", found.conversion?.coverage ? number(found.conversion.coverage.all, 4) : null]];
+  const said = [["task", run.task], ["backbone", run.backbone], ["agent", run.agent], ["seed", run.seed], ["command", run.command], ["accuracy", run.accuracy === null ? null : `${number(run.accuracy)} [${number(run.low, 2)}, ${number(run.high, 2)}]`], ["before", run.before === null ? null : number(run.before)], ["training episodes", run.episodes ? number(Math.round(run.episodes), 0) : null], ["options cover", Number.isFinite(found.conversion?.coverage?.all) ? number(found.conversion.coverage.all, 4) : null]];
   const line = make("div", "facts", null, ...said.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => make("span", "", `${name} `, make("b", "", String(value)))), stateOf(run));
-  if (run.report) line.append(Object.assign(make("a", "", "its report"), {href: encodeURI(run.report)}));
+  if (run.report) line.append(Object.assign(make("a", "", "its report"), {href: run.report}));
   if (run.curve) line.append(link("its curves", {view: "curves", sel: [...new Set([...chosen().map(r => r.id), run.id])].join(",")}));
   return line;
 }
