@@ -8,6 +8,7 @@ median of 5), until a comparison of two runs and an episode stand, and a search 
 """
 
 import json
+import os
 import platform
 import random
 import shutil
@@ -121,7 +122,7 @@ def measure(own: dict[str, Any], folder: Path) -> dict[str, Any]:
     found |= {"bytes_of_runs": sizes[""] - sizes["view"], "bytes": sizes["view"]}
     if CHROMIUM is not None:
         found |= {name: round(seconds, 2) for name, seconds in opening(made.page, folder).items()}
-    return {**found, "cpus": platform.machine()}
+    return {**found, "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}"}
 
 
 def main() -> None:

@@ -40,8 +40,11 @@ class Stored:
 
 def script(name: str, value: Any) -> str:
     """The script that hands `value` to the page."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    packed = gzip.compress(text.encode(errors="surrogatepass"), 6, mtime=0)
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(finite(value), separators=(",", ":"))
+    packed = gzip.compress(text.encode(), 6, mtime=0)
     return f'ollm({json.dumps(name)},"{base64.b64encode(packed).decode()}")\n'
 
 
@@ -166,7 +169,7 @@ def _is_episode(record: dict[str, Any]) -> bool:
 def _shown(record: dict[str, Any], name: str, i: int, steps: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """An episode as the page has it: its line, and beside it what is shown of it."""
     made = {
-        "set": name, "i": i, "record": finite(record), "solved": bool(record.get("solved", record["reward"] >= 1.0)),
+        "set": name, "i": i, "record": record, "solved": bool(record.get("solved", record["reward"] >= 1.0)),
         "said": verdict_text({"gold": "?", **record, "verdict": str(record.get("verdict") or "")}),
     }  # fmt: skip
     if (replay := steps.get(_key(record))) is not None:
@@ -184,7 +187,7 @@ def _steps(folder: Folder, names: Iterable[str], notes: list[str]) -> dict[str, 
     for name in names:
         try:
             episodes = json.loads((folder.path / name).read_text(errors="replace"))
-            made |= {_key(e): finite(e) for e in episodes if _is_episode(e) and _are_steps(e["steps"])}
+            made |= {_key(e): e for e in episodes if _is_episode(e) and _are_steps(e["steps"])}
         except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             notes.append(f"{name} is passed over ({type(error).__name__})")
     return made
@@ -208,9 +211,4 @@ def finite(value: Any) -> Any:
         return value if value - value == 0 else None
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, list) and not _plain(value) else value
-
-
-def _plain(values: list[Any]) -> bool:
-    """Whether these are integers all, as tokens and latents are: nothing to look through."""
-    return set(map(type, values)) <= {int}
+    return [finite(each) for each in value] if isinstance(value, list) else value
