@@ -27,13 +27,21 @@ BELOW["report"] = {*BELOW["evaluation"], "evaluation"}
 BELOW["cluster"] = {*BELOW["session"], "session"}
 BELOW["experiments"] = {*BELOW["oracle"], "oracle", "report", "cluster"}
 BELOW["serving"] = {*BELOW["oracle"], "oracle", "report"}
-BELOW["cli"] = {*BELOW["experiments"], "experiments", "serving"}
+BELOW["view"] = {*BELOW["report"], "report"}
+BELOW["cli"] = {*BELOW["experiments"], "experiments", "serving", "view"}
 HEAVY = {"ray", "trl", "peft"}
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "openai"}  # the extra `serve`
 SERVE = {Path("ollm_rl") / "serving" / f"{name}.py" for name in ("serve", "guard", "metrics", "openai_types")}
 NEED_THEM = {Path("agents") / f"{name}.py" for name in ("ppo", "rllib", "lora", "lora_grpo", "trainers")}
 NEED_THEM.add(Path("ollm_rl") / "models" / "adapters.py")
-LIGHT = ("ollm_rl", "ollm_rl.config.compose", "ollm_rl.reward", "ollm_rl.options", "ollm_rl.cli.commands")
+LIGHT = (
+    "ollm_rl",
+    "ollm_rl.config.compose",
+    "ollm_rl.reward",
+    "ollm_rl.options",
+    "ollm_rl.cli.commands",
+    "ollm_rl.view.opening",
+)
 
 
 def module_of(path: Path) -> str:

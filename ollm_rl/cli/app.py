@@ -18,7 +18,8 @@ from ollm_rl.config.checks import check_values
 from ollm_rl.config.compose import check_classes, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
 
-OWN = ("export", "chat", "play", "serve")  # commands whose settings need no prefix
+OWN = ("export", "chat", "play", "serve", "view")  # commands whose settings need no prefix
+NO_RUN = ("doctor", "view")  # commands that say by themselves what is missing
 
 
 def usage() -> str:
@@ -101,7 +102,7 @@ def _dispatch(arguments: list[str]) -> None:
             for name in plan.axes:
                 out.print(f"{name}: {plan.size(name)} settings of {plan.config.episodes} episodes", highlight=False)
         return
-    if command != "doctor":
+    if command not in NO_RUN:
         preflight(settings)
     COMMANDS[command](settings, overrides)
 
@@ -111,6 +112,8 @@ def own_settings(command: str, overrides: list[str]) -> list[str]:
     if command not in OWN:
         return overrides
     own = settings_of(section(command))
+    if command == "view" and overrides and "=" not in overrides[0]:  # as in `ollm-rl view runs/`
+        overrides = [f"directory={overrides[0]}", *overrides[1:]]
     return [f"{command}.{o}" if o.partition("=")[0] in own else o for o in overrides]
 
 

@@ -1,4 +1,4 @@
-"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `play`, `export`, `chat`, `serve`, `doctor`; the same overrides for all of them."""
+"""The commands: `train`, `evaluate`, `oracle`, `compare`, `tune`, `demo`, `convert`, `inspect`, `play`, `export`, `chat`, `serve`, `view`, `doctor`; the same overrides for all of them."""
 
 import json
 import logging
@@ -220,6 +220,15 @@ def serve(settings: Settings, overrides: list[str]) -> None:
     run(settings, overrides, lambda line: out.print(line, soft_wrap=True, highlight=False, markup=False))
 
 
+def view(settings: Settings, overrides: list[str]) -> None:
+    """look at many runs on one page: view <directory> [out=<directory>]"""
+    from ollm_rl.config.checks import check_values
+    from ollm_rl.view.opening import view as show
+
+    check_values(settings.config, settings.choices)
+    show(settings, lambda line: out.print(line, soft_wrap=True, highlight=False, markup=False))
+
+
 def doctor(settings: Settings, overrides: list[str]) -> None:
     """check versions, processor or GPU, backbone, cache, task and verifier"""
     from ollm_rl.cli.doctor import examine
@@ -230,7 +239,7 @@ def doctor(settings: Settings, overrides: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
     f.__name__: f
-    for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, play, export, chat, serve, doctor)
+    for f in (demo, convert, train, evaluate, oracle, compare, tune, inspect, play, export, chat, serve, view, doctor)
 }
 
 

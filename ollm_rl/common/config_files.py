@@ -70,6 +70,7 @@ SECTIONS = {
     "value": ("ValueConfig", "ollm_rl.options.config"), "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"),
     "export": ("ExportConfig", "ollm_rl.serving.config"), "chat": ("ChatConfig", "ollm_rl.serving.config"),
     "play": ("PlayConfig", "ollm_rl.serving.config"), "serve": ("ServeConfig", "ollm_rl.serving.config"),
+    "view": ("ViewConfig", "ollm_rl.view.config"),
 }  # fmt: skip
 ROOT = (("RunConfig", "ollm_rl.common.run_settings"), ("ComparisonConfig", "ollm_rl.experiments.config"))
 

@@ -4,10 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ollm_rl.evaluation.results import Results
-
-PALETTE = (
-    "#1f5fa8", "#c8553d", "#3a7d44", "#7a4fa3", "#b8860b", "#4a4a4a", "#2a9d9d", "#d81b84", "#8c6d46", "#9aa5b1",
-)  # fmt: skip
+from ollm_rl.report.pages import PALETTE
 
 
 def colours_of(results: Results) -> dict[str, str]:

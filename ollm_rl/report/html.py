@@ -13,7 +13,7 @@ from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.overview import sample_counts
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
-from ollm_rl.report.pages import write_page
+from ollm_rl.report.pages import verdict_text, write_page
 from ollm_rl.report.plots import draw
 from ollm_rl.report.tables import all_tables
 
@@ -118,20 +118,11 @@ def _episodes(row: Row) -> list[dict[str, Any]]:
         {
             "problem": episode["problem"],
             "solved": episode.get("solved", episode["reward"] >= 1.0),
-            "verdict": "solved" if episode.get("solved", episode["reward"] >= 1.0) else _failure(episode),
+            "verdict": verdict_text(episode),
             "tokens": [_token(step) for step in episode["steps"]],
         }
         for episode in stored_json(path)
     ]
-
-
-def _failure(episode: dict[str, Any]) -> str:
-    """Why it failed: what was answered, and the verdict on it."""
-    given, why = episode.get("answer"), episode.get("verdict", "")
-    said = f"it answers {given}" if given else "it gives no answer"
-    cut = ", cut off by the token budget" if episode.get("stop") == "length" else ""
-    reason = f", {why.replace('_', ' ')}" if why not in ("", "different", "no_answer") else ""
-    return f"failed ({said}{reason}{cut}; the answer is {episode['gold']})"
 
 
 def _token(step: dict[str, Any]) -> dict[str, Any]:

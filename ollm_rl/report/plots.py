@@ -9,8 +9,9 @@ from ollm_rl.evaluation.overview import draw_overview
 from ollm_rl.evaluation.records import Curves
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import AgentRow
-from ollm_rl.report.drawing import PALETTE, colours_of, legend, new_figure, save
+from ollm_rl.report.drawing import colours_of, legend, new_figure, save
 from ollm_rl.report.learning_plots import costs, learning, total_seconds
+from ollm_rl.report.pages import PALETTE
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
