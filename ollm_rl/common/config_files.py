@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from ollm_rl.common.settings import Config, Setting, defaults, settings_of
 from ollm_rl.errors import did_you_mean
 
-GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
+GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "tracker", "experiment")
 OPEN_GROUPS = ("agent", "reward", "task")  # a class of the user's can stand there
 
 # What settings, and agents with their settings, were called in earlier releases.
@@ -63,6 +63,7 @@ SCHEMAS = {
     ), "agents.config"),
     "oracle": {"OracleConfig": "ollm_rl.oracle.config"},
     "rollout": {"RolloutConfig": "ollm_rl.cluster.config"},
+    "tracker": {"TrackerConfig": "ollm_rl.common.tracker_config"},
 }  # fmt: skip
 # Sections of the root, and the settings that stand in it without a section.
 SECTIONS = {
