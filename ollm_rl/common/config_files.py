@@ -68,7 +68,7 @@ SCHEMAS = {
 # Sections of the root, and the settings that stand in it without a section.
 SECTIONS = {
     "convert": ("ConvertConfig", "ollm_rl.options.config"), "evaluate": ("EvaluateConfig", "ollm_rl.evaluation.config"),
-    "value": ("ValueConfig", "ollm_rl.options.config"), "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"),
+    "value": ("ValueConfig", "ollm_rl.options.config"), "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"), "estimate": ("EstimateConfig", "ollm_rl.experiments.config"),
     "export": ("ExportConfig", "ollm_rl.serving.config"), "chat": ("ChatConfig", "ollm_rl.serving.config"),
     "play": ("PlayConfig", "ollm_rl.serving.config"), "serve": ("ServeConfig", "ollm_rl.serving.config"),
 }  # fmt: skip

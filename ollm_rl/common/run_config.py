@@ -33,7 +33,7 @@ from ollm_rl.errors import CheckpointError
 COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
 FREE = (
     *COMPARISON, "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
-    "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts",
+    "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts", "estimate.measure", "estimate.seconds",
 )  # fmt: skip
 # What runs did that know nothing of a setting, where its default is another now.
 BEFORE = {"plugin.reader_depth": 0}

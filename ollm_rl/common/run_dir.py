@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.checkpoints import newest_whole, seal
+from ollm_rl.common.cost import COST, Cost, Meter
 from ollm_rl.common.run_config import LIMITS, changes, read
 from ollm_rl.common.run_lock import LOCK, OWNER, hold, release
 from ollm_rl.common.run_settings import RunConfig
@@ -66,6 +67,7 @@ class Run:
         self._close_lock = weakref.finalize(self, release, hold(self.path))
         self._tensorboard: Any = None
         self._tracker = tracker_of(config, self.path)
+        self._meter = Meter(stored_cost(self.path))
         self._waiting: str | None = config  # to be written
         self.existed = stored.exists()  # another process may have made it meanwhile
         self.grown: dict[str, tuple[float, float]] = {}
@@ -169,6 +171,7 @@ class Run:
 
         The last `keep` stay; later ones are of what was forgotten when the run was resumed.
         """
+        self._save_cost()
         folder = self.path / "checkpoints"
         final = folder / f"step_{step}"
         seal(folder / f".step_{step}")
@@ -205,12 +208,21 @@ class Run:
         if name == RESULTS:
             self._adopt()
         path = write_json(self.path / name, value)
+        if name == RESULTS:
+            self._save_cost()
         if self._tracker is not None and name in (RESULTS, CONVERSION):
             self._tracker.summary(name.removesuffix(".json"), self._last_step(), value)
         return path
 
+    def _save_cost(self) -> None:
+        if self._meter.used:  # else it was done before, and only looked at
+            write_json(self.path / COST, self._meter.cost().to_dict())
+
     def close(self) -> None:
         """End the log, and let other processes open the run."""
+        if self.path.is_dir():
+            self._save_cost()
+        self._meter.stop()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -278,6 +290,14 @@ def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]
             )
     grown = {key: (before, now) for key, (before, now) in found.limits.items() if now > before}
     return grown, bool(found.limits) or found.comparison
+
+
+def stored_cost(path: Path) -> Cost | None:
+    """What a run has cost so far, as far as that was written down."""
+    try:
+        return Cost.of(json.loads((path / COST).read_text()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def write_rollouts(directory: Path, name: str, episodes: Iterable[Recorded]) -> Path:
