@@ -101,34 +101,39 @@ class Measuring:
 
     def __init__(self, seconds: float):
         self.seconds, self.begun = seconds, time.monotonic()
-        self.wall = self.work = 0.0  # of all pieces
+        self.wall = self.work = self.spent = 0.0  # of all pieces; `spent` of what counts
         self.on_cpu = True
         self.found = Estimate()
 
-    def run(self, do: Callable[[], object], units: float = 1) -> _Piece:
+    @property
+    def budget(self) -> float:
+        """Seconds that count, of all threads: a busy machine is measured as well as one that is not, and takes longer."""
+        return self.seconds * (torch.get_num_threads() if self.on_cpu else 1)
+
+    def run(self, do: Callable[..., object], units: int | None = None) -> _Piece:
+        """Time `do(units)`, or `do()`."""
         meter, wall, cpu = Meter(), time.perf_counter(), time.process_time()
         try:
-            do()
+            do() if units is None else do(units)
         finally:
             meter.stop()
         if not self.on_cpu:
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.wall, self.work = self.wall + wall, self.work + cpu
-        return _Piece(units, cpu if self.on_cpu else wall, meter.tokens, meter.episodes)
+        piece = _Piece(units or 1, cpu if self.on_cpu else wall, meter.tokens, meter.episodes)
+        self.spent += piece.seconds
+        return piece
 
     def grown(self, name: str, do: Callable[[int], object], total: int, share: float, first: int = FEWEST) -> Phase:
         """The phase of `do(total)` from smaller ones: twice as many each time, until `share` of the time is used up. What is
         left is taken to take as long per unit as the last doubling added, for a batch that drains costs the same in all of them."""
-        until = time.monotonic() + share * self.seconds
-        n = min(first, total)
-        pieces = [self.run(lambda: do(n), n)]
-        while n < total:
-            last = time.monotonic()
-            if last + 2 * pieces[-1].seconds * self.stretch > until and len(pieces) > 1 or last > until:
-                break
+        n, limit = min(first, total), self.spent + share * self.budget
+        pieces = [self.run(do, n)]
+        # At least two, that what comes once is told from what every unit takes; unless one has taken it all.
+        while n < total and self.spent + (0 if len(pieces) < 2 else 2 * pieces[-1].seconds) < limit:
             n = min(2 * n, total)
-            pieces.append(self.run(lambda: do(n), n))
+            pieces.append(self.run(do, n))
         return self.extrapolated(name, pieces, total)
 
     def extrapolated(self, name: str, pieces: Sequence[_Piece], total: float) -> Phase:
@@ -192,7 +197,7 @@ class Measuring:
         held = drawn(task, "tune", config.num_heldout, config.seed)
         epochs = {"options": config.epochs, "prior": config.prior_epochs, "reader": config.reader_epochs}
         epochs["without reader"] = config.reader_epochs
-        until, n, count = time.monotonic() + 0.3 * self.seconds, min(FEWEST_SOLUTIONS, len(every)), 0
+        limit, n, count = self.spent + 0.3 * self.budget, min(FEWEST_SOLUTIONS, len(every)), 0
         made: list[PlugIn] = []
         with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
             while True:
@@ -201,7 +206,7 @@ class Measuring:
                 meter = Meter()
                 piece = self.run(lambda config=small: made.append(convert(backbone, task, config)))  # type: ignore[misc]
                 meter.stop()
-                if n == len(every) or (count > 1 and time.monotonic() + 2 * piece.seconds * self.stretch > until):
+                if n == len(every) or (count > 1 and self.spent + 2 * piece.seconds > limit):
                     break
                 n = min(2 * n, len(every))
         read = length(every + held) / max(1, length(drawn(task, "sft", n, config.seed) + held[:few]))
