@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from ollm_rl.common.cost import Meter, peak_memory
 from ollm_rl.common.run_dir import Run
@@ -40,6 +41,7 @@ from ollm_rl.tasks.prompts import Prompter
 log = logging.getLogger(__name__)
 FEWEST = 4  # problems of a first piece
 FEWEST_SOLUTIONS = 64
+LEAST_SLOPE = 0.5  # of a piece's seconds a unit: pieces differ by what is in them, too
 PLOTS = 4  # of a report, about
 ITERATIVE = (
     "total_episodes",
@@ -110,40 +112,43 @@ class Measuring:
         """Seconds that count, of all threads: a busy machine is measured as well as one that is not, and takes longer."""
         return self.seconds * (torch.get_num_threads() if self.on_cpu else 1)
 
-    def run(self, do: Callable[..., object], units: int | None = None) -> _Piece:
-        """Time `do(units)`, or `do()`."""
+    def run(self, do: Callable[[], object], units: int = 1) -> _Piece:
         meter, wall, cpu = Meter(), time.perf_counter(), time.process_time()
         try:
-            do() if units is None else do(units)
+            do()
         finally:
             meter.stop()
         if not self.on_cpu:
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.wall, self.work = self.wall + wall, self.work + cpu
-        piece = _Piece(units or 1, cpu if self.on_cpu else wall, meter.tokens, meter.episodes)
+        piece = _Piece(units, cpu if self.on_cpu else wall, meter.tokens, meter.episodes)
         self.spent += piece.seconds
         return piece
 
-    def grown(self, name: str, do: Callable[[int], object], total: int, share: float, first: int = FEWEST) -> Phase:
-        """The phase of `do(total)` from smaller ones: twice as many each time, until `share` of the time is used up. What is
-        left is taken to take as long per unit as the last doubling added, for a batch that drains costs the same in all of them."""
-        n, limit = min(first, total), self.spent + share * self.budget
-        pieces = [self.run(do, n)]
+    def grown(
+        self, name: str, do: Callable[[int, int], object], total: int, share: float, first: int = FEWEST
+    ) -> Phase:
+        """The phase of `do(0, total)` from pieces `do(at, n)`, n units from one that was not looked at yet, as far as there are some; each
+        has twice as many as the one before, until `share` of the time is used up. Of what is not looked at, every unit takes what a unit more
+        took in the pieces, since what comes once, and a batch that drains, costs a large piece no more than a small one."""
+        n, at, limit = min(first, total), 0, self.spent + share * self.budget
+        pieces: list[_Piece] = []
         # At least two, that what comes once is told from what every unit takes; unless one has taken it all.
-        while n < total and self.spent + (0 if len(pieces) < 2 else 2 * pieces[-1].seconds) < limit:
-            n = min(2 * n, total)
-            pieces.append(self.run(do, n))
-        return self.extrapolated(name, pieces, total)
-
-    def extrapolated(self, name: str, pieces: Sequence[_Piece], total: float) -> Phase:
-        last, before = pieces[-1], pieces[-2] if len(pieces) > 1 else None
+        while not pieces or (
+            pieces[-1].units < total and self.spent + (0 if len(pieces) < 2 else 2 * pieces[-1].seconds) < limit
+        ):
+            at = at if at + n <= total else 0
+            pieces.append(self.run(lambda at=at, n=n: do(at, n), n))  # type: ignore[misc]
+            at, n = at + n, min(2 * n, total)
+        last, units = pieces[-1], sum(p.units for p in pieces)
         rate = last.seconds / last.units
-        if before is not None and last.seconds - before.seconds > 0 and last.units > before.units:
-            rate = (last.seconds - before.seconds) / (last.units - before.units)
-        seconds = last.seconds + rate * (total - last.units)
-        factor = total / last.units
-        return self.phase(name, seconds, last.tokens * factor, last.texts * factor)
+        if len(pieces) > 1:
+            more = _slope([(p.units, p.seconds) for p in pieces])
+            rate = min(max(more, LEAST_SLOPE * rate), rate)
+        factor = total / units
+        tokens, texts = sum(p.tokens for p in pieces) * factor, sum(p.texts for p in pieces) * factor
+        return self.phase(name, last.seconds + rate * (total - last.units), tokens, texts)
 
     def phase(self, name: str, seconds: float, tokens: float = 0.0, texts: float = 0.0) -> Phase:
         """`seconds`: as pieces have them. Those by the clock follow when all is measured."""
@@ -239,7 +244,10 @@ class Measuring:
         before = None
         if learns or extra:
             once = self.grown(
-                f"{name}: evaluate before", lambda m: evaluate(session, agent, name, problems[:m], 0), n, 0.15 * share
+                f"{name}: evaluate before",
+                lambda at, m: evaluate(session, agent, name, problems[at : at + m], 0),
+                n,
+                0.15 * share,
             )
             before = once if learns else None
         if learns:
@@ -253,8 +261,8 @@ class Measuring:
                 )
         kept: list[Any] = []
 
-        def answers(m: int) -> None:
-            kept[:] = [evaluate(session, agent, name, problems[:m], wanted.samples, 0).greedy]
+        def answers(at: int, m: int) -> None:
+            kept[:] = [evaluate(session, agent, name, problems[at : at + m], wanted.samples, 0).greedy]
 
         asked = self.grown(f"{name}: evaluate", answers, n, 0.3 * share)
         phases.append(asked)
@@ -268,7 +276,7 @@ class Measuring:
             greedy = [e for e in kept[0] if e.tokens]
             if greedy:
                 looked = self.grown(
-                    f"{name}: look again", lambda m: changes(session, greedy[:m]), len(greedy), 0.1 * share
+                    f"{name}: look again", lambda at, m: changes(session, greedy[at : at + m]), len(greedy), 0.1 * share
                 )
                 count = min(2 * SHOWN, n) + (n if learns else 0)
                 phases.append(looked * (count / len(greedy)))
@@ -293,8 +301,8 @@ class Measuring:
         total = -(-config.agent.total_episodes // per)
         last: list[Agent] = []
 
-        def learn(iterations: int) -> None:
-            own = OmegaConf.merge(config.agent, {"total_episodes": per * iterations})
+        def learn(at: int, iterations: int) -> None:
+            own = OmegaConf.create({**to_dict(config.agent), "total_episodes": per * iterations})
             learner = agent_of(session, own, config.policy)
             with tempfile.TemporaryDirectory() as folder:
                 run = Run(folder, "measured", "")
@@ -324,8 +332,8 @@ class Measuring:
             oracle = make_oracle(session, config, policy, name)
             found: list[Any] = []
 
-            def solve(m: int, oracle: Any = oracle, found: list[Any] = found) -> None:
-                found[:] = oracle.solve(problems[:m], config.seed)
+            def solve(at: int, m: int, oracle: Any = oracle, found: list[Any] = found) -> None:
+                found[:] = oracle.solve(problems[at : at + m], config.seed)
 
             phases.append(self.grown(f"oracle {name}", solve, len(problems), 0.8 * share / len(names)))
             solved = [s.shortest for s in found if s.shortest is not None][: 2 * SHOWN]
@@ -356,6 +364,14 @@ class Measuring:
         return self.phase(name, first.seconds + (PLOTS - 1) * again.seconds)
 
 
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the line through (x, y) with the least squared errors; points that are larger count more, as sums of more do."""
+    weights = [x for x, _ in points]
+    mean_x, mean_y = (sum(w * p[i] for w, p in zip(weights, points, strict=True)) / sum(weights) for i in (0, 1))
+    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+    return sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / max(spread, 1e-12)
+
+
 @contextmanager
 def _cache_in(folder: str) -> Iterator[None]:
     before = os.environ.get("OLLM_RL_CACHE")
@@ -382,15 +398,15 @@ def measure(
     session = measuring.opened(settings)
     try:
         engine = session.engine
-        tokens, prompts = engine.num_tokens, 0
+        tokens, read = engine.num_tokens, 0
         if measuring.on_cpu:
             engine.profiler.enabled = True
         prefill = engine._prefill
 
-        def counted_prefill(rows: Any, texts: list[tuple[int, ...]]) -> Any:
-            nonlocal prompts
-            prompts += sum(map(len, texts))
-            return prefill(rows, texts)
+        def counted_prefill(rows: Tensor, prompts: list[tuple[int, ...]]) -> Tensor:
+            nonlocal read
+            read += sum(map(len, prompts))
+            return prefill(rows, prompts)
 
         engine._prefill = counted_prefill  # type: ignore[method-assign]
         known: set[str] = set()
@@ -407,11 +423,13 @@ def measure(
             found.phases.append(measuring.report())
         spent = engine.profiler.seconds
         if measuring.on_cpu and (decoding := spent["decode"] + spent["head"] + spent["options"]):
-            found.rates["decode rows a second"] = (engine.num_tokens - tokens) / decoding
+            found.rates["decode rows a second"] = (engine.num_tokens - tokens) / decoding * measuring.stretch
         if measuring.on_cpu and spent["prefill"]:
-            found.rates["prompt tokens a second"] = prompts / spent["prefill"]
+            found.rates["prompt tokens a second"] = read / spent["prefill"] * measuring.stretch
         for phase in found.phases[2:]:  # what comes before was timed by the clock
             phase.seconds = phase.cpu_seconds * measuring.stretch
+        for child in psutil.Process().children(recursive=True):  # the judge's, which start beside the model's loading
+            found.phases[1].cpu_seconds += sum(child.cpu_times()[:2])
         found.took, found.memory_gib = time.monotonic() - measuring.begun, max(peak_memory())
         return found
     finally:
