@@ -10,7 +10,7 @@ HEAD = """# Where everything is
 One line for every file, from the file itself (`python docs/make_map.py > docs/map.md`; a test keeps it true). Imports point downwards
 only: agents, envs, ollm_rl; within ollm_rl as `tests/test_layers.py` has it. Tests mirror the tree.
 
-What is to come has its place: trackers in `common/`; serve and view in `serving/`.
+What is to come has its place: view in `serving/`.
 """
 SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "tests")
 
