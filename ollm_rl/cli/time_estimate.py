@@ -10,7 +10,7 @@ from rich.console import Console
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.distributed import processes
 from ollm_rl.config.compose import Settings, on_cluster, preflight
-from ollm_rl.errors import OLLMError
+from ollm_rl.errors import OLLMError, RewardError, WorkerError
 from ollm_rl.evaluation.overview import Text
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.session.opening import wants_samples
@@ -34,8 +34,15 @@ def print_time(command: str, settings: Settings, overrides: list[str], combinati
     else:
         try:
             _print_measured(command, settings, overrides, combinations, out, say)
-        except OLLMError as error:
-            say(f"time: not measured ({error})")
+        except (
+            OLLMError,
+            RewardError,
+            WorkerError,
+            RuntimeError,
+            MemoryError,
+        ) as error:  # the run would say so as well
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"time: not measured, for the command would fail ({said})")
     for line in gpu_lines(command, settings):
         say(line)
 
@@ -92,6 +99,8 @@ def _print_measured(
             preflight(each)
         settings, config = mine, mine.config
         seeds, searches = len(config.seeds), config.with_oracle
+    else:
+        preflight(settings)
     found = measure(command, settings, trials, seeds, searches, config.estimate.seconds)
     whole = found.whole
     body = [

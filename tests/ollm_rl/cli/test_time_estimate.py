@@ -86,6 +86,12 @@ def test_what_is_not_measured_is_said_with_the_reason(keys, why, capsys):
     assert f"time: not measured ({why})" in said and "memory for rollouts" in said and "in all:" not in said
 
 
+def test_a_command_that_would_fail_is_measured_as_such(capsys, tmp_path):
+    main(["evaluate", "backbone=tiny", "policy=nothing/here", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "time: not measured, for the command would fail (policy=nothing/here does not hold a policy." in said
+
+
 def test_gpu_hours_are_those_of_the_device_that_was_measured():
     [line] = gpu_lines("train", compose(["agent.total_episodes=7680"]))
     assert "NVIDIA H100" in line and "0.0126 GPU hours" in line  # ten times 768 episodes in 4.5 s
