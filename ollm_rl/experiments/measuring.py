@@ -41,7 +41,8 @@ from ollm_rl.tasks.prompts import Prompter
 log = logging.getLogger(__name__)
 FEWEST = 4  # problems of a first piece
 FEWEST_SOLUTIONS = 64
-LEAST_SLOPE = 0.5  # of a piece's seconds a unit: pieces differ by what is in them, too
+FIRST_TOKENS = 4000  # of a first piece, at most
+LEAST_SLOPE = 0.25  # of a piece's seconds a unit: pieces differ by what is in them, too
 PLOTS = 4  # of a report, about
 ITERATIVE = (
     "total_episodes",
@@ -227,6 +228,13 @@ class Measuring:
             self.found.rates["solution tokens read a second"] = tokens / max(1e-9, sum(p.seconds for p in states))
         return made[-1], found
 
+    @staticmethod
+    def _first(session: Session, texts: int) -> int:
+        """Problems of a first piece of an evaluation with so many texts each: a quarter of the engine's slots, for a step of few rows takes
+        about as long as one of many; fewer where texts are long."""
+        slots, longest = session.engine.num_slots, session.engine.max_new_tokens
+        return max(FEWEST, min(slots // (4 * texts), FIRST_TOKENS // (longest * texts)))
+
     def trial(
         self, settings: Settings, session: Session, label: str, share: float
     ) -> tuple[list[Phase], Phase | None, str]:
@@ -248,6 +256,7 @@ class Measuring:
                 lambda at, m: evaluate(session, agent, name, problems[at : at + m], 0),
                 n,
                 0.15 * share,
+                self._first(session, 1),
             )
             before = once if learns else None
         if learns:
@@ -264,7 +273,7 @@ class Measuring:
         def answers(at: int, m: int) -> None:
             kept[:] = [evaluate(session, agent, name, problems[at : at + m], wanted.samples, 0).greedy]
 
-        asked = self.grown(f"{name}: evaluate", answers, n, 0.3 * share)
+        asked = self.grown(f"{name}: evaluate", answers, n, 0.3 * share, self._first(session, wanted.samples + 1))
         phases.append(asked)
         if extra and once is not None:
             phases.append(replace(once, name=f"{name}: other problems") * (extra * (2 if learns else 1) / n))
