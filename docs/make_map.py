@@ -10,7 +10,6 @@ HEAD = """# Where everything is
 One line for every file, from the file itself (`python docs/make_map.py > docs/map.md`; a test keeps it true). Imports point downwards
 only: agents, envs, ollm_rl; within ollm_rl as `tests/test_layers.py` has it. Tests mirror the tree.
 
-What is to come has its place: trackers in `common/`.
 """
 SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "tests")
 

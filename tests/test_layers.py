@@ -32,6 +32,7 @@ BELOW["cli"] = {*BELOW["experiments"], "experiments", "serving", "view"}
 HEAVY = {"ray", "trl", "peft"}
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "openai"}  # the extra `serve`
 SERVE = {Path("ollm_rl") / "serving" / f"{name}.py" for name in ("serve", "guard", "metrics", "openai_types")}
+TRACKERS = {"trackio", "wandb", "mlflow"}
 NEED_THEM = {Path("agents") / f"{name}.py" for name in ("ppo", "rllib", "lora", "lora_grpo", "trainers")}
 NEED_THEM.add(Path("ollm_rl") / "models" / "adapters.py")
 LIGHT = (
@@ -105,6 +106,12 @@ def test_ray_and_trl_stay_where_they_are_needed():
     for path in MODULES.values():
         if path.relative_to(ROOT) not in NEED_THEM and path.parent != ROOT / "ollm_rl" / "cluster":
             assert not {name.split(".")[0] for name in imports(path)} & HEAVY, path
+
+
+def test_trackers_stay_where_they_are_needed():
+    for path in MODULES.values():
+        if path.relative_to(ROOT) != Path("ollm_rl/common/tracker_clients.py"):
+            assert not {name.split(".")[0] for name in imports(path)} & TRACKERS, path
 
 
 def test_only_the_server_needs_a_web_framework():

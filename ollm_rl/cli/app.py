@@ -30,7 +30,8 @@ def usage() -> str:
         "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
         "  agents=[...] seeds=[...] for compare; agents=[...] <agent>.<setting>=a,b tune.search= for tune\n\n"
         "  key=a,b runs the command with each: agent=grpo,ppo seed=0,1,2\n\n"
-        "--dry-run prints the resolved configuration and what it would take."
+        "--dry-run prints the resolved configuration and what it would take: memory, seconds, tokens (measured in about ten seconds;\n"
+        "estimate.measure=false leaves that out)."
     )
 
 
@@ -93,8 +94,10 @@ def _dispatch(arguments: list[str]) -> None:
             check_values(each.config, each.choices)
             check_classes(each)
         from ollm_rl.cli.estimate import print_estimate
+        from ollm_rl.cli.time_estimate import print_time
 
         print_estimate(settings, out)
+        print_time(command, settings, overrides, len(jobs), out)
         if command == "tune":
             from ollm_rl.experiments.tuning_plan import plan_of
 

@@ -5,13 +5,14 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ollm_rl.common.distributed import processes
-from ollm_rl.common.run_dir import RESULTS, Run
+from ollm_rl.common.run_dir import CONVERSION, RESULTS, Run
 from ollm_rl.config.compose import Settings, preflight
 
 if TYPE_CHECKING:
@@ -29,17 +30,14 @@ def convert(settings: Settings, overrides: list[str]) -> None:
     if not processes().is_main:
         open_session(settings).close()
         return
-    with_run = _run(settings, "convert")
-    session = open_session(settings, run=with_run)
-    assert session.plugin_path is not None
-    shutil.copytree(session.plugin_path, with_run.path / "plugin", dirs_exist_ok=True)
-    session.lm.save_pretrained(with_run.path / "plugin")
-    with_run.write_json("conversion.json", session.conversion)
-    write_solutions(session.task, with_run)
-    session.close()
-    with_run.close()
-    out.print_json(json.dumps(session.conversion))
-    out.print(f"plug-in: {with_run.path / 'plugin'}")
+    with closing(_run(settings, "convert")) as run, closing(open_session(settings, run=run)) as session:
+        assert session.plugin_path is not None
+        shutil.copytree(session.plugin_path, run.path / "plugin", dirs_exist_ok=True)
+        session.lm.save_pretrained(run.path / "plugin")
+        run.write_json(CONVERSION, session.conversion)
+        write_solutions(session.task, run)
+        out.print_json(json.dumps(session.conversion))
+        out.print(f"plug-in: {run.path / 'plugin'}")
 
 
 def train(settings: Settings, overrides: list[str]) -> None:
@@ -55,12 +53,9 @@ def evaluate(settings: Settings, overrides: list[str]) -> None:
 def _one(settings: Settings, command: str, learn: bool) -> None:
     from ollm_rl.experiments.single import SessionCache, run_trial
 
-    run, sessions = _run(settings, command), SessionCache()
-    try:
-        results = run_trial(settings, run, sessions, settings.config.seed, learn)
-    finally:
-        sessions.close()
-    _present(run, results)
+    sessions = SessionCache()
+    with closing(_run(settings, command)) as run, closing(sessions):
+        _present(run, run_trial(settings, run, sessions, settings.config.seed, learn))
 
 
 def oracle(settings: Settings, overrides: list[str]) -> None:
@@ -68,12 +63,12 @@ def oracle(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.experiments.oracle_run import run_oracle
     from ollm_rl.experiments.single import SessionCache
 
-    run, sessions = _run(settings if settings.config.policy else settings.without_agent(), "oracle"), SessionCache()
-    try:
-        results = run_oracle(settings, run, sessions, settings.config.seed)
-    finally:
-        sessions.close()
-    _present(run, results)
+    sessions = SessionCache()
+    with (
+        closing(_run(settings if settings.config.policy else settings.without_agent(), "oracle")) as run,
+        closing(sessions),
+    ):
+        _present(run, run_oracle(settings, run, sessions, settings.config.seed))
 
 
 def compare(settings: Settings, overrides: list[str], command: str = "compare") -> None:
@@ -89,8 +84,8 @@ def compare(settings: Settings, overrides: list[str], command: str = "compare") 
             preflight(trial_settings(given, mine, name))
     if "" in tasks:
         mine, given = tasks[""]
-        run = _run(with_overrides(mine, given), command)
-        _present(run, run_all(given, mine, run))
+        with closing(_run(with_overrides(mine, given), command)) as run:
+            _present(run, run_all(given, mine, run))
         return
     run, found = _run(with_overrides(settings, overrides), command), dict[str, Results]()
     comparisons = {
@@ -115,14 +110,15 @@ def tune(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.report.plots import draw_tuning
 
     plan = plan_of(overrides, settings)
-    run = _run(plan.settings, "tune")
-    result = try_all(plan, run, overrides)
-    plot = draw_tuning(result, run.path / "plots")
-    out.print(tuning_table(result).to_rich())
-    for agent, best in result["overrides"].items():
-        out.print(f"best of {agent}: {' '.join(best) or 'its defaults'}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"results: {run.path / TUNE}\nplot:    {plot}", soft_wrap=True)
-    run.close()
+    with closing(_run(plan.settings, "tune")) as run:
+        result = try_all(plan, run, overrides)
+        plot = draw_tuning(result, run.path / "plots")
+        out.print(tuning_table(result).to_rich())
+        for agent, best in result["overrides"].items():
+            out.print(
+                f"best of {agent}: {' '.join(best) or 'its defaults'}", markup=False, highlight=False, soft_wrap=True
+            )
+        out.print(f"results: {run.path / TUNE}\nplot:    {plot}", soft_wrap=True)
 
 
 def demo(settings: Settings, overrides: list[str]) -> None:

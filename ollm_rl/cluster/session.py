@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ollm_rl.cluster.pool import Pool, start_ray
+from ollm_rl.common.cost import count
 from ollm_rl.common.progress import Bar
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import ConfigurationError
@@ -172,6 +173,7 @@ class ClusterSession(BaseSession):
         episodes = unpack(result.value, [r.problem for r in chunk], self.backbone.device)
         for episode in episodes:
             episode.policy_version = version
+        count(len(episodes), sum(len(e.tokens) for e in episodes))
         sent = self._sent
         sent.bytes, sent.episodes = sent.bytes + result.num_bytes, sent.episodes + len(episodes)
         sent.fetch_s = max(sent.fetch_s, result.fetch_s)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from ollm_rl.common.settings import Config, Setting, defaults, settings_of
 from ollm_rl.errors import did_you_mean
 
-GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "experiment")
+GROUPS = ("backbone", "plugin", "task", "reward", "engine", "agent", "oracle", "rollout", "tracker", "experiment")
 OPEN_GROUPS = ("agent", "reward", "task")  # a class of the user's can stand there
 
 # What settings, and agents with their settings, were called in earlier releases.
@@ -63,11 +63,12 @@ SCHEMAS = {
     ), "agents.config"),
     "oracle": {"OracleConfig": "ollm_rl.oracle.config"},
     "rollout": {"RolloutConfig": "ollm_rl.cluster.config"},
+    "tracker": {"TrackerConfig": "ollm_rl.common.tracker_config"},
 }  # fmt: skip
 # Sections of the root, and the settings that stand in it without a section.
 SECTIONS = {
     "convert": ("ConvertConfig", "ollm_rl.options.config"), "evaluate": ("EvaluateConfig", "ollm_rl.evaluation.config"),
-    "value": ("ValueConfig", "ollm_rl.options.config"), "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"),
+    "value": ("ValueConfig", "ollm_rl.options.config"), "inspect": ("InspectConfig", "ollm_rl.evaluation.config"), "tune": ("TuneConfig", "ollm_rl.experiments.config"), "estimate": ("EstimateConfig", "ollm_rl.experiments.config"),
     "export": ("ExportConfig", "ollm_rl.serving.config"), "chat": ("ChatConfig", "ollm_rl.serving.config"),
     "play": ("PlayConfig", "ollm_rl.serving.config"), "serve": ("ServeConfig", "ollm_rl.serving.config"),
     "view": ("ViewConfig", "ollm_rl.view.config"),

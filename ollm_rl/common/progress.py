@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ollm_rl.common.cost import count_phase
 from ollm_rl.common.heartbeat import beat
 
 console = Console(stderr=True)
@@ -60,3 +61,4 @@ def track(name: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Ba
         yield bar
     finally:
         bar.close()
+        count_phase(name, time.monotonic() - bar.started)

@@ -1,6 +1,6 @@
 """Whether a run may be continued with a configuration: what has to be as it was, and what may differ.
 
-Values are compared, not lines. How a run is resumed, where it lies and on which cluster makes no difference, and a
+Values are compared, not lines. How a run is resumed, where it lies, on which cluster and by what it is tracked makes no difference, and a
 comparison may get more agents and seeds: each of its parts has a configuration of its own. A limit of training may be
 larger than it was.
 
@@ -31,7 +31,10 @@ from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
 COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
-FREE = (*COMPARISON, "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent")
+FREE = (
+    *COMPARISON, "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
+    "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts", "estimate.measure", "estimate.seconds",
+)  # fmt: skip
 # What runs did that know nothing of a setting, where its default is another now.
 BEFORE = {"plugin.reader_depth": 0}
 # Defaults of `agent=grpo` that were others.

@@ -5,28 +5,26 @@ import logging
 import math
 import os
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ollm_rl.common.checkpoints import newest_whole, seal
+from ollm_rl.common.cost import COST, Cost, Meter
 from ollm_rl.common.run_config import LIMITS, changes, read
 from ollm_rl.common.run_lock import LOCK, OWNER, hold, release
 from ollm_rl.common.run_settings import RunConfig
+from ollm_rl.common.trackers import Recorded, Tracker, tracker_of
 from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 
 log = logging.getLogger(__name__)
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 RESULTS = "results.json"  # of a run that is done
+CONVERSION = "conversion.json"  # what its options are worth
 SOLUTIONS = "solutions.json"  # how those were sampled that the options were made from
-
-
-class Recorded(Protocol):
-    """An episode, as far as it is written down."""
-
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 class Run:
@@ -68,6 +66,8 @@ class Run:
             ) from error
         self._close_lock = weakref.finalize(self, release, hold(self.path))
         self._tensorboard: Any = None
+        self._tracker = tracker_of(config, self.path)
+        self._meter = Meter(stored_cost(self.path))
         self._waiting: str | None = config  # to be written
         self.existed = stored.exists()  # another process may have made it meanwhile
         self.grown: dict[str, tuple[float, float]] = {}
@@ -113,7 +113,7 @@ class Run:
         return whole_lines(self.path / METRICS)
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line to `metrics.jsonl` and the same scalars to TensorBoard."""
+        """Append one line to `metrics.jsonl`, and log the same to TensorBoard and to the tracker."""
         self._adopt()
         with (self.path / METRICS).open("a") as out:
             out.write(_json({"step": step, **values}) + "\n")
@@ -124,6 +124,8 @@ class Run:
         for key, value in values.items():
             if isinstance(value, int | float):
                 self._tensorboard.add_scalar(key, value, step)
+        if self._tracker is not None:
+            self._tracker.metrics(step, values)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget metrics and rollouts after `step`: a resumed run writes them again."""
@@ -137,9 +139,15 @@ class Run:
                 path.unlink()
 
     def save_rollouts(self, name: str, episodes: Iterable[Recorded]) -> None:
-        """Write episodes as `rollouts/<name>.jsonl`."""
+        """Write episodes as `rollouts/<name>.jsonl`, and log some of them to the tracker."""
         self._adopt()
+        episodes = list(episodes)
         write_rollouts(self.path, name, episodes)
+        if self._tracker is not None:
+            self._tracker.rollouts(name, self._last_step(), episodes)
+
+    def _last_step(self) -> int:
+        return int(next((line["step"] for line in reversed(self.metrics())), 0))
 
     def file(self, name: str) -> Path | None:
         """Where a file of the run is to be; None if nothing is written."""
@@ -163,6 +171,7 @@ class Run:
 
         The last `keep` stay; later ones are of what was forgotten when the run was resumed.
         """
+        self._save_cost()
         folder = self.path / "checkpoints"
         final = folder / f"step_{step}"
         seal(folder / f".step_{step}")
@@ -198,13 +207,27 @@ class Run:
     def write_json(self, name: str, value: Any) -> Path:
         if name == RESULTS:
             self._adopt()
-        return write_json(self.path / name, value)
+        path = write_json(self.path / name, value)
+        if name == RESULTS:
+            self._save_cost()
+        if self._tracker is not None and name in (RESULTS, CONVERSION):
+            self._tracker.summary(name.removesuffix(".json"), self._last_step(), value)
+        return path
+
+    def _save_cost(self) -> None:
+        if self._meter.used:  # else it was done before, and only looked at
+            write_json(self.path / COST, self._meter.cost().to_dict())
 
     def close(self) -> None:
         """End the log, and let other processes open the run."""
+        if self.path.is_dir():
+            self._save_cost()
+        self._meter.stop()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+        if self._tracker is not None:
+            self._tracker.finish(completed=sys.exc_info()[0] is None)
         self._close_lock()
 
 
@@ -213,6 +236,7 @@ class NoRun(Run):
 
     def __init__(self) -> None:
         self.existed, self.grown = False, {}
+        self._tracker: Tracker | None = None
 
     @property
     def path(self) -> Path:  # type: ignore[override]
@@ -266,6 +290,14 @@ def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]
             )
     grown = {key: (before, now) for key, (before, now) in found.limits.items() if now > before}
     return grown, bool(found.limits) or found.comparison
+
+
+def stored_cost(path: Path) -> Cost | None:
+    """What a run has cost so far, as far as that was written down."""
+    try:
+        return Cost.of(json.loads((path / COST).read_text()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def write_rollouts(directory: Path, name: str, episodes: Iterable[Recorded]) -> Path:

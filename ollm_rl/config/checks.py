@@ -11,6 +11,7 @@ from ollm_rl.common.cache import check_cache
 from ollm_rl.common.config_files import OPEN_GROUPS, SCHEMAS, SECTIONS, roots, schema, section
 from ollm_rl.common.folders import obstacle
 from ollm_rl.common.settings import settings_of
+from ollm_rl.common.tracker_config import TrackerConfig, check_tracker
 from ollm_rl.errors import ConfigurationError
 
 
@@ -31,6 +32,7 @@ def check_values(config: DictConfig, choices: Mapping[str, str]) -> None:
         if (kind_of := schema(group, choices[group])) is not None:
             own = {k: v for k, v in values[group].items() if not (group in OPEN_GROUPS and k == "_target_")}
             kind_of.of(own, f"{group}={choices[group]}")
+    check_tracker(TrackerConfig.of(values["tracker"]))
     if (config.rollout.num_workers or config.rollout.address) and find_spec("ray") is None:
         raise ConfigurationError(
             "rollout.num_workers and rollout.address need Ray. Install it with `pip install 'ollm_rl[rllib]'`."

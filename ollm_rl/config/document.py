@@ -16,6 +16,22 @@ ollm_rl.config.document > docs/configuration.md`); a test keeps it true.
 
 `group=choice` takes a member of a group, `group.key=value` sets one key; `ollm-rl <command> --dry-run` prints the result. `null` stands
 for "not set" where "null or ..." is allowed. In Python the same names are arguments: `ol.make_agent("grpo", session, beta=0.05)`.
+
+## What a command would take
+
+`ollm-rl <command> ... --dry-run` says parameters, memory and disk without loading a weight, and then measures for about ten seconds
+(`estimate.seconds=`) how long the command would take here: it loads the backbone, does small pieces of the command's own work (a conversion
+on a few solutions if there is none in the cache, an iteration of training, some problems of the evaluation and of the search), and prints seconds,
+share, generated tokens and texts of every phase, the sum, decode rows, prompt tokens and solution tokens a second, and the seconds of an
+update. Seconds are those that the processor gives this process: a busy machine takes longer to measure, and longer to run. Nothing that is made is kept.
+
+`estimate.measure=false` leaves the measurement out. It is left out too, with the reason, for a backbone that is not on this machine,
+workers of a cluster, several tasks at once, and solutions that are to be sampled first. Training is estimated for agents that learn in equal iterations on
+stored states (`grpo` and its controls); for others the estimate says that it is not in it. GPU hours are given where this agent was measured on this
+backbone and task (`benchmarks/results/gpu.json`, with the device).
+
+What a run did cost stands in its `cost.json`, in its report and in the last table that it prints: seconds, generated tokens, texts and peak memory over all calls
+that worked on it. How far predictions are from it: `python benchmarks/estimates.py`, `benchmarks/results/estimates.json`.
 """
 
 

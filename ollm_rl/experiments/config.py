@@ -51,6 +51,16 @@ class ComparisonConfig(Config):
                 )
 
 
+@dataclass(frozen=True)
+class EstimateConfig(Config):
+    """What `--dry-run` measures."""
+
+    section: ClassVar[str] = "estimate"
+
+    measure: bool = setting(True, "measure how long the command would take here; false: sizes alone, at once")
+    seconds: float = setting(10.0, "of measuring, about", above=0)
+
+
 SEARCHES = ("grid", "coordinate", "random", "optuna")
 METRICS = ("avg@k", "pass@k", "maj@k", "accuracy", "area")
 

@@ -64,6 +64,27 @@ def convert(
             f"solutions={config.solutions!r}: this converts on what the task has. Sample first: task = ol.sample_solutions(backbone, task), then "
             "ol.convert(backbone, task)"
         )
+    prompter, train, heldout, path = _wanted(backbone, task, config)
+    with made_by_one(path):
+        if (path / REPORT).exists():
+            log.info("plug-in: from the cache (%s)", path)
+            return PlugIn.from_pretrained(path, backbone)
+        return _converted(backbone, prompter, train, heldout, config, path, run)
+
+
+def is_converted(backbone: Backbone, task: Task, config: ConversionConfig) -> bool:
+    """Whether `convert` would find the plug-in in the cache.
+
+    Raises:
+        DataError: the task has no solutions to learn from.
+    """
+    return (_wanted(backbone, task, config)[-1] / REPORT).exists()
+
+
+def _wanted(
+    backbone: Backbone, task: Task, config: ConversionConfig
+) -> tuple[Prompter, list[Problem], list[Problem], Path]:
+    """What a plug-in is made from: prompts, solutions to learn from and to report on; and its place in the cache."""
     prompter = Prompter.for_task(backbone, task)
     train = drawn(task, "sft", config.num_solutions, config.seed)
     heldout = drawn(task, "tune", config.num_heldout, config.seed)
@@ -80,12 +101,7 @@ def convert(
     text = [(prompter.own(p), p.solution) for p in train + heldout]
     over = [reader_key(backbone, prompter, train, heldout, config)] if config.plugin.reader_depth else []
     key = key_of(backbone.fingerprint, str(backbone.dtype), prompter.prefix, text, config.training(), "v6", *over)
-    path = cache_dir() / "plugins" / key
-    with made_by_one(path):
-        if (path / REPORT).exists():
-            log.info("plug-in: from the cache (%s)", path)
-            return PlugIn.from_pretrained(path, backbone)
-        return _converted(backbone, prompter, train, heldout, config, path, run)
+    return prompter, train, heldout, cache_dir() / "plugins" / key
 
 
 def drawn(task: Task, split: str, n: int, seed: int) -> list[Problem]:

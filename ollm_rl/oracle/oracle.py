@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ollm_rl.common.cost import count
 from ollm_rl.common.locate import dotted_name
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import whole_lines
@@ -125,6 +126,8 @@ class Oracle:
         with track(f"oracle {self.search}", len(searches), "problems", done=len(done)) as bar:
             for record in self.session.map(_search, open_ones, self, seed, deadline):
                 searches[record["position"]].restore(record)
+                if self.search != "best_of_n":  # whose texts are episodes, and counted as such
+                    count(searches[record["position"]].tried, searches[record["position"]].spent)
                 if store is not None:
                     with store.open("a") as out:
                         out.write(json.dumps(record) + "\n")

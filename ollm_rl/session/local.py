@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from ollm_rl.common.cost import count
 from ollm_rl.common.progress import Bar
 from ollm_rl.errors import DataError
 from ollm_rl.models.backbone import Backbone
@@ -100,6 +101,7 @@ class Session(BaseSession):
                     bar.advance()
                 found[place] = episode
             episodes = [e for e in found if e is not None]
+            count(len(episodes), sum(len(e.tokens) for e in episodes))
             with profiler.part("verifier"):
                 if judged:
                     self.judge(episodes, self.prompter)

@@ -301,7 +301,7 @@ def test_runs_with_and_without_an_agent_are_not_each_other(words, capsys):
 
 
 def test_dry_run_says_what_it_would_take(capsys, tmp_path):
-    main(["train", "--dry-run"])
+    main(["train", "--dry-run", "estimate.measure=false"])
     printed = capsys.readouterr().out
     assert "134,515,008" in printed and "KV cache" in printed
     assert not (tmp_path / "runs").exists()

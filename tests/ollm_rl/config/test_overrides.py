@@ -252,7 +252,7 @@ def test_nothing_that_is_typed_ends_in_a_traceback(capsys, monkeypatch):
     for overrides in given:
         try:
             command = draw.choice(("train", "compare", "oracle"))
-            main([command, "--dry-run", "backbone=tiny", *overrides])
+            main([command, "--dry-run", "backbone=tiny", "estimate.measure=false", *overrides])
             preflight(compose(["backbone=tiny", *overrides]))
         except OLLMError as error:
             assert str(error), overrides

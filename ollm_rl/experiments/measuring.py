@@ -1,0 +1,446 @@
+"""What a command would take on this machine, measured: pieces of its own work for some seconds, then proportion.
+
+Nothing is kept of what the pieces make. On a CPU they are timed by the processor time that they use, which other programs change
+little; how much longer the clock on the wall goes meanwhile is measured over all of them together.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psutil
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ollm_rl.common.cost import Meter, peak_memory
+from ollm_rl.common.run_dir import Run
+from ollm_rl.config.compose import Settings, to_dict
+from ollm_rl.evaluation.evaluator import evaluate
+from ollm_rl.evaluation.records import TEACHER
+from ollm_rl.evaluation.replay import SHOWN, changes
+from ollm_rl.experiments.factories import make_oracle
+from ollm_rl.experiments.oracle_run import search_policy
+from ollm_rl.models.backbone import Backbone
+from ollm_rl.options.config import ConversionConfig
+from ollm_rl.options.conversion import convert, drawn, is_converted
+from ollm_rl.options.modules import PlugIn
+from ollm_rl.oracle.config import VALUED
+from ollm_rl.session.agent import Agent, train
+from ollm_rl.session.loading import agent_of
+from ollm_rl.session.local import Session, shared_backbone
+from ollm_rl.session.opening import conversion_config, open_session, plugin_path, task_of
+from ollm_rl.tasks import Problem
+from ollm_rl.tasks.prompts import Prompter
+
+log = logging.getLogger(__name__)
+FEWEST = 4  # problems of a first piece
+FEWEST_SOLUTIONS = 64
+FIRST_TOKENS = 4000  # of a first piece, at most
+LEAST_SLOPE = 0.25  # of a piece's seconds a unit: pieces differ by what is in them, too
+PLOTS = 4  # of a report, about
+ITERATIVE = (
+    "total_episodes",
+    "problems_per_iteration",
+    "num_generations",
+)  # settings of agents that learn in equal iterations
+
+
+@dataclass
+class Phase:
+    """A part of a run: seconds by the clock and of the processor, generated tokens and texts."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    tokens: float = 0.0
+    texts: float = 0.0
+
+    def __mul__(self, factor: float) -> "Phase":
+        return Phase(
+            self.name, self.seconds * factor, self.cpu_seconds * factor, self.tokens * factor, self.texts * factor
+        )
+
+
+@dataclass
+class Estimate:
+    """What a command would take.
+
+    Attributes:
+        phases: in the order in which they come. rates: what was measured, by name. notes: what is not in it.
+        took: seconds of measuring.
+    """
+
+    phases: list[Phase] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    took: float = 0.0
+    memory_gib: float = 0.0
+
+    @property
+    def whole(self) -> Phase:
+        return Phase(
+            "in all", *(sum(getattr(p, f) for p in self.phases) for f in ("seconds", "cpu_seconds", "tokens", "texts"))
+        )
+
+
+@dataclass
+class _Piece:
+    """One measured: units of work that it stands for, seconds that count, tokens and texts."""
+
+    units: float
+    seconds: float
+    tokens: int
+    texts: int
+
+
+class Measuring:
+    """Measures within about `seconds`, of which every kind of work gets a share."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.begun = seconds, time.monotonic()
+        self.wall = self.work = self.spent = 0.0  # of all pieces; `spent` of what counts
+        self.on_cpu = True
+        self.found = Estimate()
+
+    @property
+    def budget(self) -> float:
+        """Seconds that count, of all threads: a busy machine is measured as well as one that is not, and takes longer."""
+        return self.seconds * (torch.get_num_threads() if self.on_cpu else 1)
+
+    def run(self, do: Callable[[], object], units: int = 1) -> _Piece:
+        meter, wall, cpu = Meter(), time.perf_counter(), time.process_time()
+        try:
+            do()
+        finally:
+            meter.stop()
+        if not self.on_cpu:
+            torch.cuda.synchronize()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.wall, self.work = self.wall + wall, self.work + cpu
+        piece = _Piece(units, cpu if self.on_cpu else wall, meter.tokens, meter.episodes)
+        self.spent += piece.seconds
+        return piece
+
+    def grown(
+        self, name: str, do: Callable[[int, int], object], total: int, share: float, first: int = FEWEST
+    ) -> Phase:
+        """The phase of `do(0, total)` from pieces `do(at, n)`, n units from one that was not looked at yet, as far as there are some; each
+        has twice as many as the one before, until `share` of the time is used up. Of what is not looked at, every unit takes what a unit more
+        took in the pieces, since what comes once, and a batch that drains, costs a large piece no more than a small one."""
+        n, at, limit = min(first, total), 0, self.spent + share * self.budget
+        pieces: list[_Piece] = []
+        # At least two, that what comes once is told from what every unit takes; unless one has taken it all.
+        while not pieces or (
+            pieces[-1].units < total and self.spent + (0 if len(pieces) < 2 else 2 * pieces[-1].seconds) < limit
+        ):
+            at = at if at + n <= total else 0
+            pieces.append(self.run(lambda at=at, n=n: do(at, n), n))  # type: ignore[misc]
+            at, n = at + n, min(2 * n, total)
+        last, units = pieces[-1], sum(p.units for p in pieces)
+        rate = last.seconds / last.units
+        if len(pieces) > 1:
+            more = _slope([(p.units, p.seconds) for p in pieces])
+            rate = min(max(more, LEAST_SLOPE * rate), rate)
+        factor = total / units
+        tokens, texts = sum(p.tokens for p in pieces) * factor, sum(p.texts for p in pieces) * factor
+        return self.phase(name, last.seconds + rate * (total - last.units), tokens, texts)
+
+    def phase(self, name: str, seconds: float, tokens: float = 0.0, texts: float = 0.0) -> Phase:
+        """`seconds`: as pieces have them. Those by the clock follow when all is measured."""
+        return Phase(name, seconds, seconds, tokens, texts)
+
+    @property
+    def stretch(self) -> float:
+        """Seconds by the clock for one that counts."""
+        return self.wall / self.work if self.on_cpu and self.work > 0 else 1.0
+
+    # What the commands are made of.
+
+    def opened(self, settings: Settings) -> Session:
+        """The session, with a plug-in of a piece of the conversion if the real one is not there."""
+        config, found = settings.config, self.found
+        process = psutil.Process()
+        found.phases.append(Phase("start", time.time() - process.create_time(), time.process_time()))
+        wall, cpu = time.perf_counter(), time.process_time()
+        backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
+        self.on_cpu = backbone.device.type == "cpu"
+        task, conversion = task_of(config), conversion_config(config)
+        path, plugin = plugin_path(config), None
+        cached = path is None and is_converted(backbone, task, conversion)
+        if cached:
+            plugin = convert(backbone, task, conversion)
+        load = Phase("load the model", time.perf_counter() - wall, time.process_time() - cpu)
+        if path is None and not cached:
+            plugin, phases = self._conversion(backbone, task, conversion)
+        session = open_session(settings, plugin=path or plugin)
+        some = session.problems(config.evaluate.split, 1, config.seed)
+        warm = self.run(lambda: session.engine.admit([session.prompter.encode(p) for p in some]))
+        session.engine.clear()
+        load.cpu_seconds, load.seconds = load.cpu_seconds + warm.seconds, load.seconds + warm.seconds
+        found.phases.append(load)
+        if path is None and not cached:
+            found.phases += phases
+            found.notes.append(
+                "the options are not converted yet: texts are taken to be as long as those of a plug-in that has seen few solutions"
+            )
+        return session
+
+    def _conversion(self, backbone: Backbone, task: Any, config: ConversionConfig) -> tuple[PlugIn, list[Phase]]:
+        """A conversion on few solutions, twice as many the second time; what all of them would take."""
+        prompter = Prompter.for_task(backbone, task)
+
+        def length(problems: Sequence[Problem]) -> int:
+            different = {(p.problem, p.solution): len(prompter.encode_solution(p.solution or "")) for p in problems}
+            return sum(different.values())
+
+        every = drawn(task, "sft", config.num_solutions, config.seed)
+        held = drawn(task, "tune", config.num_heldout, config.seed)
+        epochs = {"options": config.epochs, "prior": config.prior_epochs, "reader": config.reader_epochs}
+        epochs["without reader"] = config.reader_epochs
+        limit, n, count = self.spent + 0.3 * self.budget, min(FEWEST_SOLUTIONS, len(every)), 0
+        made: list[PlugIn] = []
+        with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
+            while True:
+                count, few = count + 1, min(len(held), max(8, n // 8))
+                small = replace(config, num_solutions=n, num_heldout=few, epochs=1, prior_epochs=1, reader_epochs=1)
+                meter = Meter()
+                piece = self.run(lambda config=small: made.append(convert(backbone, task, config)))  # type: ignore[misc]
+                meter.stop()
+                if n == len(every) or (count > 1 and self.spent + 2 * piece.seconds > limit):
+                    break
+                n = min(2 * n, len(every))
+        read = length(every + held) / max(1, length(drawn(task, "sft", n, config.seed) + held[:few]))
+        # What no bar stands for, such as the report on the options, is spread over the phases.
+        each = piece.seconds / max(1e-9, sum(meter.phases.values()))
+        found = []
+        for name, seconds in meter.phases.items():
+            times = len(every) / n * epochs[name] if name in epochs else read
+            found.append(self.phase(f"convert: {name}", seconds * each * times))
+        states = [p for p in found if p.name.endswith("hidden states")]
+        if states:
+            tokens = length(every + held)
+            self.found.rates["solution tokens read a second"] = tokens / max(1e-9, sum(p.seconds for p in states))
+        return made[-1], found
+
+    @staticmethod
+    def _first(session: Session, texts: int) -> int:
+        """Problems of a first piece of an evaluation with so many texts each: a quarter of the engine's slots, for a step of few rows takes
+        about as long as one of many; fewer where texts are long."""
+        slots, longest = session.engine.num_slots, session.engine.max_new_tokens
+        return max(FEWEST, min(slots // (4 * texts), FIRST_TOKENS // (longest * texts)))
+
+    def trial(
+        self, settings: Settings, session: Session, label: str, share: float
+    ) -> tuple[list[Phase], Phase | None, str]:
+        """An agent with one seed: its phases, the evaluation before it learns apart, and the agent's identity as it begins."""
+        config, name = settings.config, settings.agent_name
+        agent = agent_of(session, config.agent, config.policy)
+        begun = agent.identity()
+        wanted = config.evaluate
+        problems = session.problems(wanted.split, wanted.num_problems, config.seed)
+        n = len(problems)
+        phases: list[Phase] = []
+        learns = agent.learns_from_rewards and label != "evaluate"
+        extra = wanted.num_ood * len(session.task.ood_variants) + len(wanted.hand_over) * n
+        once: Phase | None = None
+        before = None
+        if learns or extra:
+            once = self.grown(
+                f"{name}: evaluate before",
+                lambda at, m: evaluate(session, agent, name, problems[at : at + m], 0),
+                n,
+                0.15 * share,
+                self._first(session, 1),
+            )
+            before = once if learns else None
+        if learns:
+            learner, phase = self._training(settings, session, agent, 0.4 * share)
+            agent = learner or agent
+            phases += [phase] if phase else []
+            if phase and wanted.every is not None and once is not None:
+                rounds = config.agent.total_episodes // (self._per_iteration(config) * wanted.every)
+                phases.append(
+                    replace(once, name=f"{name}: evaluate while training") * (rounds * wanted.every_problems / n)
+                )
+        kept: list[Any] = []
+
+        def answers(at: int, m: int) -> None:
+            kept[:] = [evaluate(session, agent, name, problems[at : at + m], wanted.samples, 0).greedy]
+
+        asked = self.grown(f"{name}: evaluate", answers, n, 0.3 * share, self._first(session, wanted.samples + 1))
+        phases.append(asked)
+        if extra and once is not None:
+            phases.append(replace(once, name=f"{name}: other problems") * (extra * (2 if learns else 1) / n))
+        texts = n * (wanted.samples + 1)
+        if config.value.enabled:
+            more = config.value.num_problems * config.value.samples / texts
+            phases.append(replace(asked, name=f"{name}: learned verifier") * more)
+        if not agent.acts_on_logits:
+            greedy = [e for e in kept[0] if e.tokens]
+            if greedy:
+                looked = self.grown(
+                    f"{name}: look again", lambda at, m: changes(session, greedy[at : at + m]), len(greedy), 0.1 * share
+                )
+                count = min(2 * SHOWN, n) + (n if learns else 0)
+                phases.append(looked * (count / len(greedy)))
+        return phases, before, begun
+
+    @staticmethod
+    def _per_iteration(config: Any) -> int:
+        return int(config.agent.problems_per_iteration * config.agent.num_generations)
+
+    def _training(
+        self, settings: Settings, session: Session, agent: Agent, share: float
+    ) -> tuple[Agent | None, Phase | None]:
+        """One iteration of learning, then two; the agent that has learned for a moment, and the phase."""
+        config, name = settings.config, settings.agent_name
+        iterative = all(key in config.agent for key in ITERATIVE)
+        if not iterative or agent.needs_model or agent.acts_on_logits or agent.long_setup:
+            self.found.notes.append(
+                f"training of {name} is not estimated: it does not learn in equal iterations on stored states alone"
+            )
+            return None, None
+        per = self._per_iteration(config)
+        total = -(-config.agent.total_episodes // per)
+        last: list[Agent] = []
+
+        def learn(at: int, iterations: int) -> None:
+            own = OmegaConf.create({**to_dict(config.agent), "total_episodes": per * iterations})
+            learner = agent_of(session, own, config.policy)
+            with tempfile.TemporaryDirectory() as folder:
+                run = Run(folder, "measured", "")
+                try:
+                    train(learner, run)
+                    lines = [line for line in run.metrics() if "time/update_s" in line]
+                finally:
+                    run.close()
+            if lines:
+                self.found.rates["seconds of an update"] = sum(line["time/update_s"] for line in lines) / len(lines)
+            last[:] = [learner]
+
+        phase = self.grown(f"{name}: train", learn, total, share, first=1)
+        return last[0], phase
+
+    def search(self, settings: Settings, session: Session, share: float) -> list[Phase]:
+        """The oracle's searches with one seed."""
+        config, phases = settings.config, []
+        problems = session.problems(config.evaluate.split, config.oracle.num_problems, config.seed)
+        policy = search_policy(session, settings)
+        names = list(dict.fromkeys([config.oracle.search, *config.oracle.also]))
+        for name in names:
+            judge = name.partition("/")[2] or config.oracle.judge
+            if name == TEACHER or judge in VALUED:
+                self.found.notes.append(f"{name} is not estimated")
+                continue
+            oracle = make_oracle(session, config, policy, name)
+            found: list[Any] = []
+
+            def solve(at: int, m: int, oracle: Any = oracle, found: list[Any] = found) -> None:
+                found[:] = oracle.solve(problems[at : at + m], config.seed)
+
+            phases.append(self.grown(f"oracle {name}", solve, len(problems), 0.8 * share / len(names)))
+            solved = [s.shortest for s in found if s.shortest is not None][: 2 * SHOWN]
+            if solved:
+                again = self.run(lambda solved=solved: changes(session, solved))  # type: ignore[misc]
+                phases.append(self.phase(f"oracle {name}: look again", again.seconds))
+        return phases
+
+    def report(self, name: str = "report") -> Phase:
+        """Plots and pages."""
+        import io
+
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib.figure import Figure
+
+        from ollm_rl.report import html  # noqa: F401
+
+        def draw() -> None:
+            figure = Figure(figsize=(8, 5))
+            axes = figure.subplots()
+            axes.plot(range(100), range(100), label="a")
+            axes.legend()
+            figure.savefig(io.BytesIO(), dpi=150, format="png")
+
+        first, again = self.run(draw), self.run(draw)
+        return self.phase(name, first.seconds + (PLOTS - 1) * again.seconds)
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the line through (x, y) with the least squared errors; points that are larger count more, as sums of more do."""
+    weights = [x for x, _ in points]
+    mean_x, mean_y = (sum(w * p[i] for w, p in zip(weights, points, strict=True)) / sum(weights) for i in (0, 1))
+    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+    return sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / max(spread, 1e-12)
+
+
+@contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    before = os.environ.get("OLLM_RL_CACHE")
+    os.environ["OLLM_RL_CACHE"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OLLM_RL_CACHE"]
+        else:
+            os.environ["OLLM_RL_CACHE"] = before
+
+
+def measure(
+    command: str, settings: Settings, trials: Sequence[Settings], seeds: int, searches: bool, seconds: float
+) -> Estimate:
+    """What a command would take.
+
+    Args:
+        trials: the settings of every agent; `seeds` how many seeds each of them, and the oracle if `searches`, has.
+    """
+    measuring = Measuring(seconds)
+    found = measuring.found
+    session = measuring.opened(settings)
+    try:
+        engine = session.engine
+        tokens, read = engine.num_tokens, 0
+        if measuring.on_cpu:
+            engine.profiler.enabled = True
+        prefill = engine._prefill
+
+        def counted_prefill(rows: Tensor, prompts: list[tuple[int, ...]]) -> Tensor:
+            nonlocal read
+            read += sum(map(len, prompts))
+            return prefill(rows, prompts)
+
+        engine._prefill = counted_prefill  # type: ignore[method-assign]
+        known: set[str] = set()
+        kinds = len(trials) + bool(searches)
+        for each in trials:
+            phases, before, begun = measuring.trial(each, session, command, 1 / kinds)
+            if before is not None and begun not in known:
+                phases.insert(0, before)
+            known |= {begun} if begun else set()
+            found.phases += [phase * seeds for phase in phases]
+        if searches:
+            found.phases += [phase * seeds for phase in measuring.search(settings, session, 1 / kinds)]
+        if command != "convert":
+            found.phases.append(measuring.report())
+        spent = engine.profiler.seconds
+        if measuring.on_cpu and (decoding := spent["decode"] + spent["head"] + spent["options"]):
+            found.rates["decode rows a second"] = (engine.num_tokens - tokens) / decoding * measuring.stretch
+        if measuring.on_cpu and spent["prefill"]:
+            found.rates["prompt tokens a second"] = read / spent["prefill"] * measuring.stretch
+        for phase in found.phases[2:]:  # what comes before was timed by the clock
+            phase.seconds = phase.cpu_seconds * measuring.stretch
+        for child in psutil.Process().children(recursive=True):  # the judge's, which start beside the model's loading
+            found.phases[1].cpu_seconds += sum(child.cpu_times()[:2])
+        found.took, found.memory_gib = time.monotonic() - measuring.begun, max(peak_memory())
+        return found
+    finally:
+        engine.profiler.enabled = False
+        session.close()
