@@ -134,7 +134,7 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     settings = compose(["experiment=headline"])
     assert settings.config.evaluate.num_ood == 40 and settings.config.oracle.budget == 500
     parts = of_tasks(["experiment=headline"], settings)
-    assert list(parts) == ["chain_sum", "leg_counting"]
+    assert list(parts) == ["chain_sum", "leg_counting", "shortest_path"]
     assert parts["leg_counting"][0].choices["task"] == "leg_counting"
     quick = ["experiment=headline", "quick=true", "agents=[prior,grpo]", "evaluate.num_ood=5"]
     [(mine, given)] = of_tasks(quick, compose(quick)).values()

@@ -2,9 +2,11 @@
 
 import pytest
 
+from agents.config import GRPOConfig
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
-from ollm_rl.experiments.overrides import trial_settings
+from ollm_rl.experiments.config import ComparisonConfig
+from ollm_rl.experiments.overrides import shared, trial_settings
 
 
 def test_an_experiments_overrides_do_not_refuse_a_choice_of_its_agents():
@@ -16,3 +18,47 @@ def test_an_experiments_overrides_do_not_refuse_a_choice_of_its_agents():
     settings.config.agent_overrides = ["agent.total_episode=64"]
     with pytest.raises(ConfigurationError, match="unknown key 'agent.total_episode'"):
         trial_settings(chosen, settings, "best_prefix")
+
+
+ARMS = [
+    "arms={fitted:['agent=grpo','backbone.adapter=sft','task.num_examples=0'],rank1:['agent=lora_grpo','agent.rank=1']}",
+    "agents=[prior,grpo,lora_sft,lora_grpo,fitted,rank1]",
+]
+
+
+def test_arms_are_agents_with_overrides_of_their_own():
+    given = [*ARMS, "lora_grpo.learning_rate=2e-4", "agent.total_episodes=64", "fitted.learning_rate=1e-3"]
+    given += ["lora_grpo.rank=8", "lora_sft.sft_epochs=2", "convert.num_solutions=300"]
+    settings = compose(shared(given))
+    found = {name: trial_settings(given, settings, name) for name in settings.config.agents}
+    assert {name: s.agent_name for name, s in found.items()} == {name: name for name in found}
+    fitted, rank1 = found["fitted"].config, found["rank1"].config
+    assert fitted.agent._target_ == found["grpo"].config.agent._target_ and fitted.task.num_examples == 0
+    assert (fitted.agent.learning_rate, found["grpo"].config.agent.learning_rate) == (1e-3, GRPOConfig.learning_rate)
+    assert fitted.agent.total_episodes == rank1.agent.total_episodes == 64
+    # What is for an agent is for its arms as well, but for what the arm says itself.
+    assert rank1.agent.learning_rate == 2e-4 and rank1.agent.rank == 1 and found["lora_grpo"].config.agent.rank == 8
+    # An arm over a fitted backbone begins with the fit that lora_sft has in this comparison.
+    assert fitted.backbone.adapter == "sft" and fitted.backbone.sft.sft_epochs == 2
+    assert fitted.backbone.sft.num_solutions == 300 and found["grpo"].config.backbone.adapter is None
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ({"x": ["agent.rank=1"]}, "one agent=<name> among"),
+        ({"x": "agent"}, "a list of overrides"),
+        ({"x-y": ["agent=grpo"]}, "a name of letters, digits and _"),
+    ],
+)
+def test_arms_are_checked(arms, said):
+    with pytest.raises(ConfigurationError, match=said):
+        ComparisonConfig(arms=arms)
+
+
+def test_an_experiments_arms_are_known_to_overrides():
+    given = ["experiment=headline", "fitted_grpo.learning_rate=5e-4", "agents=[grpo,fitted_grpo]"]
+    settings = compose(shared(given))
+    assert trial_settings(given, settings, "fitted_grpo").config.agent.learning_rate == 5e-4
+    with pytest.raises(ConfigurationError, match="no agent 'fitted_rank1'"):
+        trial_settings([*given, "fitted_rank1.rank=2"], settings, "fitted_grpo")
