@@ -104,6 +104,16 @@ def test_a_name_that_is_not_explained_is_found():
     assert missing(iter(["avg@8", "breakdown.source.my own.n", "avg"]), "results.json") == ["avg"]
 
 
+def test_no_name_is_of_the_past():
+    """Every word of a name stands in the code, but for those that TRL, RLlib and the profiler's parts give."""
+    code = "".join(path.read_text() for folder in ("ollm_rl", "agents") for path in (ROOT / folder).rglob("*.py"))
+    ours = re.sub(r"^### lora_sft[\s\S]*?^### ", "### ", (ROOT / "docs" / "metrics.md").read_text(), flags=re.MULTILINE)
+    words = {w for line in ours.splitlines() for n in _names(line) for w in re.findall(r"[a-z0-9_]{3,}", re.sub(r"<[^>]*>", " ", n))}
+    assert len(words) > 100
+    computed = {"_ci95", "_over_", "rllib", "profile"} | {w for w in words if w.endswith(("_s", "_ci95", "_p", "_reached"))}
+    assert sorted(w for w in words - computed if w not in code) == []
+
+
 def test_training_conversion_and_evaluation(tmp_path):
     weighted = ["reward=weighted", "reward.functions=[ollm_rl.reward.functions.MathVerify,tests.docs.test_metrics.shortness]"]
     main(["convert", *QUICK_KEYS, "convert.seed=7", "plugin.reader_depth=1", "name=convert"])
