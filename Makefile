@@ -23,9 +23,9 @@ test: $(READY_DEV)
 slow: $(READY_DEV)
 	$(PYTEST) -m slow
 
-# Into site/: warnings are errors, and nothing comes from the network.
+# Into site/: warnings are errors (not with --quiet, which hides them from --strict), and nothing comes from the network.
 docs: $(READY_DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site: site/index.html, or python -m http.server -d site (with search)"
 
 lint: $(READY_DEV)
