@@ -92,7 +92,9 @@ def draw_decision(told: dict[str, Any], path: Path) -> None:
     left.imshow([padded[at : at + wide] for at in range(0, len(padded), wide)], cmap="RdBu_r", vmin=-limit, vmax=limit)
     left.axhline(own / wide - 0.5, color=INK, lw=1)
     left.set_xticks([])
-    left.set_yticks([(own / wide - 1) / 2, (own + len(hidden)) / 2 / wide - 0.5], [f"h: {own}", f"g: {len(hidden) - own}"])
+    left.set_yticks(
+        [(own / wide - 1) / 2, (own + len(hidden)) / 2 / wide - 0.5], [f"h: {own}", f"g: {len(hidden) - own}"]
+    )
     left.set_title("what is read: the state before the next token", fontsize=10, color=INK)
     options = sorted(told["options"], key=lambda o: max(o["prior"], o["policy"]))
     for y, option in enumerate(options):
@@ -127,7 +129,9 @@ def draw_accuracies(run: Path, path: Path) -> None:
         axes.text(high + 0.012, y, f"{row['accuracy']:.3f}", va="center", fontsize=9, color=INK)
     axes.set_yticks(range(len(bars)), [name for _, name, _ in reversed(bars)], fontsize=9)
     axes.set_xlim(0, 1.08)
-    axes.set_xlabel(f"share of {rows['prior']['n_problems']} test problems solved, one answer each (line: 95% interval)", fontsize=9)
+    axes.set_xlabel(
+        f"share of {rows['prior']['n_problems']} test problems solved, one answer each (line: 95% interval)", fontsize=9
+    )
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 

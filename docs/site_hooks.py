@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,26 @@ FENCE = re.compile(r"^( *)(```|~~~)[\s\S]*?^\1\2 *$", re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Replace entries with a star by the pages that there are; one page takes its entry's title, several are a section."""
-    config.nav = _expanded(config.nav or [])
+    """Replace entries with a star by the pages that there are; one page takes its entry's title, several are a section.
+
+    Pages that no entry names stand at the end of the guides.
+    """
+    nav = _expanded(config.nav or [])
+    folder = ROOT / "docs"
+    rest = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")} - set(_pages(nav))
+    if rest:
+        next(entry["Guides"] for entry in nav if "Guides" in entry).append({"More": sorted(rest)})
+    config.nav = nav
     return config
+
+
+def _pages(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        if isinstance(value, list):
+            yield from _pages(value)
+        else:
+            yield value
 
 
 def _expanded(entries: list[Any]) -> list[Any]:

@@ -84,6 +84,11 @@ def test_lines_of_the_documents_are_taken(at):
 
 def test_there_are_lines_and_wrong_ones_are_refused():
     assert len(LINES) > 80
-    for wrong in (["trian"], ["train", "agent=grop"], ["train", "agent.learning_rate=x"], ["tune", "agent=grpo", "grpo.rate=1,2"]):
+    for wrong in (
+        ["trian"],
+        ["train", "agent=grop"],
+        ["train", "agent.learning_rate=x"],
+        ["tune", "agent=grpo", "grpo.rate=1,2"],
+    ):
         with pytest.raises(ConfigurationError):
             check(wrong)

@@ -75,7 +75,8 @@ def unexplained(folder: Path) -> dict[str, list[str]]:
     assert metrics or results
     found = {
         "metrics.jsonl": missing(
-            (key for path in metrics for line in path.read_text().splitlines() for key in json.loads(line)), "metrics.jsonl"
+            (key for path in metrics for line in path.read_text().splitlines() for key in json.loads(line)),
+            "metrics.jsonl",
         ),
         "results.json": missing(
             (name for path in results for name in results_names(json.loads(path.read_text()))), "results.json"
@@ -108,17 +109,48 @@ def test_no_name_is_of_the_past():
     """Every word of a name stands in the code, but for those that TRL, RLlib and the profiler's parts give."""
     code = "".join(path.read_text() for folder in ("ollm_rl", "agents") for path in (ROOT / folder).rglob("*.py"))
     ours = re.sub(r"^### lora_sft[\s\S]*?^### ", "### ", (ROOT / "docs" / "metrics.md").read_text(), flags=re.MULTILINE)
-    words = {w for line in ours.splitlines() for n in _names(line) for w in re.findall(r"[a-z0-9_]{3,}", re.sub(r"<[^>]*>", " ", n))}
+    words = {
+        w
+        for line in ours.splitlines()
+        for n in _names(line)
+        for w in re.findall(r"[a-z0-9_]{3,}", re.sub(r"<[^>]*>", " ", n))
+    }
     assert len(words) > 100
-    computed = {"_ci95", "_over_", "rllib", "profile"} | {w for w in words if w.endswith(("_s", "_ci95", "_p", "_reached"))}
+    computed = {"_ci95", "_over_", "rllib", "profile"} | {
+        w for w in words if w.endswith(("_s", "_ci95", "_p", "_reached"))
+    }
     assert sorted(w for w in words - computed if w not in code) == []
 
 
 def test_training_conversion_and_evaluation(tmp_path):
-    weighted = ["reward=weighted", "reward.functions=[ollm_rl.reward.functions.MathVerify,tests.docs.test_metrics.shortness]"]
+    weighted = [
+        "reward=weighted",
+        "reward.functions=[ollm_rl.reward.functions.MathVerify,tests.docs.test_metrics.shortness]",
+    ]
     main(["convert", *QUICK_KEYS, "convert.seed=7", "plugin.reader_depth=1", "name=convert"])
-    main(["train", "agent=grpo", *GROUPS, *ALL_FIGURES, *weighted, "evaluate.every=1", "evaluate.every_problems=2", "engine.profile=true"])
-    main(["train", "agent=distill", "agent.rounds=1", "agent.problems_per_round=4", "agent.budget=30", *QUICK_KEYS, "name=distill"])
+    main(
+        [
+            "train",
+            "agent=grpo",
+            *GROUPS,
+            *ALL_FIGURES,
+            *weighted,
+            "evaluate.every=1",
+            "evaluate.every_problems=2",
+            "engine.profile=true",
+        ]
+    )
+    main(
+        [
+            "train",
+            "agent=distill",
+            "agent.rounds=1",
+            "agent.problems_per_round=4",
+            "agent.budget=30",
+            *QUICK_KEYS,
+            "name=distill",
+        ]
+    )
     main(["train", "agent=best_prefix", "agent.num_problems=4", *QUICK_KEYS, "name=best_prefix"])
     main(["train", "agent=shortlist_head", *GROUPS, "name=head"])
     main(["evaluate", "agent=prior", *QUICK_KEYS, "name=prior"])
@@ -161,9 +193,28 @@ def test_trl(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_ray(tmp_path):
-    main(["train", "agent=ppo", "agent.total_episodes=8", "agent.episodes_per_iteration=8", "agent.num_problems=16", *QUICK_KEYS])
+    main(
+        [
+            "train",
+            "agent=ppo",
+            "agent.total_episodes=8",
+            "agent.episodes_per_iteration=8",
+            "agent.num_problems=16",
+            *QUICK_KEYS,
+        ]
+    )
     workers = ["rollout=ray", "rollout.num_workers=1", "rollout.max_staleness=1"]
     main(["train", "agent=grpo", *workers, *GROUPS, "name=workers"])
     quick = [key for key in GROUPS if not key.startswith(("evaluate.", "agent.total_episodes"))]
-    main(["tune", "agent=grpo", "grpo.learning_rate=1e-4,3e-4", *quick, "tune.episodes=16", "tune.num_problems=2", "tune.samples=2"])
+    main(
+        [
+            "tune",
+            "agent=grpo",
+            "grpo.learning_rate=1e-4,3e-4",
+            *quick,
+            "tune.episodes=16",
+            "tune.num_problems=2",
+            "tune.samples=2",
+        ]
+    )
     assert unexplained(tmp_path) == {}

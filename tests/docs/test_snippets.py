@@ -55,7 +55,12 @@ def notebook(own_cache, tmp_path_factory):
         names: dict = {"__name__": "notebook"}
         [first] = [block for block in PYTHON if block.page == "README.md"]
         run(first, names)
-        small = ["agent.num_generations=4", "agent.problems_per_iteration=4", "agent.total_episodes=16", "agent.num_problems=16"]
+        small = [
+            "agent.num_generations=4",
+            "agent.problems_per_iteration=4",
+            "agent.total_episodes=16",
+            "agent.num_problems=16",
+        ]
         main(["train", "agent=grpo", "name=demo", *QUICK_KEYS, *small])
         for place in ("demo/grpo-0", "first"):
             shutil.copytree("runs/notebook", f"runs/{place}")
