@@ -1,15 +1,16 @@
-# `make demo` runs the main job, `make test` and `make slow` the tests; all set up .venv first.
+# `make demo` runs the main job, `make test` and `make slow` the tests, `make docs` builds the site; all set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
+READY_DOCS := .venv/.ready-docs
 
 # Tests that run at the same time, each on one thread.
 WORKERS ?= 2
 # Threads that spin stall whatever else the machine does.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow docs lint format clean
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
@@ -21,6 +22,11 @@ test: $(READY_DEV)
 
 slow: $(READY_DEV)
 	$(PYTEST) -m slow
+
+# Into site/: warnings are errors (not with --quiet, which hides them from --strict), and nothing comes from the network.
+docs: $(READY_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site: site/index.html, or python -m http.server -d site (with search)"
 
 lint: $(READY_DEV)
 	$(BIN)/ruff format --check .
@@ -43,5 +49,9 @@ $(READY_DEV): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(READY_DEV)
 
+$(READY_DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $(READY_DOCS)
+
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv runs build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

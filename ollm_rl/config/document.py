@@ -82,7 +82,7 @@ def _row(prefix: str, known: Setting) -> str:
         f"`{prefix}{known.name}`",
         f"`{_shown(known.default)}`",
         re.sub(rf"from (\d+) to {MOST}\b", r"of at least \1", known.expected),
-        known.rules.get("doc", ""),
+        re.sub(r"<(?=[^>`]*>)", "&lt;", known.rules.get("doc", "")),  # a page takes it for a tag else
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
