@@ -132,7 +132,8 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
             if dtype == "auto" and _facts(path).get("kind") == "policy":  # what it learned to choose by has a precision
                 dtype = str(_facts(path).get("dtype") or dtype)
-            device = str(kwargs.get("device_map") or "auto")
+            place = kwargs.get("device_map") or "auto"
+            device = str(place.get("", "auto") if isinstance(place, dict) else place)  # {"": "cpu"} is one device too
             along = (path / BACKBONE / "config.json").is_file()
             name, revision = (
                 (str((path / BACKBONE).resolve()), None) if along else (made_for.backbone, made_for.revision)

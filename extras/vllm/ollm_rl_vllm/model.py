@@ -123,7 +123,9 @@ class OptionLMForCausalLM(nn.Module):
 
         self.lm.load_weights(backbone())
         with torch.device("meta"):
-            shapes = [(name, tuple(p.shape)) for name, p in AutoModelForCausalLM.from_config(self.own).named_parameters()]
+            shapes = [
+                (name, tuple(p.shape)) for name, p in AutoModelForCausalLM.from_config(self.own).named_parameters()
+            ]
         missing = [name for name, _ in shapes if name not in samples]
         if missing or self.plugin.fingerprint != fingerprint(
             self.own.model_type, ((name, shape, samples[name]) for name, shape in shapes)
