@@ -100,6 +100,7 @@ def by_hf(path: Path, dtype: str, prompts: list[list[int]], budget: int) -> dict
     ends = set(model.generation_config.eos_token_id)
     for length in sorted({len(ids) for ids in prompts}):  # side by side, without padding
         places = [i for i, ids in enumerate(prompts) if len(ids) == length]
+        ids = torch.tensor([prompts[i] for i in places])
         said = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=budget, do_sample=False, output_logits=True,
             return_dict_in_generate=True,
