@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CLIENTS = 32
 LENGTH = 512  # tokens of a prompt and its answer
-MODELS = (("policy", "float32"), ("policy", "bfloat16"), ("mixture", "float32"))
+MODELS = (("policy", "float32"), ("policy", "bfloat16"))
 
 
 def main() -> None:
