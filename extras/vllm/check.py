@@ -1,17 +1,17 @@
 """Does vLLM say what the exported model says, and how fast? In the project's environment, with vLLM in its own:
 
-    python extras/vllm/check.py runs/demo/grpo-0/policy --vllm PYTHON [--out DIRECTORY] [--problems 50] [--seconds 30]
+    python extras/vllm/check.py runs/demo/grpo-0/policy --vllm PYTHON [--out DIRECTORY] [--problems 50] [--eager]
 
 PYTHON is that of the environment of `requirements.lock`. Parts, each left in DIRECTORY and not made again if it is there:
 
-* exports: the policy, which names its backbone, and the mixture with its backbone along
-* hf: greedy texts of the exports by transformers, in float32 and bf16
-* llm: the same prompts by `LLM()`, and its tokens a second
-* serve: `vllm serve` and `ollm-rl serve`, 32 clients of the official library for a while each, and the engine alone
+* work: the export, which names its backbone, and the prompts of test problems
+* hf_float32, hf_bfloat16: greedy texts of it by transformers
+* llm: the same by `LLM()`, in float32
+* vllm_serve, ollm_rl_serve: the same problems by 32 threads with the official client, in bf16; the second time round is measured
 
 Then it compares and writes `benchmarks/results/vllm.json`. Where bf16 texts part, both tokens are looked at from the same text before
-them, in float32: `margin` is the difference of their log pi; where no option says one of them there, it is how far the head's logits of
-the option that changed are apart. `rounding` is the most that bf16 moves what the margin was made of, at that text, by transformers alone.
+them, in float32: `margin` is the difference of their log pi; where no option says one of them there, it is how far the logits of the
+option that changed are apart. `rounding` is how far bf16 moves what the margin was made of, at that text, by transformers alone.
 """
 
 import argparse
@@ -22,9 +22,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,14 +36,11 @@ import ollm_rl as ol
 import ollm_rl.options.hf  # noqa: F401  registers the classes
 from ollm_rl.options.enumeration import option_logits
 from ollm_rl.options.next_token import FLOOR
-from ollm_rl.options.policies import Sampling
-from ollm_rl.rollout.sampler import Request, rollout
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CLIENTS = 32
 LENGTH = 512  # tokens of a prompt and its answer
-MODELS = (("policy", "float32"), ("policy", "bfloat16"))
 
 
 def main() -> None:
@@ -48,36 +49,30 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, required=True, metavar="PYTHON")
     parser.add_argument("--out", type=Path, default=Path("runs/vllm_check"))
     parser.add_argument("--problems", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument(
+        "--eager", action="store_true", help="vLLM without torch.compile, which takes minutes on a busy machine"
+    )
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    agent = ol.load_agent(asked.policy)
-    for kind in ("policy", "mixture"):
-        if not (asked.out / kind).is_dir():
-            ol.export(agent, asked.out / kind, kind=kind, bundle=kind == "mixture")
-    problems = agent.session.problems("test", asked.problems)
-    tokenizer = AutoTokenizer.from_pretrained(asked.out / "policy")
-    prompts = [
-        list(tokenizer.apply_chat_template([{"role": "user", "content": p.problem}], add_generation_prompt=True, return_dict=False))
-        for p in problems
-    ]  # fmt: skip
-    budget = agent.session.engine_settings["max_new_tokens"]
-    hf = {f"{kind} {dtype}": part(asked.out, f"hf_{kind}_{dtype}", lambda k=kind, d=dtype: by_hf(asked.out / k, d, prompts, budget))
-          for kind, dtype in MODELS}  # fmt: skip
-    llm = {f"{kind} {dtype}": part(asked.out, f"llm_{kind}_{dtype}", lambda k=kind, d=dtype: by_llm(asked, k, d, prompts, budget))
-           for kind, dtype in MODELS}  # fmt: skip
-    served = part(asked.out, "serve", lambda: by_servers(asked, agent, [p.problem for p in problems]))
+    work = part(asked.out, "work", lambda: exported(asked))
+    prompts, budget, path = work["prompts"], work["max_tokens"], asked.out / "policy"
+    hf = {d: part(asked.out, f"hf_{d}", lambda d=d: by_hf(path, d, prompts, budget)) for d in ("float32", "bfloat16")}
+    llm = part(asked.out, "llm", lambda: by_llm(asked, prompts, budget))
+    theirs = part(asked.out, "vllm_serve", lambda: by_server(vllm_serve(asked), 8232, work["problems"], token_ids=True))
+    ours = part(asked.out, "ollm_rl_serve", lambda: by_server(ollm_rl_serve(asked), 8231, work["problems"]))
+    said = AutoTokenizer.from_pretrained(path).batch_decode(
+        [t["tokens"] for t in theirs["texts"]], skip_special_tokens=True
+    )
     found = {
         "command": " ".join(["python extras/vllm/check.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work, no GPU, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}",
         "versions": versions(asked.vllm), "problems": asked.problems,
-        "same_texts": {name: sum(a["tokens"] == b["tokens"] for a, b in zip(hf[name]["texts"], llm[name]["texts"], strict=True)) for name in hf},
-        "log_probs_apart_at_most": {name: apart(hf[name]["texts"], llm[name]["texts"]) for name in hf},
-        "bfloat16_parts": where_texts_part(asked.out / "policy", prompts, hf["policy bfloat16"], llm["policy bfloat16"]),
-        "start_s": {name: round(each["start_s"], 1) for name, each in llm.items()},
-        "llm_tokens_per_s": {name: [round(r["tokens_per_s"], 1) for r in each["rates"]] for name, each in llm.items()},
-        "llm_cpu_s_per_1000_tokens": {name: [round(r["cpu_s_per_1000_tokens"], 1) for r in each["rates"]] for name, each in llm.items()},
-        **served,
+        "float32_llm": {"same_texts": same(hf["float32"], llm), "log_probs_apart_at_most": apart(hf["float32"]["texts"], llm["texts"]), "start_s": llm["start_s"]},
+        "bfloat16_serve": {
+            "same_texts": same(hf["bfloat16"], theirs), "parts": where_texts_part(path, prompts, hf["bfloat16"], theirs),
+            "same_texts_as_ollm_rl_serve": sum(a == b["text"] for a, b in zip(said, ours["texts"], strict=True)),
+        },
+        "vllm_serve": {k: v for k, v in theirs.items() if k != "texts"}, "ollm_rl_serve": {k: v for k, v in ours.items() if k != "texts"},
     }  # fmt: skip
     (ROOT / "benchmarks" / "results" / "vllm.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
@@ -90,6 +85,17 @@ def part(out: Path, name: str, make: Any) -> Any:
         print(f"{name} ...", file=sys.stderr, flush=True)
         file.write_text(json.dumps(make()))
     return json.loads(file.read_text())
+
+
+def exported(asked: Any) -> dict[str, Any]:
+    """Write the export; what to ask it, in words and as tokens."""
+    agent = ol.load_agent(asked.policy)
+    ol.export(agent, asked.out / "policy")
+    problems = [p.problem for p in agent.session.problems("test", asked.problems)]
+    tokenizer = AutoTokenizer.from_pretrained(asked.out / "policy")
+    turns = [[{"role": "user", "content": problem}] for problem in problems]
+    prompts = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    return {"problems": problems, "prompts": prompts, "max_tokens": agent.session.engine_settings["max_new_tokens"]}
 
 
 @torch.inference_mode()
@@ -114,77 +120,71 @@ def by_hf(path: Path, dtype: str, prompts: list[list[int]], budget: int) -> dict
     return {"texts": texts}
 
 
-def by_llm(asked: Any, kind: str, dtype: str, prompts: list[list[int]], budget: int) -> dict[str, Any]:
+def by_llm(asked: Any, prompts: list[list[int]], budget: int) -> dict[str, Any]:
     """What `worker.py` finds."""
-    job = {"prompts": prompts, "max_tokens": budget, "length": LENGTH, "repeats": 3 if dtype == "bfloat16" else 1}
-    command = [str(asked.vllm), str(HERE / "worker.py"), str(asked.out / kind), dtype, str(CLIENTS)]
+    job = {"prompts": prompts, "max_tokens": budget, "length": LENGTH, "eager": asked.eager}
+    command = [str(asked.vllm), str(HERE / "worker.py"), str(asked.out / "policy"), "float32", str(CLIENTS)]
     ran = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
     return json.loads([line for line in ran.stdout.splitlines() if line.startswith("{")][-1])
 
 
-def by_servers(asked: Any, agent: Any, problems: list[str]) -> dict[str, Any]:
-    """The engine alone, `ollm-rl serve` and `vllm serve` on the same problems, greedy, one after the other."""
-    engine, requests = (
-        agent.session.new_engine(num_slots=CLIENTS),
-        [Request(p, 0) for p in agent.session.problems("test", len(problems))],
-    )
-    act, texts, rates = Sampling(agent.policy, deterministic=True), {}, []
-    for again in range(4):
-        began, cpu = time.perf_counter(), time.process_time()
-        said = list(rollout(engine, requests, act, keep_hidden=False))
-        tokens = sum(len(episode.tokens) for _, episode in said)
-        if again:  # the first one compiles
-            rates.append(
-                [
-                    round(tokens / (time.perf_counter() - began), 1),
-                    round((time.process_time() - cpu) / tokens * 1000, 1),
-                ]
-            )
-        texts = {place: episode.text for place, episode in said}
-    agent.session.close()
-    found: dict[str, Any] = {
-        "engine_tokens_per_s": [r[0] for r in rates],
-        "engine_cpu_s_per_1000_tokens": [r[1] for r in rates],
-    }
-    ours = [
-        sys.executable,
-        "-m",
-        "ollm_rl",
-        "serve",
-        f"policy={asked.out / 'policy'}",
-        "port=8231",
-        "model=served",
-        f"slots={CLIENTS}",
-    ]
-    theirs = [
+def vllm_serve(asked: Any) -> list[str]:
+    return [
         str(asked.vllm.with_name("vllm")), "serve", str(asked.out / "policy"), "--port", "8232", "--served-model-name", "served",
-        "--max-model-len", str(LENGTH), "--max-num-seqs", str(CLIENTS),
+        "--max-model-len", str(LENGTH), "--max-num-seqs", str(CLIENTS), *["--enforce-eager"] * asked.eager,
     ]  # fmt: skip
-    for name, command, port in (("ollm_rl_serve", ours, 8231), ("vllm_serve", theirs, 8232)):
-        process = subprocess.Popen(command, stdout=sys.stderr, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "2"})
-        try:
-            await_health(process, port)
-            job = {"url": f"http://127.0.0.1:{port}/v1", "clients": CLIENTS, "seconds": asked.seconds, "prompts": problems,
-                   "temperature": 0.0, "stream": False}  # fmt: skip
-            command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), "--clients"]
-            ran = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(120)
-        figures = json.loads(ran.stdout)
-        answers = figures.pop("texts")
-        figures["other_text_than_engine"] = sum(
-            text != texts[place].strip() and text != texts[place] for place, text in answers
-        )
-        found[name] = figures
+
+
+def ollm_rl_serve(asked: Any) -> list[str]:
+    place = f"policy={asked.out / 'policy'}"
+    return [sys.executable, "-m", "ollm_rl", "serve", place, "port=8231", "model=served", f"slots={CLIENTS}"]
+
+
+def by_server(command: list[str], port: int, problems: list[str], token_ids: bool = False) -> dict[str, Any]:
+    """Start a server, ask it everything twice, stop it."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=sys.stderr, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "2"})
+    try:
+        await_health(process, port)
+        found: dict[str, Any] = {"start_s": round(time.perf_counter() - began, 1)}
+        ask(port, problems, token_ids)
+        cpu, began = cpu_s(process.pid), time.perf_counter()
+        found["texts"] = ask(port, problems, token_ids)
+        seconds, tokens = time.perf_counter() - began, sum(text["num_tokens"] for text in found["texts"])
+        found["tokens_per_s"] = round(tokens / seconds, 1)
+        found["cpu_s_per_1000_tokens"] = round((cpu_s(process.pid) - cpu) / tokens * 1000, 1)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
     return found
+
+
+def ask(port: int, problems: list[str], token_ids: bool) -> list[dict[str, Any]]:
+    """Greedy answers to all, by `CLIENTS` threads."""
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0, timeout=1800)
+    more = {"extra_body": {"return_token_ids": True}} if token_ids else {}
+
+    def one(problem: str) -> dict[str, Any]:
+        turns = [{"role": "user", "content": problem}]
+        answer = client.chat.completions.create(model="served", messages=turns, temperature=0, **more)  # type: ignore[call-overload]
+        choice = answer.choices[0]
+        tokens = choice.model_extra.get("token_ids") if token_ids else None
+        return {"text": choice.message.content, "num_tokens": answer.usage.completion_tokens, "tokens": tokens}
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return list(pool.map(one, problems))
+
+
+def cpu_s(pid: int) -> float:
+    """Of a process and of those that it started."""
+    first = psutil.Process(pid)
+    times = [p.cpu_times() for p in (first, *first.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 def await_health(process: subprocess.Popen[Any], port: int) -> None:
     """Until the server answers."""
-    import urllib.request
-
-    for _ in range(1200):
+    for _ in range(3600):
         if process.poll() is not None:
             sys.exit(f"{process.args}: ended with {process.returncode}")
         try:
@@ -193,6 +193,11 @@ def await_health(process: subprocess.Popen[Any], port: int) -> None:
         except OSError:
             time.sleep(1)
     sys.exit("the server does not come up")
+
+
+def same(ours: Any, theirs: Any) -> int:
+    """Texts that are the same token by token."""
+    return sum(a["tokens"] == b["tokens"] for a, b in zip(ours["texts"], theirs["texts"], strict=True))
 
 
 def apart(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:

@@ -98,6 +98,15 @@ def test_it_says_what_transformers_says(tmp_path, architecture, reader_depth, ki
     assert all(row[each.token_ids[0]] > FLOOR for each in drawn.outputs)
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank")
+def test_two_ranks_say_the_same(tmp_path, monkeypatch):
+    """Vocabulary, heads of the backbone and heads of the reader are divided."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    model = exported(tmp_path, "Llama", 2, "policy")
+    compare(model, started(tmp_path, tensor_parallel_size=2))
+
+
 def test_another_backbone_is_refused(tmp_path):
     model = exported(tmp_path, "Llama", 1, "policy")
     with torch.no_grad():
