@@ -12,7 +12,7 @@ only: agents, envs, ollm_rl; within ollm_rl as `tests/test_layers.py` has it. Te
 
 What is to come has its place: trackers in `common/`; serve and view in `serving/`.
 """
-SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "tests")
+SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "extras", "tests")
 
 
 def page() -> str:
