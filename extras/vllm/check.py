@@ -10,12 +10,13 @@ PYTHON is that of the environment of `requirements.lock`. Parts, each left in DI
 * vllm_serve, ollm_rl_serve: the same problems by 32 threads with the official client, in bf16; the second time round is measured
 
 Then it compares and writes `benchmarks/results/vllm.json`. Where bf16 texts part, both tokens are looked at from the same text before
-them, in float32: `margin` is the difference of their log pi; where no option says one of them there, it is how far the logits of the
-option that changed are apart. `rounding` is how far bf16 moves what the margin was made of, at that text, by transformers alone.
+them, in float32: `margin` is the difference of their log pi, or, where that did not decide, of their logits in the option that the policy
+takes. `rounding` is how far bf16 moves these numbers at that text, by transformers alone, or the distance of neighbouring numbers in bf16.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -224,24 +225,18 @@ def where_texts_part(path: Path, prompts: list[list[int]], ours: Any, theirs: An
     }
     parts = []
     for (number, at, first, second), fine, rough in zip(places, found["float32"], found["bfloat16"], strict=True):
-        p, q = fine["says"][[first, second]], rough["says"][[first, second]]
-        if min(p.min(), q.min()) > FLOOR:
-            margin, rounding, what = float(p[0] - p[1]), float((p - q).abs().max()), "log pi"
-        else:  # an option says another token
-            by_option = fine["options"][:, [first, second]], rough["options"][:, [first, second]]
-            z = int((by_option[0][:, 0] - by_option[0][:, 1]).abs().argmin())
-            margin = float(by_option[0][z, 0] - by_option[0][z, 1])
-            rounding, what = float((by_option[0][z] - by_option[1][z]).abs().max()), f"logits of option {z}"
+        pair = [first, second]
+        p, q = fine["says"][pair], rough["says"][pair]
+        what = "log pi"
+        if min(p.min(), q.min()) <= FLOOR or abs(p[0] - p[1]) > (p - q).abs().max():  # an option says another token
+            likelier = pair[int(p.argmax())]
+            z = fine["options"].argmax(-1).tolist().index(likelier)
+            p, q, what = fine["options"][z, pair], rough["options"][z, pair], f"logits of option {z}"
+        spacing = 2.0 ** (math.floor(math.log2(float(p.abs().max()))) - 7) if what != "log pi" else 0.0
         parts.append(
-            {
-                "problem": number,
-                "position": at,
-                "tokens": [first, second],
-                "what": what,
-                "margin": abs(margin),
-                "rounding": rounding,
-            }
-        )
+            {"problem": number, "position": at, "tokens": pair, "what": what, "margin": abs(float(p[0] - p[1])),
+             "rounding": max(float((p - q).abs().max()), spacing)}
+        )  # fmt: skip
     return parts
 
 
