@@ -11,7 +11,7 @@ One line for every file, from the file itself (`python docs/make_map.py > docs/m
 only: agents, envs, ollm_rl; within ollm_rl as `tests/test_layers.py` has it. Tests mirror the tree.
 
 """
-SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "tests")
+SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "extras", "tests")
 
 
 def page() -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -331,11 +331,20 @@ def _record_input(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
 
 def _fingerprint(model: Any) -> str:
     """Hash of shapes and of a sample of every weight, equal for float32 and bf16 copies of one checkpoint."""
-    digest = hashlib.sha256(model.config.model_type.encode())
-    for name, p in model.named_parameters():
-        sample = p.detach().flatten()[:64].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name}{tuple(p.shape)}".encode() + sample.numpy().tobytes())
+    return fingerprint(model.config.model_type, ((n, tuple(p.shape), sample(p)) for n, p in model.named_parameters()))
+
+
+def fingerprint(model_type: str, weights: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> str:
+    """`Backbone.fingerprint` of weights that no model holds: names, shapes and `sample`s, in the order of `named_parameters`."""
+    digest = hashlib.sha256(model_type.encode())
+    for name, shape, some in weights:
+        digest.update(f"{name}{shape}".encode() + some.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sample(weight: Tensor) -> Tensor:
+    """The first numbers of a weight, as `fingerprint` takes them."""
+    return weight.detach().flatten()[:64].to("cpu", torch.bfloat16).view(torch.int16)
 
 
 def describe(backbone: Backbone) -> str:

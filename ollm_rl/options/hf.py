@@ -5,7 +5,7 @@
 * `mixture`: log sum_z pi0(z | h) p(x | h, z) (arXiv 2604.19087, section 3), what the model says if the prior picks the latent
   and the token is drawn from the option. Every token has a probability.
 * `policy`: log sum_z pi(z | h) [option z says x] over the canonical latents z, what a latent policy says in the engine. All but
-  K tokens are impossible, which is `FLOOR` here.
+  K tokens are impossible, which is `next_token.FLOOR` here.
 
 Importing this module registers the classes with transformers, so that `AutoModelForCausalLM.from_pretrained(directory)` gives such
 a model. The directory holds the plug-in, the policy if there is one, and the name of the backbone or its weights.
@@ -40,15 +40,13 @@ from ollm_rl.models import driving
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.config import EXPORT_KINDS
-from ollm_rl.options.enumeration import Options, enumerate_options
+from ollm_rl.options.enumeration import Options
 from ollm_rl.options.modules import PlugIn, checkpoint_dir
+from ollm_rl.options.next_token import by_mixture, by_policy
 from ollm_rl.options.policies import LatentPolicy
-from ollm_rl.options.reader import Block, Reader
+from ollm_rl.options.reader import Block, Reader, in_prefix
 
-CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 BACKBONE = "backbone"  # directory of the backbone's weights, where they are along
-# Log-probability of a token that no option says: e to this is zero at any temperature below 100, and beams and sums stay finite.
-FLOOR = -1e4
 
 
 class OptionLMConfig(PretrainedConfig):
@@ -134,14 +132,15 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
             dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
             if dtype == "auto" and _facts(path).get("kind") == "policy":  # what it learned to choose by has a precision
                 dtype = str(_facts(path).get("dtype") or dtype)
-            device = str(kwargs.get("device_map") or "auto")
+            place = kwargs.get("device_map") or "auto"
+            device = str(place.get("", "auto") if isinstance(place, dict) else place)  # {"": "cpu"} is one device too
             along = (path / BACKBONE / "config.json").is_file()
             if along:
                 backbone = load_backbone(str((path / BACKBONE).resolve()), dtype, device)
             else:
                 backbone = load_backbone(made_for.backbone, dtype, device, made_for.revision, adapter=made_for.adapter)
         plugin = PlugIn.from_pretrained(path, backbone)
-        model = cls.of(backbone, plugin, _policy_in(path, plugin))
+        model = cls.of(backbone, plugin, policy_in(path, plugin))
         if (path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(path)
         return model
@@ -242,43 +241,19 @@ class OptionLMForCausalLM(PreTrainedModel, GenerationMixin):
         return out, torch.cat([states, read.to(states.dtype)], -1)
 
     def _in_prefix(self, ids: Tensor | None, positions: Tensor) -> Tensor | None:
-        """(n, t) whether each token is the one that all texts of the conversion had at its position, as far as that is known."""
+        """(n, t) `ollm_rl.options.reader.in_prefix`, as far as that is known."""
         if ids is None or not self.plugin.prefix:
             return None
-        known = torch.tensor(self.plugin.prefix, device=ids.device)
-        inside = positions < len(known)
-        return inside & (known[positions.clamp(0, len(known) - 1)] == ids)
+        return in_prefix(torch.tensor(self.plugin.prefix, device=ids.device), ids, positions)
 
     def mixture(self, hidden: Tensor) -> Tensor:
-        """log sum_z pi0(z | h) p(x | h, z) for states (n, s): (n, vocab) float32, or float64 if they are."""
-        parts = []
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        for h in hidden.split(CHUNK):
-            options = self._backbone[0].after_head(
-                self.lm.get_output_embeddings()(
-                    h[:, None, : self._backbone[0].hidden_size] + self.plugin.biases(h).to(h.dtype)
-                )
-            )
-            log_prior = self.plugin.prior_logits(h).to(wide).log_softmax(-1)
-            parts.append((options.to(wide).log_softmax(-1) + log_prior[..., None]).logsumexp(1))
-        return torch.cat(parts) if parts else hidden.new_zeros(0, self._backbone[0].vocab_size, dtype=wide)
+        """As `ollm_rl.options.next_token.by_mixture`."""
+        return by_mixture(self._backbone[0], self.plugin, hidden)
 
     def by_policy(self, hidden: Tensor) -> Tensor:
-        """log pi(x | h) of the policy for states (n, s): (n, vocab) float32, `FLOOR` for tokens that no option says."""
+        """As `ollm_rl.options.next_token.by_policy`."""
         assert self.policy is not None
-        backbone = self._backbone[0]
-        said = hidden.new_full((len(hidden), backbone.vocab_size), FLOOR, dtype=torch.float32)
-        for at in range(0, len(hidden), CHUNK):
-            h = hidden[at : at + CHUNK]
-            with torch.inference_mode():
-                options = enumerate_options(backbone, self.plugin, h)
-            tokens, mask = options.tokens.clone(), options.mask.clone()  # outside of inference mode: gradients may pass
-            likely = self.policy(h, mask)
-            if self.watch is not None:
-                self.watch(options, likely)
-            rows, latents = mask.nonzero(as_tuple=True)  # one latent for each token that can be said
-            said[at + rows, tokens[rows, latents]] = likely[rows, latents].clamp_min(FLOOR)
-        return said
+        return by_policy(self._backbone[0], self.plugin, self.policy, hidden, self.watch)
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         """As for other models; `sdpa` leaves the backbone's attention to us, so that the engine can drive it again."""
@@ -306,7 +281,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _policy_in(path: Path, plugin: PlugIn) -> LatentPolicy | None:
+def policy_in(path: Path, plugin: PlugIn) -> LatentPolicy | None:
     """The policy of a directory of that kind."""
     if (kind := _facts(path).get("kind", "mixture")) not in EXPORT_KINDS:
         raise CheckpointError(f"{path / 'config.json'}: kind {kind!r}; expected one of {', '.join(EXPORT_KINDS)}")

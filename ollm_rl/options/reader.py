@@ -165,6 +165,11 @@ def reader_layers(config: PlugInConfig, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(num_layers * part)) for part in (0.4, 0.6, 0.8, 1.0)}))
 
 
+def in_prefix(prefix: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
+    """Whether each token is the one that all texts of the conversion, which began with `prefix` (p,), had at its position."""
+    return (positions < len(prefix)) & (prefix[positions.clamp(0, len(prefix) - 1)] == ids)
+
+
 def through_cache(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention to the row's own tokens in the cache of the engine's call."""
     out, _ = attend(block, query, key, value, None)

@@ -10,8 +10,9 @@ from scipy.stats import chisquare
 from ollm_rl.errors import CheckpointError
 from ollm_rl.models.loading import load_backbone
 from ollm_rl.options.config import PlugInConfig
-from ollm_rl.options.hf import BACKBONE, FLOOR, OptionLMForCausalLM
+from ollm_rl.options.hf import BACKBONE, OptionLMForCausalLM
 from ollm_rl.options.modules import PlugIn
+from ollm_rl.options.next_token import FLOOR
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.rollout.engine import RolloutEngine

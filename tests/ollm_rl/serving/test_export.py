@@ -16,7 +16,7 @@ from ollm_rl.cli.app import main
 from ollm_rl.common.run_dir import CONFIG, RESULTS
 from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 from ollm_rl.evaluation.evaluator import evaluate
-from ollm_rl.options.hf import FLOOR
+from ollm_rl.options.next_token import FLOOR
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.serving.export import CARD, export
 from ollm_rl.tasks.prompts import Prompting
