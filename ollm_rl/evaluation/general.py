@@ -16,6 +16,7 @@ from ollm_rl.evaluation.metrics import bootstrap
 from ollm_rl.evaluation.records import General
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone
+from ollm_rl.options.next_token import by_mixture
 from ollm_rl.options.option_lm import OptionLM
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.session.agent import Agent
@@ -24,7 +25,6 @@ from ollm_rl.session.local import Session, shared_backbone
 Scores = Callable[
     [list[int]], tuple[Tensor, Tensor]
 ]  # (t, V) log-probabilities after each token, (t,) the greedy tokens
-ROWS = 32  # positions whose options are held over the whole vocabulary at a time
 
 
 @cache
@@ -87,16 +87,11 @@ def backbone_scores(backbone: Backbone, tokens: Sequence[int]) -> tuple[Tensor, 
 @torch.inference_mode()
 def mixture_scores(lm: OptionLM, policy: LatentPolicy, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """log sum_z pi(z | h) p(x | h, z), (t, V) float32, and the tokens (t,) that the policy's likeliest latents say."""
-    backbone, plugin = lm.backbone, lm.plugin
+    backbone = lm.backbone
     [states] = backbone.texts([tokens], KVCache(1, len(tokens), None), reader=lm.reader)
-    parts = []
-    for h in torch.split(states, ROWS):
-        shifted = h[:, None, : backbone.hidden_size] + plugin.biases(h).to(h.dtype)
-        options = backbone.after_head(backbone.head(shifted)).float().log_softmax(-1)
-        parts.append((policy(h)[:, :, None] + options).logsumexp(1))
     found = lm.options(states)
     chosen = policy(states, found.mask).argmax(-1)
-    return torch.cat(parts), found.tokens.gather(1, chosen[:, None])[:, 0]
+    return by_mixture(backbone, lm.plugin, states, policy), found.tokens.gather(1, chosen[:, None])[:, 0]
 
 
 def _with_greedy(log_probs: Tensor) -> tuple[Tensor, Tensor]:

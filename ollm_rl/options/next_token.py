@@ -18,14 +18,14 @@ CHUNK = 64  # positions whose K x vocabulary logits are held at a time
 FLOOR = -1e4
 
 
-def by_mixture(backbone: Backbone, plugin: PlugIn, hidden: Tensor) -> Tensor:
-    """log sum_z pi0(z | h) p(x | h, z) for states (n, s): (n, vocab) float32, or float64 if they are."""
+def by_mixture(backbone: Backbone, plugin: PlugIn, hidden: Tensor, policy: LatentPolicy | None = None) -> Tensor:
+    """log sum_z pi0(z | h) p(x | h, z) for states (n, s): (n, vocab) float32, or float64 if they are; `policy` in place of the prior."""
     parts = []
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     for h in hidden.split(CHUNK):
         options = backbone.after_head(backbone.head(h[:, None, : backbone.hidden_size] + plugin.biases(h).to(h.dtype)))
-        log_prior = plugin.prior_logits(h).to(wide).log_softmax(-1)
-        parts.append((options.to(wide).log_softmax(-1) + log_prior[..., None]).logsumexp(1))
+        weights = (plugin.prior_logits(h) if policy is None else policy(h)).to(wide).log_softmax(-1)
+        parts.append((options.to(wide).log_softmax(-1) + weights[..., None]).logsumexp(1))
     return torch.cat(parts) if parts else hidden.new_zeros(0, backbone.vocab_size, dtype=wide)
 
 
