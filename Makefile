@@ -9,7 +9,7 @@ WORKERS ?= 2
 # Threads that spin stall whatever else the machine does.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow tutorials lint format clean
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
@@ -21,6 +21,10 @@ test: $(READY_DEV)
 
 slow: $(READY_DEV)
 	$(PYTEST) -m slow
+
+# All of them on the tiny model, and whether their pages are up to date; `make slow` has them too.
+tutorials: $(READY_DEV)
+	$(PYTEST) -m 'slow or not slow' tests/tutorials --durations 6
 
 lint: $(READY_DEV)
 	$(BIN)/ruff format --check .

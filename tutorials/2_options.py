@@ -38,7 +38,7 @@ for position in positions[0][:14]:
     print(f"{'decide' if position.decision else '      '}  solution says {position.text!r:8}  options: {said}")
 
 # %% [markdown]
-# Read it like this: `0: 'The' 61%` is latent 0, which says "The" and which the prior chooses with a probability of 61%. Lines without `decide`
+# Read it like this: `0: 'The' 62%` is latent 0, which says "The" and which the prior chooses with a probability of 62%. Lines without `decide`
 # are **forced**: all ten options agree, so nobody is asked. (An option with 0% is there, and a policy may take it.)
 #
 # Over many solutions:
@@ -59,8 +59,8 @@ axes.set(xlabel="different tokens that the ten options say", ylabel="positions",
 plt.show()
 
 # %% [markdown]
-# Most positions have one bar's worth of choice: none. That is why an episode of 26 tokens has a handful of decisions, and why learning on
-# decisions only is cheap.
+# At most positions all options say one token: there is nothing to choose. So a text of 30 tokens has about ten decisions, nearly all of them with a clear
+# favourite, and learning on decisions only is cheap.
 #
 # ## Choose yourself
 #

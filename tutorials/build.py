@@ -52,14 +52,14 @@ def build(name: str, out: Path) -> None:
     del notebook.cells[0]
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [shown(output, work) for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = shown([output for output in cell.outputs if output.get("name") != "stderr"], work)
     body, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": ".", "unique_key": name})
     for old in out.glob(f"{name}_*.png"):
         old.unlink()
     for place, picture in resources["outputs"].items():
         (out / Path(place).name).write_bytes(picture)
     body = re.sub(r"!\[png\]\((?:\./)?(.*?)\)", r"![the figure that this cell draws](\1)", body)
-    (out / f"{name}.md").write_text(re.sub(r"\n{3,}", "\n\n", fenced(body)).strip() + "\n")
+    (out / f"{name}.md").write_text(fenced(body).strip() + "\n")
 
 
 def fenced(body: str) -> str:
@@ -70,15 +70,22 @@ def fenced(body: str) -> str:
         return f"```text\n{text}\n```\n" if text.strip() else "\n"
 
     parts = re.split(r"(^```.*?^```$)", body, flags=re.M | re.S)
-    return "".join(p if p.startswith("```") else re.sub(r"(?:^    .*\n)+", fence, p, flags=re.M) for p in parts)
+    parts = [p if p.startswith("```") else re.sub(r"(?:^    .*\n)+", fence, p, flags=re.M) for p in parts]
+    return "".join(p if p.startswith("```") else re.sub(r"\n{3,}", "\n\n", p) for p in parts)
 
 
-def shown(output: Any, work: Path) -> Any:
-    """Without the paths of this machine, and without colours."""
-    if output.output_type == "stream":
-        text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
-        output.text = text.replace(f"{work}/", "").replace(str(Path.home()), "~")
-    return output
+def shown(outputs: list[Any], work: Path) -> list[Any]:
+    """What was printed in one piece, without colours and the paths of this machine."""
+    found: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream":
+            text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
+            output.text = text.replace(f"{work}/", "").replace(str(Path.home()), "~")
+            if found and found[-1].output_type == "stream":
+                found[-1].text += output.text
+                continue
+        found.append(output)
+    return found
 
 
 if __name__ == "__main__":
