@@ -12,7 +12,7 @@ only: agents, envs, ollm_rl; within ollm_rl as `tests/test_layers.py` has it. Te
 
 What is to come has its place: trackers in `common/`; serve and view in `serving/`.
 """
-SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "tests")
+SHOWN = ("ollm_rl", "envs", "agents", "configs", "tutorials", "examples", "docs", "benchmarks", "tests")
 
 
 def page() -> str:
@@ -40,6 +40,8 @@ def first_line(path: Path) -> str:
     """What a file says of itself."""
     text = (ROOT / path).read_text()
     if path.suffix == ".py":
+        if text.startswith("# %%"):  # a notebook
+            return text.split("\n")[1].lstrip("# ")
         said = ast.get_docstring(ast.parse(text)) or ""
         return " ".join(said.split("\n\n")[0].split())
     lines = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]

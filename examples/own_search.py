@@ -1,6 +1,6 @@
 """A search of one's own: limited discrepancy search (Harvey and Ginsberg 1995) beside best-first search.
 
-    python examples/own_search.py                   # SmolLM2, sums: EXPECTED
+    python examples/own_search.py                   # SmolLM2, sums: solved 0.980 (40 tokens), best_first 0.980 (37), best_of_n 0.890 (57)
     python examples/own_search.py --backbone tiny --problems 4 --budget 40
 
 The class alone is the search; it is found by its name, too: `ollm-rl oracle oracle.search=own_search.LimitedDiscrepancy` in this directory.
@@ -60,7 +60,10 @@ def main() -> None:
         solved = sum(s.solution is not None for s in found) / len(found)
         spent = sum(s.spent for s in found) / len(found)
         name = search if isinstance(search, str) else search.__name__
-        print(f"{name:20} solved {solved:.3f}  {spent:.0f} tokens a problem  (n = {len(found)}, at most {args.budget})", flush=True)
+        print(
+            f"{name:20} solved {solved:.3f}  {spent:.0f} tokens a problem  (n = {len(found)}, at most {args.budget})",
+            flush=True,
+        )
     session.close()
 
 

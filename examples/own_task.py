@@ -59,10 +59,22 @@ def main() -> None:
     (args.folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     (args.folder / "my_reward.py").write_text(REWARD)
 
-    task = ["task=jsonl", "task.path=problems.jsonl", "task.max_new_tokens=48", "reward=my_reward.right_or_sound", f"backbone={args.backbone}"]
+    task = [
+        "task=jsonl",
+        "task.path=problems.jsonl",
+        "task.max_new_tokens=48",
+        "reward=my_reward.right_or_sound",
+        f"backbone={args.backbone}",
+    ]
     size = ["agent.total_episodes=512", "evaluate.num_problems=100"]
     if tiny:
-        size = ["agent.total_episodes=16", "agent.num_generations=4", "agent.problems_per_iteration=2", "evaluate.num_problems=4", "evaluate.samples=0"]
+        size = [
+            "agent.total_episodes=16",
+            "agent.num_generations=4",
+            "agent.problems_per_iteration=2",
+            "evaluate.num_problems=4",
+            "evaluate.samples=0",
+        ]
         task += ["convert.epochs=1", "convert.prior_epochs=1", "convert.reader_epochs=1", "engine.max_new_tokens=12"]
     with chdir(args.folder):
         run("doctor", *task)

@@ -58,7 +58,9 @@ def main() -> None:
     make_current(session)  # Ray copies the environment's settings; the session in them becomes this one again
     register_env(
         "latent",
-        lambda ctx: LatentReasoningVectorEnv(num_envs=ctx["num_envs"], session=session, action_mask=True, wait_for=0.75),
+        lambda ctx: LatentReasoningVectorEnv(
+            num_envs=ctx["num_envs"], session=session, action_mask=True, wait_for=0.75
+        ),
     )
 
     # The module of `agent=ppo`: the prior, and a value head on the same states. RLlib's default would start at random.

@@ -1,6 +1,6 @@
 """Stable-Baselines3's PPO on the batched environment: 32 episodes share every pass through the frozen model.
 
-    python examples/sb3_ppo.py                      # SmolLM2, sums: EXPECTED
+    python examples/sb3_ppo.py                      # SmolLM2, sums: greedy accuracy 0.240 before, 0.870 after 559 episodes
     python examples/sb3_ppo.py --backbone tiny --steps 512 --problems 10      # seconds; a random model learns nothing
 
 SB3 wants the first observation of the next episode in the step that ends the last one; `Batched` gets it by the environment's
@@ -39,7 +39,9 @@ class Batched(VecEnv):
 
     def step_wait(self) -> Any:
         seen, rewards, terminated, truncated, infos = self.env.step(self.actions)
-        done = terminated | truncated  # a spent token budget ends the text: nothing follows that could be worth something
+        done = (
+            terminated | truncated
+        )  # a spent token budget ends the text: nothing follows that could be worth something
         told: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
             told[i] = {"terminal_observation": seen[i], "correct": bool(infos["correct"][i])}
@@ -130,7 +132,9 @@ def main() -> None:
     before = ol.evaluate(session, agent, num_problems=args.problems, samples=0, name="before").rows[0]
     model.learn(args.steps)
     after = ol.evaluate(session, agent, num_problems=args.problems, samples=0, name="after").rows[0]
-    print(f"greedy accuracy {before.accuracy:.3f} before, {after.accuracy:.3f} after {env.episodes} episodes (n = {args.problems})")
+    print(
+        f"greedy accuracy {before.accuracy:.3f} before, {after.accuracy:.3f} after {env.episodes} episodes (n = {args.problems})"
+    )
     session.close()
 
 

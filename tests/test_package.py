@@ -18,13 +18,21 @@ def test_data_files_are_in_the_wheel():
     data = PROJECT["tool"]["setuptools"]["package-data"]
     given = {name.replace(".", "/"): patterns for name, patterns in data.items()}
     packages = [pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
-    files = subprocess.run(["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     others = [PurePosixPath(name) for name in files if not name.endswith(".py")]
     assert others
 
     def travels(path):
         return any(
-            path.is_relative_to(folder) and any(path.relative_to(folder).full_match(p) if hasattr(path, "full_match") else matches(path.relative_to(folder), p) for p in patterns)
+            path.is_relative_to(folder)
+            and any(
+                path.relative_to(folder).full_match(p)
+                if hasattr(path, "full_match")
+                else matches(path.relative_to(folder), p)
+                for p in patterns
+            )
             for folder, patterns in given.items()
         )
 
@@ -51,4 +59,7 @@ def test_issue_templates_are_forms():
         if path.stem != "config":
             assert {"name", "description", "body"} <= found.keys()
             for field in found["body"]:
-                assert field["type"] in ("input", "textarea", "dropdown", "checkboxes", "markdown") and field["attributes"]["label"]
+                assert (
+                    field["type"] in ("input", "textarea", "dropdown", "checkboxes", "markdown")
+                    and field["attributes"]["label"]
+                )

@@ -49,7 +49,9 @@ decisions = [p for p in points if p.decision]
 covered = sum(p.covered for p in decisions) / max(1, len(decisions))
 first = sum(p.prior == p.token for p in decisions) / max(1, len(decisions))
 print(f"{len(points)} positions, {len(decisions)} decision points ({len(decisions) / len(points):.0%})")
-print(f"at decision points: some option says the solution's token at {covered:.1%}, the prior's first choice at {first:.1%}")
+print(
+    f"at decision points: some option says the solution's token at {covered:.1%}, the prior's first choice at {first:.1%}"
+)
 
 # %%
 counts = [len(p.options) for p in points]
@@ -59,8 +61,8 @@ axes.set(xlabel="different tokens that the ten options say", ylabel="positions",
 plt.show()
 
 # %% [markdown]
-# At most positions all options say one token: there is nothing to choose. So a text of 30 tokens has about ten decisions, nearly all of them with a clear
-# favourite, and learning on decisions only is cheap.
+# At most positions all options say one token: there is nothing to choose. So a text of 30 tokens has about ten decisions, and learning
+# on decisions only is cheap.
 #
 # ## Choose yourself
 #

@@ -24,6 +24,7 @@ SHORT = {"num_solutions": 60, "num_heldout": 20, "epochs": 1, "prior_epochs": 1,
 # only, where the options learn what may be said. **They have to be of more than one kind**: options that all say the same leave nothing to
 # choose. So half of them work it out and half give the answer at once.
 
+
 # %%
 def purchase(price, pens, bag):
     cost = price * pens + bag
@@ -43,6 +44,7 @@ print(purchase(4, 5, 4).solution)
 # `problems(split, n, seed)` gives at most n problems of a split. `bucket` sorts a text into a split by its hash, so the same problem is
 # never in two of them. `examples` are solved problems that stand in front of every prompt: a frozen model has to be shown what an answer
 # looks like.
+
 
 # %%
 class Purchases(ol.Task):
@@ -107,7 +109,12 @@ print(right_or_sound(prompts=[""] * 4, completions=texts, answer=["24"] * 4))
 backbone = ol.load_backbone(BACKBONE)
 plugin = ol.convert(backbone, task, **SHORT)
 session = ol.Session(backbone, plugin, task, reward=right_or_sound, engine={"max_new_tokens": 12} if TINY else None)
-print({name: round(plugin.report[name]["uncertain"], 3) for name in ("coverage", "distinct_tokens", "prior_token_accuracy")})
+print(
+    {
+        name: round(plugin.report[name]["uncertain"], 3)
+        for name in ("coverage", "distinct_tokens", "prior_token_accuracy")
+    }
+)
 
 # %%
 N = 4 if TINY else 100
@@ -115,7 +122,9 @@ prior, grpo = ol.make_agent("prior", session), ol.make_agent("grpo", session, to
 grpo.learn(f"runs/purchases_{BACKBONE}")
 for agent in (prior, grpo):
     row = ol.evaluate(session, agent, num_problems=N, samples=0).rows[0]
-    print(f"{agent.target.rpartition('.')[2]:6} solved {row.accuracy:.3f} {row.accuracy_ci95}, mean reward {row.mean_reward:.3f}")
+    print(
+        f"{agent.target.rpartition('.')[2]:6} solved {row.accuracy:.3f} {row.accuracy_ci95}, mean reward {row.mean_reward:.3f}"
+    )
 
 # %% [markdown]
 # The mean reward is above the share of solved problems by what is paid for sound plans. Read some texts, always:

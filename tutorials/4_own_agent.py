@@ -24,6 +24,7 @@ session = ol.Session(backbone, plugin, task, engine={"max_new_tokens": 12} if TI
 #
 # `predict` gets hidden states (n, d) and gives latents (n,). This one always takes the same latent.
 
+
 # %%
 class Always(ol.Agent):
     latent = 0
@@ -64,6 +65,7 @@ def sample(seed, groups=8, size=8):
 # The update: choices of episodes that did better than the mean of their group (the same problem) become likelier. The mask hides options
 # that say the same token as a lower-numbered one.
 
+
 # %%
 def update(episodes, size=8):
     rewards = torch.tensor([e.reward for e in episodes])
@@ -85,6 +87,7 @@ print("share of right texts by iteration:", " ".join(f"{r:.2f}" for r in rewards
 # %% [markdown]
 # To evaluate it like all others, put the policy into an agent. (`docs/agents.md` has the same learner as a class with checkpoints and resuming, so
 # that `ollm-rl compare` can run it over seeds.)
+
 
 # %%
 class Mine(ol.Agent):
@@ -108,7 +111,7 @@ print(f"REINFORCE after {64 * len(rewards)} episodes: {row.accuracy:.3f} {row.ac
 # %%
 import gymnasium
 
-import envs  # registers the environments
+import envs  # noqa: F401 (registers the environments)
 
 env = gymnasium.make("ollm_rl/LatentReasoning-v0", session=session, render_mode="ansi")
 hidden, info = env.reset(seed=0)
@@ -167,6 +170,7 @@ def collect(steps=16):
 # %% [markdown]
 # One PPO step without a critic: the return of a choice is the reward of its episode, where that has ended; the ratio of new to old probability is
 # clipped. `examples/cleanrl_ppo.py` has the whole algorithm, with a critic, in 130 lines.
+
 
 # %%
 def ppo_step(rows):

@@ -20,7 +20,9 @@ BACKBONE = os.environ.get("TUTORIAL_BACKBONE", "smollm2")
 TINY = BACKBONE == "tiny"
 SHORT = {"num_solutions": 60, "num_heldout": 20, "epochs": 1, "prior_epochs": 1, "reader_epochs": 1} if TINY else {}
 backbone, task = ol.load_backbone(BACKBONE), ol.make_task("chain_sum")
-session = ol.Session(backbone, ol.convert(backbone, task, **SHORT), task, engine={"max_new_tokens": 12} if TINY else None)
+session = ol.Session(
+    backbone, ol.convert(backbone, task, **SHORT), task, engine={"max_new_tokens": 12} if TINY else None
+)
 
 # %% [markdown]
 # ## What is fair
@@ -42,7 +44,11 @@ session = ol.Session(backbone, ol.convert(backbone, task, **SHORT), task, engine
 
 # %%
 few = {"num_solutions": 16 if TINY else 240, "sft_batch_size": 16}
-small = {"total_episodes": 16, "num_generations": 4, "problems_per_iteration": 2, "minibatches": 1} if TINY else {"total_episodes": 64}
+small = (
+    {"total_episodes": 16, "num_generations": 4, "problems_per_iteration": 2, "minibatches": 1}
+    if TINY
+    else {"total_episodes": 64}
+)
 agents = {
     "prior": ol.make_agent("prior", session),
     "grpo": ol.make_agent("grpo", session, total_episodes=64 if TINY else 768),
@@ -88,7 +94,9 @@ for axes, (name, found) in zip(panels, measured.items(), strict=True):
     for row in found["pooled"]:
         if row["agent"] in ("grpo", "ppo", "lora_grpo"):
             axes.plot([row["train_seconds"]], [row["accuracy"]], "o")
-            axes.annotate(row["agent"], (row["train_seconds"], row["accuracy"]), xytext=(4, -11), textcoords="offset points")
+            axes.annotate(
+                row["agent"], (row["train_seconds"], row["accuracy"]), xytext=(4, -11), textcoords="offset points"
+            )
     axes.set(title=name, xlabel="seconds of RL (one thread)", ylim=(0, 1), xlim=(0, 1000))
 panels[0].set_ylabel("greedy accuracy")
 plt.show()

@@ -27,10 +27,12 @@ TINY = BACKBONE == "tiny"
 # unit of work; it is fixed here so that both runs cut the work alike.
 
 # %%
-common = ["train", "agent=grpo", f"backbone={BACKBONE}", "rollout.chunk=16", "agent.total_episodes=128", "evaluate.num_problems=20", "evaluate.samples=0"]
+common = ["train", "agent=grpo", f"backbone={BACKBONE}", "rollout.chunk=16", "agent.total_episodes=128"]
+common += ["evaluate.num_problems=20", "evaluate.samples=0"]
 if TINY:
-    common += ["convert.num_solutions=60", "convert.num_heldout=20", "convert.epochs=1", "convert.prior_epochs=1", "convert.reader_epochs=1"]
-    common += ["agent.total_episodes=16", "agent.num_generations=4", "agent.problems_per_iteration=4", "engine.max_new_tokens=12", "evaluate.num_problems=4"]
+    common += ["convert.num_solutions=60", "convert.num_heldout=20", "convert.epochs=1", "convert.prior_epochs=1"]
+    common += ["convert.reader_epochs=1", "agent.total_episodes=16", "agent.num_generations=4"]
+    common += ["agent.problems_per_iteration=4", "engine.max_new_tokens=12", "evaluate.num_problems=4"]
 ollm_rl([*common, f"name=alone_{BACKBONE}"])
 
 # %% [markdown]
@@ -56,6 +58,7 @@ print("largest difference between the two policies' weights:", largest)
 # machines, the last digit of a sum may round otherwise.
 #
 # What the workers cost is logged:
+
 
 # %%
 def last(name):

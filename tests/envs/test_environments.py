@@ -86,12 +86,11 @@ def test_rows_begin_anew_by_a_mask_where_a_library_wants_that(settings):
             done = terminated | truncated
             for i in np.flatnonzero(done):
                 found[i].append((infos["problem_id"][i], infos["text"][i]))
-            if by_mask:
-                if done.any():
-                    before = observation.copy()
-                    observation, infos = batch.reset(options={"reset_mask": done})
-                    assert (observation[~done] == before[~done]).all()
-                    assert set(np.flatnonzero(infos["_problem"])) == set(np.flatnonzero(done))
+            if by_mask and done.any():
+                before = observation.copy()
+                observation, infos = batch.reset(options={"reset_mask": done})
+                assert (observation[~done] == before[~done]).all()
+                assert set(np.flatnonzero(infos["_problem"])) == set(np.flatnonzero(done))
         return found
 
     plain, masked = texts(False), texts(True)

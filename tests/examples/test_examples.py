@@ -59,7 +59,9 @@ def test_sb3_begins_as_the_prior_and_learns(tiny):
 
     assert torch.allclose(probs(), prior, atol=1e-5)
     tiny_reward = env.env.step
-    env.env.step = lambda actions: (lambda s: (s[0], (actions == 1).astype(float), *s[2:]))(tiny_reward(actions))  # latent 1 is paid
+    env.env.step = lambda actions: (lambda s: (s[0], (actions == 1).astype(float), *s[2:]))(
+        tiny_reward(actions)
+    )  # latent 1 is paid
     model.learn(1024)
     assert (probs()[:, 1] > prior[:, 1]).all()
 
@@ -91,8 +93,17 @@ def test_own_task(run, tmp_path):
 @pytest.mark.slow
 def test_evaluation_through_the_server(run, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    words = ["agent=prior", "task=chain_sum", "backbone=tiny", "convert.num_solutions=60", "convert.num_heldout=20", "convert.epochs=1"]
-    assert "prior: greedy accuracy 0.000 through the server (n = 8)" in run("evaluate_server", "--problems", "8", *words)
+    words = [
+        "agent=prior",
+        "task=chain_sum",
+        "backbone=tiny",
+        "convert.num_solutions=60",
+        "convert.num_heldout=20",
+        "convert.epochs=1",
+    ]
+    assert "prior: greedy accuracy 0.000 through the server (n = 8)" in run(
+        "evaluate_server", "--problems", "8", *words
+    )
 
 
 def test_rllib(cluster, run):

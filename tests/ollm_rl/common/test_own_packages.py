@@ -24,7 +24,9 @@ def test_another_one_is_named_with_its_place(name, tmp_path):
     (tmp_path / name / "__init__.py").write_text("")
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "COLUMNS": "1000"}
     for command in ("doctor", "train"):
-        found = subprocess.run([sys.executable, "-m", "ollm_rl", command], cwd=tmp_path, env=env, capture_output=True, text=True)
+        found = subprocess.run(
+            [sys.executable, "-m", "ollm_rl", command], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert found.returncode == 2, found.stderr
         assert f"{name} is {tmp_path / name / '__init__.py'}" in found.stderr
         assert "Traceback" not in found.stderr
@@ -35,7 +37,9 @@ def test_a_directory_without_init_hides_nothing(tmp_path):
         (tmp_path / name).mkdir()
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     code = "from ollm_rl.common.own_packages import check_own_packages; print(check_own_packages())"
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == str(ROOT)
 
 
