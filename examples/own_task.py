@@ -1,7 +1,7 @@
 """A task of one's own from end to end: a file of problems, a reward, and the commands from `doctor` to `export`.
 
-    python examples/own_task.py --folder shop       # SmolLM2: EXPECTED
-    python examples/own_task.py --folder shop --backbone tiny
+    python examples/own_task.py --folder shop       # SmolLM2; the accuracies of prior and grpo over two seeds are its last lines
+    python examples/own_task.py --folder shop --backbone tiny     # a minute or two; greedy accuracy 0.000 for both: a random model
 
 It writes shop/problems.jsonl and shop/my_reward.py, and runs each command that it prints in that directory.
 """

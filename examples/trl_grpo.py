@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer, as its documentation has it, with our verifier as the reward.
 
     python examples/trl_grpo.py                     # a random tiny model: 2 steps, mean reward 0.000, some seconds
-    python examples/trl_grpo.py --backbone smollm2 --steps 4     # EXPECTED
+    python examples/trl_grpo.py --backbone smollm2 --steps 4     # all weights of SmolLM2, in float32
 
 `ol.MathVerify()` has the signature of TRL's rewards and reads the column `answer`: a box is looked for, and compared exactly. Nothing of
 options, plug-ins and latents is here; the baselines `agent=lora_sft` and `agent=lora_grpo` are TRL's trainers with our rollout engine.

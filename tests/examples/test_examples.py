@@ -62,7 +62,7 @@ def test_sb3_begins_as_the_prior_and_learns(tiny):
     env.env.step = lambda actions: (lambda s: (s[0], (actions == 1).astype(float), *s[2:]))(
         tiny_reward(actions)
     )  # latent 1 is paid
-    model.learn(1024)
+    model.learn(512)
     assert (probs()[:, 1] > prior[:, 1]).all()
 
 
@@ -85,7 +85,7 @@ def test_trl(run):
 def test_own_task(run, tmp_path):
     said = run("own_task", "--folder", "shop", "--backbone", "tiny")
     assert re.search(r"prior: greedy accuracy .*\ngrpo: greedy accuracy ", said)
-    assert "100 of 100 worked solutions get the full reward from 'right_or_sound'" in said
+    assert re.search(r"(\d+) of \1 worked solutions get the full reward from 'right_or_sound'", said)
     assert (tmp_path / "shop" / "model" / "config.json").is_file()
     assert len(json.loads((tmp_path / "shop/runs/both/results.json").read_text())["rows"]) == 4
 
