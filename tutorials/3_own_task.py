@@ -109,12 +109,8 @@ print(right_or_sound(prompts=[""] * 4, completions=texts, answer=["24"] * 4))
 backbone = ol.load_backbone(BACKBONE)
 plugin = ol.convert(backbone, task, **SHORT)
 session = ol.Session(backbone, plugin, task, reward=right_or_sound, engine={"max_new_tokens": 12} if TINY else None)
-print(
-    {
-        name: round(plugin.report[name]["uncertain"], 3)
-        for name in ("coverage", "distinct_tokens", "prior_token_accuracy")
-    }
-)
+for name in ("coverage", "distinct_tokens", "prior_token_accuracy"):
+    print(name, round(plugin.report[name]["uncertain"], 3))
 
 # %%
 N = 4 if TINY else 100
@@ -122,9 +118,8 @@ prior, grpo = ol.make_agent("prior", session), ol.make_agent("grpo", session, to
 grpo.learn(f"runs/purchases_{BACKBONE}")
 for agent in (prior, grpo):
     row = ol.evaluate(session, agent, num_problems=N, samples=0).rows[0]
-    print(
-        f"{agent.target.rpartition('.')[2]:6} solved {row.accuracy:.3f} {row.accuracy_ci95}, mean reward {row.mean_reward:.3f}"
-    )
+    name, (low, high) = agent.target.rpartition(".")[2], row.accuracy_ci95
+    print(f"{name:6} solved {row.accuracy:.3f} [{low:.2f}, {high:.2f}], mean reward {row.mean_reward:.3f}")
 
 # %% [markdown]
 # The mean reward is above the share of solved problems by what is paid for sound plans. Read some texts, always:

@@ -33,13 +33,20 @@ class Always(ol.Agent):
         return torch.full((len(hidden),), self.latent)
 
 
+def said(row):
+    low, high = row.accuracy_ci95
+    return f"{row.accuracy:.3f} [{low:.2f}, {high:.2f}]"
+
+
 N = 4 if TINY else 60
 for Kind in (Always, "prior", "random"):
     agent = ol.make_agent(Kind, session)
     row = ol.evaluate(session, agent, num_problems=N, samples=0).rows[0]
-    print(f"{row.agent:8} {row.accuracy:.3f} {row.accuracy_ci95}")
+    print(f"{row.agent:8} {said(row)}")
 
 # %% [markdown]
+# Always latent 0 comes to the same as the prior here: in training, option 0 learns every token of the solutions, so it says the likeliest one.
+#
 # ## A learner: REINFORCE
 #
 # A learner needs episodes with their rewards, and the log-probabilities of the choices that were made. `session.rollout` gives whole episodes;
@@ -100,7 +107,7 @@ class Mine(ol.Agent):
 mine = ol.make_agent(Mine, session)
 mine.policy = policy
 row = ol.evaluate(session, mine, num_problems=N, samples=0).rows[0]
-print(f"REINFORCE after {64 * len(rewards)} episodes: {row.accuracy:.3f} {row.accuracy_ci95}")
+print(f"REINFORCE after {64 * len(rewards)} episodes: {said(row)}")
 
 # %% [markdown]
 # ## The environment
@@ -204,7 +211,7 @@ logging.disable(logging.WARNING)  # Ray and RLlib have much to say
 ppo = ol.make_agent("ppo", session, total_episodes=32 if TINY else 512)
 costs = ppo.learn()
 row = ol.evaluate(session, ppo, num_problems=N, samples=0).rows[0]
-print(f"RLlib's PPO after {costs['train_episodes']} episodes: {row.accuracy:.3f} {row.accuracy_ci95}")
+print(f"RLlib's PPO after {costs['train_episodes']} episodes: {said(row)}")
 session.close()
 
 # %% [markdown]

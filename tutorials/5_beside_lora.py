@@ -64,7 +64,8 @@ for name, agent in agents.items():
     seconds = time.monotonic() - start
     row = ol.evaluate(session, agent, num_problems=4 if TINY else 50, samples=0, name=name).rows[0]
     results[name] = row
-    print(f"{name:10} {row.accuracy:.3f} {row.accuracy_ci95}  learning took {seconds:.0f} s", flush=True)
+    low, high = row.accuracy_ci95
+    print(f"{name:10} {row.accuracy:.3f} [{low:.2f}, {high:.2f}]  learning took {seconds:.0f} s", flush=True)
 
 # %% [markdown]
 # (Seconds are of a shared machine, and the conversion of the latents' plug-in, some minutes, came from the cache. `lora_grpo` begins
