@@ -133,6 +133,8 @@ for episode in session.rollout(asked, PolicyAdapter(grpo, deterministic=True)):
 session.close()
 
 # %% [markdown]
+# The first text shows what the 0.2 pays: its product holds, its sum does not.
+#
 # **What this does not show.** One seed, and a task made for the page. Whether 0.2 for sound plans helps was not tested: train again with `ol.MathVerify()`
 # and compare over three seeds before you believe in a shaped reward.
 #

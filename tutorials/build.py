@@ -76,8 +76,15 @@ def fenced(body: str) -> str:
 
 def shown(outputs: list[Any], work: Path) -> list[Any]:
     """What was printed in one piece, without colours and the paths of this machine."""
+    import nbformat
+
     found: list[Any] = []
     for output in outputs:
+        data = output.get("data", {})
+        if "<pre" in data.get("text/html", ""):  # a table of rich, or a line of the log, which is no output
+            if re.search(r"\[\d\d/\d\d/\d\d", data["text/plain"]):
+                continue
+            output = nbformat.v4.new_output("stream", text=data["text/plain"])
         if output.output_type == "stream":
             text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
             output.text = text.replace(f"{work}/", "").replace(str(Path.home()), "~")
