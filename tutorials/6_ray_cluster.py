@@ -46,7 +46,8 @@ ollm_rl([*common, "rollout=ray", "rollout.num_workers=2", "rollout.address=local
 # %% [markdown]
 # ## What has changed?
 #
-# An episode depends on its problem, its seed and the policy, and on nothing else: not on the worker, nor on who else is there. Compare the weights:
+# An episode depends on its problem, its seed and the policy, and on nothing else: not on the worker, nor on who else is there. (In the run that this page
+# shows, the machine was short of memory and Ray ended both workers on the way. They were replaced.) Compare the weights:
 
 # %%
 weights = [load_file(f"runs/{name}_{BACKBONE}/policy/policy.safetensors") for name in ("alone", "workers")]
