@@ -69,7 +69,8 @@ for name, agent in agents.items():
 
 # %% [markdown]
 # (Seconds are of a shared machine, and the conversion of the latents' plug-in, some minutes, came from the cache. `lora_grpo` begins
-# with the adapter of `lora_sft`, which is kept in the cache as well: its seconds are those of RL alone.)
+# with the adapter of `lora_sft`, which is kept in the cache as well: its seconds are those of RL alone. `lora_sft` had been begun before and went on from a
+# checkpoint here; from the beginning it takes longer.)
 #
 # ## The measured comparison
 #
@@ -94,12 +95,10 @@ figure, panels = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained", sh
 for axes, (name, found) in zip(panels, measured.items(), strict=True):
     for row in found["pooled"]:
         if row["agent"] in ("grpo", "ppo", "lora_grpo"):
-            axes.plot([row["train_seconds"]], [row["accuracy"]], "o")
-            axes.annotate(
-                row["agent"], (row["train_seconds"], row["accuracy"]), xytext=(4, -11), textcoords="offset points"
-            )
+            axes.plot([row["train_seconds"]], [row["accuracy"]], "o", label=row["agent"])
     axes.set(title=name, xlabel="seconds of RL (one thread)", ylim=(0, 1), xlim=(0, 1000))
 panels[0].set_ylabel("greedy accuracy")
+panels[0].legend(loc="lower right")
 plt.show()
 session.close()
 
