@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Threads that spin stall whatever else the machine does.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
-.PHONY: demo test slow docs lint format clean
+.PHONY: demo test slow docs tutorials lint format clean
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
@@ -27,6 +27,10 @@ slow: $(READY_DEV)
 docs: $(READY_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site: site/index.html, or python -m http.server -d site (with search)"
+
+# All of them on the tiny model, and whether their pages are up to date; `make slow` has them too.
+tutorials: $(READY_DEV)
+	$(PYTEST) -m 'slow or not slow' tests/tutorials --durations 6
 
 lint: $(READY_DEV)
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ One line for every file, from the file itself (`python docs/make_map.py > docs/m
 only: agents, envs, ollm_rl; within ollm_rl as `tests/test_layers.py` has it. Tests mirror the tree.
 
 """
-SHOWN = ("ollm_rl", "envs", "agents", "configs", "docs", "benchmarks", "extras", "tests")
+SHOWN = ("ollm_rl", "envs", "agents", "configs", "tutorials", "examples", "docs", "benchmarks", "extras", "tests")
 
 
 def page() -> str:
@@ -39,6 +39,8 @@ def first_line(path: Path) -> str:
     """What a file says of itself."""
     text = (ROOT / path).read_text()
     if path.suffix == ".py":
+        if text.startswith("# %%"):  # a notebook
+            return text.split("\n")[1].lstrip("# ")
         said = ast.get_docstring(ast.parse(text)) or ""
         return " ".join(said.split("\n\n")[0].split())
     lines = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]

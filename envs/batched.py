@@ -98,7 +98,14 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start all episodes. `options={"problem": i}` (or a list of n) names problems instead of drawing them."""
+        """Start all episodes. `options={"problem": i}` (or a list of n) names problems instead of drawing them.
+
+        With `options={"reset_mask": mask}`, a bool array (n,) as in Gymnasium's own vector environments, those alone that it marks: for
+        libraries that want the next episode's first observation in the step that ended the last one. Infos are of these rows then.
+
+        Raises:
+            ConfigurationError: the mask is of another kind, marks none, or no episode was begun yet.
+        """
         if seed is not None:
             seeds = seed if isinstance(seed, list) else [seed + i for i in range(self.num_envs)]
             self.generators = [
@@ -106,15 +113,20 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             ]
         chosen = (options or {}).get("problem")
         named = chosen if isinstance(chosen, list) else [chosen] * self.num_envs
-        self.episodes = [Episode(self._draw(i, named[i])) for i in range(self.num_envs)]
-        self.ended[:] = False
-        self.decisions[:] = 0
-        self.engine.clear()
-        self.engine.admit([self.prompts[int(e.problem.extra["#"])] for e in self.episodes])
+        if (mask := (options or {}).get("reset_mask")) is not None:
+            fresh = self._marked(mask)
+            self._begin(fresh, named)
+        else:
+            fresh = list(range(self.num_envs))
+            self.episodes = [Episode(self._draw(i, named[i])) for i in fresh]
+            self.ended[:] = False
+            self.decisions[:] = 0
+            self.engine.clear()
+            self.engine.admit([self.prompts[int(e.problem.extra["#"])] for e in self.episodes])
         if self.skip_forced:
-            self._run_on(range(self.num_envs), range(self.num_envs))
+            self._run_on(fresh, fresh)
         self._print()
-        return self._observe(), self._problem_info(range(self.num_envs))
+        return self._observe(), self._problem_info(fresh)
 
     def step(self, actions: ArrayLike) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Give every running episode a latent (n,)."""
@@ -129,11 +141,7 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         running = np.flatnonzero(~self.ended).tolist()
         infos: dict[str, Any] = {}
         if fresh:
-            for i in fresh:
-                self.episodes[i] = Episode(self._draw(i, None))
-            self.ended[fresh], self.decisions[fresh] = False, 0
-            prompts = [self.prompts[int(self.episodes[i].problem.extra["#"])] for i in fresh]
-            self.engine.replace(torch.tensor(fresh, device=self.engine.device), prompts)
+            self._begin(fresh, [None] * self.num_envs)
             infos = self._problem_info(fresh)
         self._feed(running, actions[running].tolist())
         if self.skip_forced:
@@ -168,6 +176,27 @@ class LatentReasoningVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         """End the processes of the verifier, if the session is the environment's own."""
         if self._own_session:
             self.session.close()
+
+    def _marked(self, mask: np.ndarray) -> list[int]:
+        """The rows of a `reset_mask`."""
+        fits = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (self.num_envs,) and mask.any()
+        if not fits:
+            raise ConfigurationError(
+                f"reset_mask={mask!r:.100}; expected a bool array ({self.num_envs},) that marks some rows"
+            )
+        if not self.episodes:
+            raise ConfigurationError(
+                "reset_mask before the first reset(); expected reset() without it, which begins all episodes"
+            )
+        return [int(i) for i in np.flatnonzero(mask)]
+
+    def _begin(self, rows: list[int], named: list[int | None]) -> None:
+        """New episodes in these rows."""
+        for i in rows:
+            self.episodes[i] = Episode(self._draw(i, named[i]))
+        self.ended[rows], self.decisions[rows] = False, 0
+        prompts = [self.prompts[int(self.episodes[i].problem.extra["#"])] for i in rows]
+        self.engine.replace(torch.tensor(rows, device=self.engine.device), prompts)
 
     def _draw(self, i: int, named: int | None) -> Problem:
         at = int(self.generators[i].integers(len(self.problems))) if named is None else int(named)

@@ -12,6 +12,7 @@ from rich.text import Text
 from ollm_rl.cli.commands import COMMANDS, out
 from ollm_rl.cli.sweep import SWEPT, combinations, gather, run_all
 from ollm_rl.common.config_files import GROUPS, members, section
+from ollm_rl.common.own_packages import check_own_packages
 from ollm_rl.common.progress import console as err
 from ollm_rl.common.settings import settings_of
 from ollm_rl.config.checks import check_values
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    check_own_packages()  # settings are read from them
     flags = [a for a in arguments if a.startswith("-")]
     words = [a for a in arguments if not a.startswith("-")]
     if not arguments or "-h" in flags or "--help" in flags:

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
+from ollm_rl.common.own_packages import BESIDE, check_own_packages
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.errors import DataError, OLLMError
 from ollm_rl.models.backbone import Backbone, describe
@@ -38,6 +39,7 @@ def examine(settings: Settings, out: Console) -> int:
     """Run all checks and print one line each; the exit code: 0 if nothing failed, 2 if what failed is the user's to change."""
     checks: list[tuple[str, Callable[[Settings], str], str]] = [
         ("versions", _versions, "pip install -c constraints.txt -e ."),
+        ("packages", _packages, ""),
         ("processor", _processor, "use backbone.device=cpu, or repair the GPU driver"),
         ("cache", _cache, "set OLLM_RL_CACHE to a directory that you may write"),
         ("task", _task, "check task= and task.path="),
@@ -71,6 +73,10 @@ def _versions(settings: Settings) -> str:
         except metadata.PackageNotFoundError:
             found.append(f"{name} not installed (optional)")
     return f"Python {platform.python_version()}, " + ", ".join(found)
+
+
+def _packages(settings: Settings) -> str:
+    return f"{', '.join(BESIDE)} are ollm_rl's own, in {check_own_packages()}"
 
 
 def _processor(settings: Settings) -> str:

@@ -74,6 +74,41 @@ def test_an_ended_episode_starts_anew_at_the_next_step(settings):
     assert episodes > 3
 
 
+def test_rows_begin_anew_by_a_mask_where_a_library_wants_that(settings):
+    """The episodes are those of NEXT_STEP, one step earlier; the other rows do not notice."""
+
+    def texts(by_mask):
+        batch = gymnasium.make_vec(NAME, num_envs=3, vectorization_mode="vector_entry_point", **settings)
+        observation, _ = batch.reset(seed=1)
+        found = [[] for _ in range(3)]
+        for _ in range(60):
+            observation, _, terminated, truncated, infos = batch.step(observation[:, 0] < 0)  # latents 0 and 1
+            done = terminated | truncated
+            for i in np.flatnonzero(done):
+                found[i].append((infos["problem_id"][i], infos["text"][i]))
+            if by_mask and done.any():
+                before = observation.copy()
+                observation, infos = batch.reset(options={"reset_mask": done})
+                assert (observation[~done] == before[~done]).all()
+                assert set(np.flatnonzero(infos["_problem"])) == set(np.flatnonzero(done))
+        return found
+
+    plain, masked = texts(False), texts(True)
+    assert sum(map(len, masked)) > sum(map(len, plain))  # no step is spent on beginning anew
+    for once, again in zip(plain, masked, strict=True):
+        assert len(once) > 2 and again[: len(once)] == once
+
+
+@pytest.mark.parametrize("mask", [np.zeros(3, bool), np.ones(3), [True, False, False], np.ones(2, bool)])
+def test_a_mask_of_another_kind_is_refused(settings, mask):
+    batch = gymnasium.make_vec(NAME, num_envs=3, vectorization_mode="vector_entry_point", **settings)
+    with pytest.raises(ConfigurationError, match="before the first reset"):
+        batch.reset(options={"reset_mask": np.ones(3, bool)})
+    batch.reset(seed=1)
+    with pytest.raises(ConfigurationError, match="expected a bool array \\(3,\\)"):
+        batch.reset(options={"reset_mask": mask})
+
+
 @pytest.fixture
 def agreeing(tiny):
     """Options that often agree: random ones seldom do."""
