@@ -17,6 +17,7 @@ from ollm_rl.evaluation.results import Results
 from ollm_rl.experiments.oracle_run import run_oracle
 from ollm_rl.experiments.overrides import trial_settings
 from ollm_rl.experiments.single import SessionCache, is_done, run_trial
+from ollm_rl.models.adapters import FITTED
 from ollm_rl.session.agent import declared
 from ollm_rl.session.opening import serialize_settings
 from ollm_rl.session.transport import SerializedSettings
@@ -67,7 +68,7 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
         begun = False
         for part in parts_of(overrides, settings):
             # Those with a long set-up share it: one begins at once, the others would only wait for it, and come last.
-            long = part.do is run_trial and declared(locate(part.settings.config.agent._target_), "long_setup")
+            long = part.do is run_trial and _sets_up_long(part.settings)
             stages[2 if long and begun else 0 if long else 1].append((run.path / part.name, part))
             begun |= long
     waiting = [(path.resolve(), p) for stage in stages for path, p in stage if path not in done]
@@ -78,6 +79,12 @@ def run_parts(comparisons: Sequence[tuple[list[str], Settings, Run]]) -> None:
     side_by_side(
         {path: partial(_run_part, path, p.do, serialize_settings(p.settings), p.seed) for path, p in waiting}, rollout
     )
+
+
+def _sets_up_long(settings: Settings) -> bool:
+    """It fits an adapter to solutions first, or waits for another part that does."""
+    agent = locate(settings.config.agent._target_)
+    return declared(agent, "long_setup") or settings.config.backbone.adapter == FITTED
 
 
 def _directory(root: Path, part: Part) -> Path:
