@@ -14,7 +14,7 @@ from ollm_rl.evaluation.overview import Text
 from ollm_rl.evaluation.results import Results
 from ollm_rl.report.tables import all_tables
 
-PLOTS = ("headroom", "learning_costs")
+PLOTS = ("headroom", "learning_costs", "total_seconds")
 LEFT_OUT = {
     "changes",
     "verdicts",
