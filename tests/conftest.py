@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny random option LM for speed, and the real SmolLM2 for the tests marked `slow`."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def own_cache(tmp_path_factory):
     (folder / "backbones").symlink_to(_made(REAL_CACHE / "backbones"))
     torch.set_num_threads(1)  # of models this small, two take twice as long as one
     yield folder
+
+
+@pytest.fixture(autouse=True)
+def nobody_elses_modules():
+    """Modules of a user that a test wrote and imported: another test has its own under the same name."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
 def _made(path: Path) -> Path:

@@ -12,14 +12,14 @@ from rich.markup import escape
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
 from ollm_rl.common.own_packages import BESIDE, check_own_packages
-from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
+from ollm_rl.config.compose import MATH_VERIFY, Settings
 from ollm_rl.errors import DataError, OLLMError
 from ollm_rl.models.backbone import Backbone, describe
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import shared_backbone
-from ollm_rl.session.opening import judge_of, task_of
+from ollm_rl.session.opening import backbone_settings, judge_of, task_of
 from ollm_rl.tasks.base import SPLITS, format_answer
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
@@ -183,7 +183,7 @@ def _verifier(settings: Settings) -> str:
 
 
 def _loaded(settings: Settings) -> Backbone:
-    return shared_backbone(**{k: v for k, v in to_dict(settings.config.backbone).items() if k != "shape"})
+    return shared_backbone(**backbone_settings(settings.config))
 
 
 def _backbone(settings: Settings) -> str:

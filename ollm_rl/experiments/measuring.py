@@ -34,7 +34,7 @@ from ollm_rl.oracle.config import VALUED
 from ollm_rl.session.agent import Agent, train
 from ollm_rl.session.loading import agent_of
 from ollm_rl.session.local import Session, shared_backbone
-from ollm_rl.session.opening import conversion_config, open_session, plugin_path, task_of
+from ollm_rl.session.opening import backbone_settings, conversion_config, open_session, plugin_path, task_of
 from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 
@@ -168,7 +168,7 @@ class Measuring:
         process = psutil.Process()
         found.phases.append(Phase("start", time.time() - process.create_time(), time.process_time()))
         wall, cpu = time.perf_counter(), time.process_time()
-        backbone = shared_backbone(**{k: v for k, v in to_dict(config.backbone).items() if k != "shape"})
+        backbone = shared_backbone(**backbone_settings(config))
         self.on_cpu = backbone.device.type == "cpu"
         task, conversion = task_of(config), conversion_config(config)
         path, plugin = plugin_path(config), None

@@ -92,8 +92,8 @@ class TreeSearch:
         critic: Critic | None,
         look: Callable[[list[Episode]], list[float]],
         reads: bool,
-        beginnings: Value | None = None,
-        give_up: float = 0.0,
+        beginnings: Value | None,
+        give_up: float,
     ):
         self.session, self.engine, self.policy = session, session.engine, policy
         self.is_open, self.budget, self.width = is_open, budget, width

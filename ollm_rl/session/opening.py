@@ -75,8 +75,9 @@ def open_session(
     task = task_of(config)
     judge = judge_of(config)
     conversion = conversion_config(config)
-    chosen = {k: v for k, v in to_dict(config.backbone).items() if k not in ("shape", "sft")}
-    chosen["adapter"] = fitted_adapter(settings, run) if chosen["adapter"] == FITTED else adapter_path(config)
+    chosen = backbone_settings(config)
+    if config.backbone.adapter == FITTED:
+        chosen["adapter"] = fitted_adapter(settings, run)
     backbone = shared_backbone(**chosen)
     _check_cache_budget(backbone, task, to_dict(config.engine), conversion.plugin.reader_depth)
     engine = to_dict(config.engine)
@@ -99,6 +100,12 @@ def plugin_path(config: DictConfig) -> str | None:
         log.info("plug-in of the policy: %s", beside)
         return str(beside)
     return None if config.plugin.path is None else str(config.plugin.path)
+
+
+def backbone_settings(config: DictConfig) -> dict[str, Any]:
+    """What `shared_backbone` is called with; an adapter that is to be fitted first is left out."""
+    found = {k: v for k, v in to_dict(config.backbone).items() if k not in ("shape", "sft")}
+    return {**found, "adapter": None if found["adapter"] == FITTED else adapter_path(config)}
 
 
 def adapter_path(config: DictConfig) -> str | None:

@@ -8,6 +8,7 @@ import torch
 import ollm_rl as ol
 from agents.lora import LoRASFT
 from agents.prior import Prior
+from ollm_rl.cli.app import main
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.evaluation.evaluator import evaluate
@@ -81,3 +82,13 @@ def test_what_cannot_be_merged_is_said(tiny, adapter, tmp_path):
     (run / "policy" / FILES[0]).write_text(json.dumps({**config, "r": 3}))
     with pytest.raises(CheckpointError, match="does not fit this backbone"):
         load_backbone("tiny", "float32", adapter=str(run))
+
+
+def test_the_doctor_and_dry_runs_take_an_adapter(adapter, capsys):
+    run, _ = adapter
+    for place in (str(run), "sft"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["doctor", "backbone=tiny", f"backbone.adapter={place}"])
+        assert stopped.value.code == 0, capsys.readouterr().out
+    main(["train", "--dry-run", "backbone=tiny", f"backbone.adapter={run}", "estimate.measure=false"])
+    assert "adapter" in capsys.readouterr().out
