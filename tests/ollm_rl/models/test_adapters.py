@@ -87,8 +87,6 @@ def test_what_cannot_be_merged_is_said(tiny, adapter, tmp_path):
 def test_the_doctor_and_dry_runs_take_an_adapter(adapter, capsys):
     run, _ = adapter
     for place in (str(run), "sft"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["doctor", "backbone=tiny", f"backbone.adapter={place}"])
-        assert stopped.value.code == 0, capsys.readouterr().out
+        main(["doctor", "backbone=tiny", f"backbone.adapter={place}"])
     main(["train", "--dry-run", "backbone=tiny", f"backbone.adapter={run}", "estimate.measure=false"])
     assert "adapter" in capsys.readouterr().out
