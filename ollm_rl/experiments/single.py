@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
@@ -21,7 +23,6 @@ from ollm_rl.evaluation.rows import Row
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.models.adapters import COST, adapter_size
 from ollm_rl.options.config import ValueConfig
-from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.value import Value
 from ollm_rl.session.agent import Agent, answers_itself, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
@@ -195,10 +196,11 @@ def seconds_from_nothing(session: BaseSession, agent: Agent, row: Row) -> float 
 
 def parameters_trained(session: BaseSession, agent: Agent) -> int | None:
     """How many numbers were trained for an agent, those of a merged adapter included; None if an adapter's are not known."""
-    own = 0 if isinstance(agent.policy, LatentPolicy) else int(getattr(agent, "num_parameters", 0))
-    if not agent.acts_on_logits:
-        own += session.plugin.num_parameters
-        own += sum(p.numel() for p in agent.policy.parameters()) if isinstance(agent.policy, LatentPolicy) else 0
+    own = 0 if agent.acts_on_logits else session.plugin.num_parameters
+    if isinstance(agent.policy, nn.Module):
+        own += sum(p.numel() for p in agent.policy.parameters())
+    else:  # of an adapter
+        own += int(getattr(agent, "num_parameters", 0))
     if (adapter := session.backbone.adapter) is None:
         return own
     try:

@@ -2,8 +2,11 @@
 
 import pytest
 
+import ollm_rl as ol
+from agents.prior import Prior
 from ollm_rl.config.compose import compose
-from ollm_rl.experiments.single import open_workers
+from ollm_rl.evaluation.rows import Row
+from ollm_rl.experiments.single import open_workers, parameters_trained, seconds_from_nothing
 from ollm_rl.session import collection
 from tests.conftest import QUICK_KEYS
 
@@ -38,3 +41,14 @@ def test_workers_sample_solutions_as_one_process_does(own_cache, tmp_path, monke
             session.close()
         assert list((tmp_path / str(n)).glob("solutions/*/texts.jsonl"))
     assert found[0] == found[1]
+
+
+def test_what_was_trained_is_counted(tiny):
+    plugin, policy = tiny.plugin.num_parameters, sum(p.numel() for p in Prior(tiny).policy.parameters())
+    assert parameters_trained(tiny, Prior(tiny)) == plugin + policy
+    assert parameters_trained(tiny, ol.make_agent("backbone", tiny)) == 0
+    lora = ol.make_agent("lora_sft", tiny, rank=2)
+    assert parameters_trained(tiny, lora) == lora.num_parameters
+    row = Row(agent="prior", n_problems=1, accuracy=0, accuracy_ci95=(0, 1), train_seconds=3.0, setup_seconds=2.0)
+    assert seconds_from_nothing(tiny, lora, row) == 5
+    assert seconds_from_nothing(tiny, Prior(tiny), row) == 5 + tiny.conversion["seconds"]
