@@ -51,8 +51,8 @@ class ConvertConfig(Config):
 
     section: ClassVar[str] = "convert"
 
-    objective: str = setting("cover", "what phase 1 minimises, see docs/options.md", choices=OBJECTIVES)
-    prior_target: str = setting("canonical", "what the prior imitates in phase 2", choices=("canonical", "encoder"))
+    objective: str = setting("cover", "what phase 2 minimises (the options), see docs/options.md", choices=OBJECTIVES)
+    prior_target: str = setting("canonical", "what the prior imitates in phase 3", choices=("canonical", "encoder"))
     solutions: str = setting(
         "given",
         "worked solutions: the task's own, right ones that were sampled, or both",
@@ -72,12 +72,12 @@ class ConvertConfig(Config):
     )
     num_solutions: int = setting(4000, "solutions of split `sft` to train on", at_least=1)
     num_heldout: int = setting(300, "solutions of split `tune` to report on", at_least=1)
-    epochs: int = setting(6, "passes of phase 1", at_least=0)
-    prior_epochs: int = setting(6, "passes of phase 2", at_least=0)
+    epochs: int = setting(6, "passes of phase 2, the options", at_least=0)
+    prior_epochs: int = setting(6, "passes of phase 3, the prior", at_least=0)
     batch_size: int = setting(1024, "positions of an optimiser step", at_least=1)
     learning_rate: float = setting(1e-3, "of AdamW", above=0)
     weight_decay: float = setting(0.01, "of AdamW", at_least=0)
-    prior_dropout: float = setting(0.1, "of the inputs in phase 2", at_least=0, at_most=1)
+    prior_dropout: float = setting(0.1, "of the inputs in phase 3", at_least=0, at_most=1)
     easy_keep_prob: float = setting(
         0.25, "share of the positions of which the backbone is sure that an epoch looks at", at_least=0, at_most=1
     )
