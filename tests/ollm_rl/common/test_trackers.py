@@ -88,7 +88,7 @@ def test_trackio_has_what_the_run_wrote_and_resumes():
 
     assert first == second
     records = [r for r in SQLiteStorage.get_run_records("tests") if r["name"] == "first"]
-    assert [r["id"] for r in records] == [first]
+    assert [r["id"] for r in records].count(first) == 1  # other tests of this process have runs of that name as well
     logged = SQLiteStorage.get_logs("tests", "first", run_id=first)
     for line in lines(run):
         found = {}
