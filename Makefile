@@ -14,9 +14,9 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
-# Side by side, but for those that are held to the clock or have a Ray cluster.
+# Side by side, but for those that are held to the clock.
 test: $(READY_DEV)
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow and not gpu and not alone'
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow and not gpu and not alone'
 	$(PYTEST) -m 'alone and not slow and not gpu'
 	@echo "The rest: make slow (the real model, minutes) and, with a GPU, $(BIN)/python -m pytest -m gpu"
 

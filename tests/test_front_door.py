@@ -31,6 +31,7 @@ def doors(tmp_path, monkeypatch):
     return ol.Session(backbone, plugin, task, reward=ol.MathVerify(), engine={"num_slots": 16, "max_new_tokens": 12})
 
 
+@pytest.mark.slow
 def test_the_ten_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backbone = ol.load_backbone("tiny")

@@ -63,7 +63,9 @@ def tokens(run: Path) -> list[list[int]]:
     return [line["tokens"] for line in whole_lines(run / "rollouts" / "greedy.jsonl")]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compare")) for name in COMMANDS]
+)
 def test_the_same_command_finds_its_results_and_writes_the_report(runs, name, tmp_path, monkeypatch):
     """No model is opened, for that would leave a plug-in in the cache, and no file of the run is touched."""
     monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path / "cache"))

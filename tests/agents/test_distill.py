@@ -74,6 +74,7 @@ def test_settings_that_make_no_sense_are_refused(tiny):
         Distill(tiny, rounds=0)
 
 
+@pytest.mark.slow
 def test_resumed_it_logs_every_round_once(tiny, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "judge", even)
     run = whole[1]

@@ -67,7 +67,7 @@ def test_weights_of_decisions():
     assert weights("bnpo", 6.0) == weights("bnpo")
 
 
-@pytest.mark.parametrize("kept", [None, 4])
+@pytest.mark.parametrize("kept", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch, kept):
     """The reward is the share of decisions with a high latent: a bandit that any policy gradient must solve, also from some of them."""
 
@@ -86,6 +86,7 @@ def test_it_learns_an_easy_reward(tiny, tmp_path, monkeypatch, kept):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2
 
 
+@pytest.mark.slow
 def test_the_forward_kl_holds_the_policy_where_the_prior_is_sure(tiny, tmp_path, monkeypatch):
     """No reward is credited there, so nothing else would."""
 

@@ -122,6 +122,7 @@ def test_no_name_is_of_the_past():
     assert sorted(w for w in words - computed if w not in code) == []
 
 
+@pytest.mark.slow
 def test_training_conversion_and_evaluation(tmp_path):
     weighted = [
         "reward=weighted",
@@ -166,6 +167,7 @@ def even(completions, **_):
     return [float(len(text) % 2 == 0) for text in completions]
 
 
+@pytest.mark.slow
 def test_comparison_and_oracle(tmp_path):
     judged = "reward=tests.docs.test_metrics.even"
     main(["compare", "agents=[prior,grpo]", "seeds=[0,1]", "with_oracle=true", judged, *GROUPS, *ALL_FIGURES])

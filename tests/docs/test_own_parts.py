@@ -57,6 +57,7 @@ def test_an_agent(own, own_cache, tmp_path):
     assert (tmp_path / "runs" / "favourite" / "policy" / "favourite").read_text() == "2"
 
 
+@pytest.mark.slow
 def test_a_whole_learner(own, own_cache, tmp_path, capsys):
     own("agents.md")
     small = [

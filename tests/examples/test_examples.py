@@ -106,6 +106,7 @@ def test_evaluation_through_the_server(run, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_rllib(cluster, run):
     said = run("rllib_ppo", "--backbone", "tiny", "--iterations", "2", "--steps", "512", "--problems", "4")
     found = re.search(ACCURACIES, said)

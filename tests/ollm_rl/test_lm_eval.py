@@ -93,6 +93,7 @@ def test_likelihoods_are_those_of_the_mixture(place):
             assert float(likely) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_likelihoods_of_a_policy_are_refused_by_the_command(place):
     pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
     command = [

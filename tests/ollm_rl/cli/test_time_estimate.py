@@ -29,7 +29,13 @@ def numbers(text):
     return [int(group.replace(",", "")) for group in SAID.search(text).groups()]
 
 
-@pytest.mark.parametrize("command", [["train", "evaluate.num_kl=0"], ["compare", "agents=[prior,grpo]", "seeds=[0,1]"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "evaluate.num_kl=0"],
+        pytest.param(["compare", "agents=[prior,grpo]", "seeds=[0,1]"], marks=pytest.mark.slow),
+    ],
+)
 def test_the_run_has_the_texts_and_about_the_tokens_that_were_said(command, capsys):
     main([*command, *KEYS, "name=first", "--dry-run"])
     said = capsys.readouterr().out
@@ -47,6 +53,7 @@ def test_the_run_has_the_texts_and_about_the_tokens_that_were_said(command, caps
     assert json.loads(Path("runs/first/cost.json").read_text()) == cost
 
 
+@pytest.mark.slow
 def test_what_goes_on_costs_more():
     main(["train", *KEYS, "name=first"])
     first = json.loads(Path("runs/first/cost.json").read_text())
@@ -56,6 +63,7 @@ def test_what_goes_on_costs_more():
     assert both["phases"]["grpo"] > first["phases"]["grpo"] and both["memory_gib"] > 0.05
 
 
+@pytest.mark.slow
 def test_a_conversion_that_is_not_there_is_estimated_by_phases_and_not_made(capsys, own_cache):
     keys = [*KEYS, "convert.seed=77"]
     before = {p.name for p in (cache_dir() / "plugins").glob("*")}

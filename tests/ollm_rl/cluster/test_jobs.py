@@ -107,6 +107,7 @@ def test_a_mistake_in_one_part_is_said(tmp_path, capsys):
     assert "an integer from 2" in said and "ray::" not in said
 
 
+@pytest.mark.slow
 def test_combinations_run_side_by_side(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["evaluate", "agent=prior,random", "name=two", "rollout.address=local", *KEYS])

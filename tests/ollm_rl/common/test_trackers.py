@@ -183,6 +183,7 @@ def test_wandb_offline_has_what_the_run_wrote_and_resumes():
     assert {row[table["columns"].index("text")] for table in stored for row in table["data"]} <= texts
 
 
+@pytest.mark.slow
 @needs("mlflow")
 def test_mlflow_has_what_the_run_wrote_and_resumes():
     run, first, second = trained_twice("mlflow", "first")

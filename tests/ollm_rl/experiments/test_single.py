@@ -17,6 +17,7 @@ KEYS = [
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
 def test_workers_sample_solutions_as_one_process_does(own_cache, tmp_path, monkeypatch):
     (own_cache / "reward-failed").touch()
     # A random model hardly ever ends a text.

@@ -237,7 +237,7 @@ def test_rows_that_share_blocks_hold_the_same(size, compiled_steps):
     torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_processors_without_pairs_of_products_attend_alike(dtype, monkeypatch, tmp_path):
     if platform.machine() != "x86_64" or not torch.cpu._is_avx2_supported():
         pytest.skip("another processor")

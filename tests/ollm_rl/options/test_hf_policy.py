@@ -141,6 +141,7 @@ def test_beams_score_texts_by_what_the_policy_gives_them(made):
         assert score == pytest.approx(sum(likely) / NEW, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_as_the_engine_draws_them():
     """2,000 draws of a decision each, by `generate` and by the engine, against pi(z | h)."""
     backbone, plugin, policy = parts("llama", 2)

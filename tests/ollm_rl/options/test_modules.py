@@ -26,7 +26,9 @@ def test_save_and_load(tiny, tmp_path):
     assert torch.equal(again.prior_logits(hidden), tiny.plugin.prior_logits(hidden))
 
 
-@pytest.mark.parametrize("objective", ["cover", "expected", "em"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param("cover", marks=pytest.mark.slow), pytest.param("expected", marks=pytest.mark.slow), "em"]
+)
 def test_conversion_improves_on_the_backbone(tiny, objective):
     config = ConversionConfig(
         objective=objective,

@@ -185,11 +185,11 @@ def test_killed_workers_are_replaced_and_no_verdict_suffers():
             while not stop.wait(0.02):
                 for pid in _workers_of(v):
                     os.kill(pid, signal.SIGKILL)
-                    time.sleep(0.1)
+                    time.sleep(0.4)  # more often, and one question loses all of its attempts on a slow machine
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        pairs = [(f"x^2+{2 * i}x+{i * i}", rf"\boxed{{(x+{i})^2}}") for i in range(60)]
+        pairs = [(f"x^2+{2 * i}x+{i * i}", rf"\boxed{{(x+{i})^2}}") for i in range(100)]
         verdicts = v.check_many(pairs)
         stop.set()
         killer.join()

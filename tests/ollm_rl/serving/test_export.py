@@ -148,6 +148,7 @@ def test_an_empty_working_directory_and_one_that_cannot_be_written(agent, tmp_pa
         export(agent, "/proc/out")
 
 
+@pytest.mark.slow
 def test_bundled_it_stands_alone(agent, tmp_path):
     """In another process, with an empty cache and no hub."""
     path = export(agent, tmp_path / "out", bundle=True)

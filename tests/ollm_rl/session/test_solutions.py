@@ -235,6 +235,7 @@ def test_later_rounds_ask_the_prior_of_what_was_found(tiny, problems, cache, mon
     assert again.problems("sft", 999, 3) == task.problems("sft", 999, 3) and not ASKED  # all from the cache
 
 
+@pytest.mark.slow
 def test_a_round_asks_first_about_what_is_unsolved(tiny, problems, cache):
     class Late(ol.Judge):
         """Nothing is right at first but in `tune`, and a few."""
