@@ -11,12 +11,12 @@ PYTHON is that of the environment of `requirements.lock`. Parts, each left in DI
 
 Then it compares and writes `benchmarks/results/vllm.json`. Where bf16 texts part, both tokens are looked at from the same text before
 them, in float32: `margin` is the difference of their log pi, or, where that did not decide, of their logits in the option that the policy
-takes. `rounding` is how far bf16 moves these numbers at that text, by transformers alone, or the distance of neighbouring numbers in bf16.
+takes. `rounding` is how far bf16 moves that difference, by transformers alone: at that text, and over all positions of all texts, for the
+two likeliest tokens of the option that is taken there.
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import signal
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from typing import Any
 import openai
 import psutil
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ollm_rl as ol
@@ -71,6 +73,7 @@ def main() -> None:
         "float32_llm": {"same_texts": same(hf["float32"], llm), "log_probs_apart_at_most": apart(hf["float32"]["texts"], llm["texts"]), "start_s": llm["start_s"]},
         "bfloat16_serve": {
             "same_texts": same(hf["bfloat16"], theirs), "parts": where_texts_part(path, prompts, hf["bfloat16"], theirs),
+            "rounding": part(asked.out, "rounding", lambda: rounding(path, prompts, hf["float32"])),
             "same_texts_as_ollm_rl_serve": sum(a == b["text"] for a, b in zip(said, ours["texts"], strict=True)),
         },
         "vllm_serve": {k: v for k, v in theirs.items() if k != "texts"}, "ollm_rl_serve": {k: v for k, v in ours.items() if k != "texts"},
@@ -219,43 +222,58 @@ def where_texts_part(path: Path, prompts: list[list[int]], ours: Any, theirs: An
     for number, (a, b) in enumerate(zip(ours["texts"], theirs["texts"], strict=True)):
         both = list(zip(a["tokens"], b["tokens"], strict=False))
         places += [(number, i, *pair) for i, pair in enumerate(both) if pair[0] != pair[1]][:1]
-    found = {
-        d: looked_at(path, d, [prompts[n] + ours["texts"][n]["tokens"][:i] for n, i, *_ in places])
-        for d in ("float32", "bfloat16")
-    }
+    texts = [prompts[n] + ours["texts"][n]["tokens"][:i] for n, i, *_ in places]
+    found = (looked_at(path, d, texts, [[0]] * len(texts)) for d in ("float32", "bfloat16"))
     parts = []
-    for (number, at, first, second), fine, rough in zip(places, found["float32"], found["bfloat16"], strict=True):
+    for (number, at, first, second), fine, rough in zip(places, *found, strict=True):
         pair = [first, second]
-        p, q = fine["says"][pair], rough["says"][pair]
+        p, q = fine["says"][0, pair], rough["says"][0, pair]
         what = "log pi"
         if min(p.min(), q.min()) <= FLOOR or abs(p[0] - p[1]) > (p - q).abs().max():  # an option says another token
             likelier = pair[int(p.argmax())]
-            z = fine["options"].argmax(-1).tolist().index(likelier)
-            p, q, what = fine["options"][z, pair], rough["options"][z, pair], f"logits of option {z}"
-        spacing = 2.0 ** (math.floor(math.log2(float(p.abs().max()))) - 7) if what != "log pi" else 0.0
+            z = fine["options"][0].argmax(-1).tolist().index(likelier)
+            p, q, what = fine["options"][0, z, pair], rough["options"][0, z, pair], f"logits of option {z}"
         parts.append(
             {"problem": number, "position": at, "tokens": pair, "what": what, "margin": abs(float(p[0] - p[1])),
-             "rounding": max(float((p - q).abs().max()), spacing)}
+             "rounding": abs(float((p[0] - p[1]) - (q[0] - q[1])))}
         )  # fmt: skip
     return parts
 
 
-def looked_at(path: Path, dtype: str, texts: list[list[int]]) -> list[dict[str, Any]]:
-    """At the end of each text: log pi of every token, and the options' logits of every token (K, vocab)."""
-    if not texts:
-        return []
+def looked_at(path: Path, dtype: str, texts: list[list[int]], ends: list[list[int]]) -> Iterator[dict[str, Tensor]]:
+    """At the last positions of each text, as many as its end has tokens: log pi of every token (n, vocab), and the options'
+    logits of every token (n, K, vocab)."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map="cpu")
-    backbone, seen, found = model._backbone[0], [], []
+    backbone, seen = model._backbone[0], []
     say = model.by_policy
     model.by_policy = lambda hidden: (seen.append(hidden), say(hidden))[1]
-    for ids in texts:
-        says = model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1]
-        h = seen[-1]
-        everything = torch.arange(backbone.vocab_size)[None]
-        found.append(
-            {"says": says, "options": option_logits(backbone, model.plugin, h, backbone.logits(h), everything)[0]}
-        )
-    return found
+    everything = torch.arange(backbone.vocab_size)[None]
+    for ids, end in zip(texts, ends, strict=True):
+        says = model(torch.tensor([ids]), logits_to_keep=len(end)).logits[0]
+        h = seen.pop().flatten(0, -2)
+        logits = backbone.logits(h)
+        options = [option_logits(backbone, model.plugin, h[[i]], logits[[i]], everything)[0] for i in range(len(h))]
+        yield {"says": says, "options": torch.stack(options)}
+
+
+@torch.inference_mode()
+def rounding(path: Path, prompts: list[list[int]], texts: Any) -> dict[str, Any]:
+    """How far bf16 moves the difference of the two likeliest tokens of the option that is taken: quantiles over all positions."""
+    said = [text["tokens"] for text in texts["texts"]]
+    moved: list[float] = []
+    both = (
+        looked_at(path, d, [p + t[:-1] for p, t in zip(prompts, said, strict=True)], said)
+        for d in ("float32", "bfloat16")
+    )
+    for tokens, fine, rough in zip(said, *both, strict=True):
+        for p, q, token in zip(fine["options"], rough["options"], tokens, strict=True):
+            z = p.argmax(-1).tolist().index(token)
+            pair = p[z].topk(2).indices
+            moved.append(abs(float(p[z, pair].diff() - q[z, pair].diff())))
+    values = torch.tensor(moved)
+    return {"positions": len(moved)} | {
+        name: float(values.quantile(q)) for name, q in (("median", 0.5), ("p99", 0.99), ("largest", 1.0))
+    }
 
 
 def versions(python: Path) -> dict[str, str]:
