@@ -137,6 +137,6 @@ print(page, type(again).__name__)
 session.close()
 
 # %% [markdown]
-# On the command line all of this is `ollm-rl train agent=grpo agent.total_episodes=768 name=first`.
+# On the command line all of this is `ollm-rl train agent=grpo agent.total_episodes=768 name=sums`.
 #
 # Next: [what the options are](2_options.md).

@@ -69,8 +69,8 @@ def results_names(results: dict[str, Any]) -> Iterator[str]:
 
 def unexplained(folder: Path) -> dict[str, list[str]]:
     """What the tables lack, by file, of everything that stands below a directory."""
-    metrics, results, conversions, tuned = (sorted(folder.rglob(n)) for n in (
-        "metrics.jsonl", "results.json", "conversion.json", "tune.json",
+    metrics, results, conversions, tuned, costs = (sorted(folder.rglob(n)) for n in (
+        "metrics.jsonl", "results.json", "conversion.json", "tune.json", "cost.json",
     ))  # fmt: skip
     assert metrics or results
     found = {
@@ -84,6 +84,7 @@ def unexplained(folder: Path) -> dict[str, list[str]]:
         "conversion.json": missing(
             (name for path in conversions for name in paths(json.loads(path.read_text()))), "conversion.json"
         ),
+        "cost.json": missing((name for path in costs for name in paths(json.loads(path.read_text()))), "cost.json"),
     }
     for path in tuned:
         rows = json.loads(path.read_text())["rows"]
