@@ -10,9 +10,9 @@ PYTHON is that of the environment of `requirements.lock`. Parts, each left in DI
 * vllm_serve, ollm_rl_serve: the same problems by 32 threads with the official client, in bf16; the second time round is measured
 
 Then it compares and writes `benchmarks/results/vllm.json`. Where bf16 texts part, both tokens are looked at from the same text before
-them, in float32: `margin` is the difference of their log pi, or, where that did not decide, of their logits in the option that the policy
-takes. `rounding` is how far bf16 moves that difference, by transformers alone: at that text, and over all positions of all texts, for the
-two likeliest tokens of the option that is taken there.
+them, in float32: `margin` is the difference of their log pi, or, where in bf16 the option itself says the other token, of their logits
+in that option. `rounding` is how far bf16 moves that difference, by transformers alone: at that text, and over all positions of all
+texts, for the two likeliest tokens of the option that is taken there.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ollm_rl as ol
 import ollm_rl.options.hf  # noqa: F401  registers the classes
 from ollm_rl.options.enumeration import option_logits
-from ollm_rl.options.next_token import FLOOR
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -228,10 +227,9 @@ def where_texts_part(path: Path, prompts: list[list[int]], ours: Any, theirs: An
     for (number, at, first, second), fine, rough in zip(places, *found, strict=True):
         pair = [first, second]
         p, q = fine["says"][0, pair], rough["says"][0, pair]
-        what = "log pi"
-        if min(p.min(), q.min()) <= FLOOR or abs(p[0] - p[1]) > (p - q).abs().max():  # an option says another token
-            likelier = pair[int(p.argmax())]
-            z = fine["options"][0].argmax(-1).tolist().index(likelier)
+        what, likelier = "log pi", int(p.argmax())
+        z = fine["options"][0].argmax(-1).tolist().index(pair[likelier])
+        if int(rough["options"][0, z].argmax()) == pair[1 - likelier]:  # the option itself says the other token
             p, q, what = fine["options"][0, z, pair], rough["options"][0, z, pair], f"logits of option {z}"
         parts.append(
             {"problem": number, "position": at, "tokens": pair, "what": what, "margin": abs(float(p[0] - p[1])),
