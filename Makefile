@@ -21,7 +21,8 @@ test: $(READY_DEV)
 	@echo "The rest: make slow (the real model, minutes) and, with a GPU, $(BIN)/python -m pytest -m gpu"
 
 slow: $(READY_DEV)
-	$(PYTEST) -m slow
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'slow and not alone'
+	$(PYTEST) -m 'slow and alone'
 
 # Into site/: warnings are errors (not with --quiet, which hides them from --strict), and nothing comes from the network.
 docs: $(READY_DOCS)

@@ -43,7 +43,8 @@ QUICK_KEYS = [
 ]  # fmt: skip
 
 
-THREADS = torch.get_num_threads()  # before tests are held to one
+SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+THREADS = max(1, torch.get_num_threads() // SIDE_BY_SIDE)  # for the real model, before tests are held to one
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,7 +97,7 @@ def loaded_smollm2():
 
 @pytest.fixture
 def smollm2(loaded_smollm2):
-    """The real pretrained backbone in float32, on all threads."""
+    """The real pretrained backbone in float32, on all threads that there are for a test."""
     torch.set_num_threads(THREADS)
     yield loaded_smollm2
     torch.set_num_threads(1)

@@ -30,6 +30,7 @@ print(len(opened), sorted(a for a in opened if not a.startswith(loopback)))
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # others open sockets
 def test_nothing_listens_beyond_loopback():
     found = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout
     count, beyond = found.strip().splitlines()[-1].split(maxsplit=1)
