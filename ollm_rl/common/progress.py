@@ -37,11 +37,14 @@ class Bar:
 
     def advance(self, n: int = 1, note: str = "") -> None:
         self.done += n
+        self.total = max(self.total, self.done)  # some totals are estimates
         beat()
         now = time.monotonic()
         rate = (self.done - self.first) / max(now - self.started, 1e-9)
         if self.progress:
-            self.progress.update(self.row, completed=self.done, rate=f"{rate:.3g} {self.unit}/s", note=note)
+            self.progress.update(
+                self.row, completed=self.done, total=self.total, rate=f"{rate:.3g} {self.unit}/s", note=note
+            )
         elif now - self.printed > 10:  # a log file wants a line now and then
             self.printed = now
             left = (self.total - self.done) / max(rate, 1e-9)

@@ -37,6 +37,7 @@ from ollm_rl.tasks.base import ALL, has_end, worked
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
+ENOUGH = 0.95  # share of positions; below, what is missing is said
 
 
 def convert(
@@ -159,6 +160,7 @@ def _converted(
     plugin = train_plugin(backbone, states, config, progress, reader)
     report = measure(backbone, plugin, seen)
     report["trainable_share"] = plugin.num_parameters / (plugin.num_parameters + backbone.num_parameters)
+    _say_what_lacks(report, config)
     report["collapsed"] = report["distinct_tokens"]["uncertain"] < COLLAPSED
     if read:
         report["reader"] = read
@@ -169,3 +171,19 @@ def _converted(
     shutil.rmtree(keep, ignore_errors=True)
     us.wait()
     return plugin
+
+
+def _say_what_lacks(report: dict[str, Any], config: ConversionConfig) -> None:
+    """Warnings where options can say too little of what the solutions say."""
+    listed, covered = report["gold_on_shortlist"]["all"], report["coverage"]["uncertain"]
+    if listed < ENOUGH:
+        log.warning(
+            "at %.0f%% of the positions the solutions' token is not among the backbone's %d likeliest, so no option can say it there. "
+            "Take a larger plugin.shortlist, or solutions that are more like what the backbone writes.",
+            100 * (1 - listed), config.plugin.shortlist,
+        )  # fmt: skip
+    elif covered < ENOUGH:
+        log.warning(
+            "at %.0f%% of the uncertain positions no option says the solutions' token, and no policy can say what no option says. "
+            "More solutions, more convert.epochs or a larger plugin.num_options would help.", 100 * (1 - covered),
+        )  # fmt: skip

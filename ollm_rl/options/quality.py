@@ -82,6 +82,9 @@ def moved(states: HiddenStates, device: torch.device) -> HiddenStates:
 def measure(backbone: Backbone, plugin: PlugIn, states: Blocks) -> dict:
     """What the options are worth, on held-out solutions: each figure for `all` and for `uncertain` positions.
 
+    Options decode among the backbone's own shortlist, as in rollouts: a gold token that is not on it (gold_on_shortlist: the share
+    that is) is one that no option says.
+
     coverage: some option decodes to the gold token. distinct_tokens: how many different tokens the K options
     decode to. prior_/encoder_token_accuracy: their first choice decodes to the gold token. nll: of the gold token under
     the mixture sum_z pi0(z | h) p(x | h, z), and backbone_nll: under the backbone, in nats, on the shortlist. kl: of the
@@ -105,7 +108,8 @@ def measure(backbone: Backbone, plugin: PlugIn, states: Blocks) -> dict:
 def _metrics(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[str, Tensor]:
     """The figures of n positions (n,), their entropy, and the prior's probabilities (n, K)."""
     logits = option_logits(backbone, plugin, batch)
-    decoded, target = logits.argmax(-1), batch.target[:, None]
+    own_size = logits.shape[-1] - 1  # what comes last is the gold token where the shortlist lacks it
+    decoded, target = logits[..., :own_size].argmax(-1), batch.target[:, None]
     log_prior = plugin.prior_log_probs(batch.hidden)
     log_q = plugin.encoder_logits(batch.hidden, backbone.head.weight[batch.gold]).log_softmax(-1)
     log_p = logits.log_softmax(-1).gather(2, target[..., None].expand(-1, logits.shape[1], 1))[..., 0]
@@ -113,6 +117,7 @@ def _metrics(backbone: Backbone, plugin: PlugIn, batch: HiddenStates) -> dict[st
     hit, distinct = decoded == target, canonical(decoded).sum(-1).float()
     found = {
         "coverage": hit.any(-1).float(),
+        "gold_on_shortlist": (batch.target < own_size).float(),
         "distinct_tokens": distinct,
         "prior_token_accuracy": hit.gather(1, log_prior.argmax(-1, keepdim=True))[:, 0].float(),
         "encoder_token_accuracy": hit.gather(1, log_q.argmax(-1, keepdim=True))[:, 0].float(),

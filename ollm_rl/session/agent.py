@@ -18,7 +18,7 @@ from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.base import BaseSession
-from ollm_rl.session.callbacks import Callback, Callbacks
+from ollm_rl.session.callbacks import Callback, Callbacks, EqualRewards
 from ollm_rl.session.saving import DESCRIPTION, as_yaml, description, write_description
 from ollm_rl.tasks import Problem
 
@@ -101,7 +101,7 @@ class Agent(ABC):
         Returns:
             `train_episodes`, `train_tokens` and `train_seconds`.
         """
-        together = Callbacks(callbacks)
+        together = Callbacks([*callbacks, EqualRewards()])
         with opened_run(self, run) as opened:
             self.prepare(opened)
             together.on_training_start(self)

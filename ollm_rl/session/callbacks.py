@@ -1,7 +1,11 @@
 """Callbacks: what somebody else wants to do while an agent learns."""
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Callback:
@@ -49,3 +53,21 @@ class Callbacks(Callback):
     def on_training_end(self, agent: Any) -> None:
         for callback in self.callbacks:
             callback.on_training_end(agent)
+
+
+class EqualRewards(Callback):
+    """Says so once where learners that compare episodes of a group find nothing to compare for `PATIENCE` iterations in a row."""
+
+    PATIENCE = 10
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def on_iteration_end(self, agent: Any, step: int, metrics: dict[str, Any]) -> None:
+        self.in_a_row = self.in_a_row + 1 if metrics.get("frac_reward_zero_std") == 1 else 0
+        if self.in_a_row == self.PATIENCE:
+            log.warning(
+                "%d iterations in a row all episodes of a problem got the same reward (%.3f in the mean), so nothing was learned from "
+                "them. Look at the texts (the report, or ollm-rl view): easier problems, more agent.num_generations or a reward with "
+                "steps between would help.", self.in_a_row, metrics.get("reward", math.nan),
+            )  # fmt: skip

@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -49,10 +49,13 @@ EXAMPLES = [
 
 
 def told_of_boxes(task: Task, read: bool) -> Task:
-    """The task, told whether the reward reads boxes: where it does not, our examples, which show how to state an answer in one, go."""
+    """The task, told whether the reward reads boxes: where it does not, what we added to state answers in one goes, our examples and
+    the last lines of solutions."""
     task.boxed = read
     if not read:
         task.examples = [example for example in task.examples if example not in EXAMPLES]
+        if isinstance(task, Jsonl):
+            task.take_back_last_lines()
     return task
 
 
@@ -182,6 +185,7 @@ class Jsonl(Task):
             )
         self.system_prompt, self._system = config.system_prompt, ("", "")
         self._columns = config.columns
+        self._given = dict[str, str]()  # solutions as their rows have them, by what they are with a last line of ours
         rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
         spread = self._spread(rows)
         self.by_split, self.left_out, more = separate(spread)
@@ -199,6 +203,15 @@ class Jsonl(Task):
         found = list(self.by_split[split])
         random.Random(seed).shuffle(found)
         return found[:n]
+
+    def take_back_last_lines(self) -> None:
+        """Solutions and examples as their rows have them, without the answers that were stated below them."""
+
+        def given(problems: list[Problem]) -> list[Problem]:
+            return [replace(p, solution=self._given.get(p.solution or "", p.solution)) for p in problems]
+
+        self.by_split = {split: given(problems) for split, problems in self.by_split.items()}
+        self.examples = given(self.examples)
 
     # Reading
 
@@ -268,7 +281,8 @@ class Jsonl(Task):
         if (
             answer and solution is not None and extract_answer(solution) is None
         ):  # options must learn to state the answer
-            solution = f"{solution.rstrip()}\n{format_answer(answer)}"
+            whole = f"{solution.rstrip()}\n{format_answer(answer)}"
+            self._given[whole], solution = solution, whole
         self._take_system(before.system, where)
         extra = {k: v for k, v in row.items() if k not in KNOWN}
         id = "" if row.get("id") is None else text_of(row["id"]).strip()

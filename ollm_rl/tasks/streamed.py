@@ -74,7 +74,7 @@ class HubSolutions(Task):
             if not whole or bucket(text) != split or (text in seen and split != "sft"):
                 continue
             seen.add(text)
-            if extract_answer(solution) is None:
+            if self.wants_box() and extract_answer(solution) is None:
                 solution = f"{solution}\n{format_answer(answer)}"
             yield Problem(f"{self.hub_split}-{seed}-{number}", problem, answer, solution)
 

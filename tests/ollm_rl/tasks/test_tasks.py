@@ -10,6 +10,7 @@ from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.tasks import SPLITS, ChainSum, Jsonl, Problem, Task, bucket, make_task
 from ollm_rl.tasks.prompts import Prompter
+from ollm_rl.tasks.records import told_of_boxes
 from ollm_rl.tasks.twins import canonical
 
 
@@ -487,3 +488,14 @@ def test_examples_of_ones_own_stand_in_every_prompt(tiny, tmp_path):
         make_task("jsonl", **settings)
     with pytest.raises(DataError, match="nowhere"):
         make_task("jsonl", **{**settings, "examples": str(tmp_path / "nowhere.jsonl")})
+
+
+def test_solutions_get_a_last_line_for_rewards_that_read_boxes_alone(tmp_path):
+    rows = [{"problem": f"vowels of {i}?", "answer": i % 4, "solution": f"i i\nCount: {i % 4}"} for i in range(80)]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for read in (True, False):
+        task = told_of_boxes(make_task("jsonl", path=str(tmp_path / "own.jsonl")), read)
+        shown = [*task.examples, *(p for split in SPLITS for p in task.problems(split, 80))]
+        assert len(task.examples) == 2 and len(shown) == 80
+        added = "\nThe answer is \\boxed{{{}}}." if read else ""
+        assert all(p.solution == f"i i\nCount: {p.answer}{added.format(p.answer)}" for p in shown)
