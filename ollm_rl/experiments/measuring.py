@@ -285,7 +285,11 @@ class Measuring:
             greedy = [e for e in kept[0] if e.tokens]
             if greedy:
                 looked = self.grown(
-                    f"{name}: look again", lambda at, m: changes(session, greedy[at : at + m]), len(greedy), 0.1 * share
+                    f"{name}: look again",
+                    lambda at, m: changes(session, greedy[at : at + m]),
+                    len(greedy),
+                    0.1 * share,
+                    self._first(session, 1),  # texts are replayed side by side, as they are generated
                 )
                 count = min(2 * SHOWN, n) + (n if learns else 0)
                 phases.append(looked * (count / len(greedy)))
