@@ -4,7 +4,7 @@
 settings, and has `learn`, `predict`, `save` and `load`; `docs/agents.md` shows one in a file of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,8 +19,11 @@ from ollm_rl.options.policies import LatentPolicy, choose
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.agent import Agent
 from ollm_rl.session.base import BaseSession
+from ollm_rl.tasks import Problem, Task
+from ollm_rl.tasks.base import worked
 
-__all__ = ["Agent", "PolicyAgent", "digest", "model_of"]
+__all__ = ["Agent", "PolicyAgent", "check_worked", "digest", "has_some", "model_of"]
+FEW = 64  # problems that are looked at first: to generate all takes seconds
 
 
 def model_of(session: BaseSession, agent: str) -> OptionLM:
@@ -32,6 +35,21 @@ def model_of(session: BaseSession, agent: str) -> OptionLM:
     if session.lm is None:
         raise ConfigurationError(f"agent={agent} needs the model in its own process; use rollout=local")
     return session.lm
+
+
+def has_some(task: Task, n: int, seed: int, wanted: Callable[[Problem], bool]) -> bool:
+    """Whether one of `n` problems of split `sft` is as `wanted`."""
+    return any(any(map(wanted, task.problems("sft", few, seed))) for few in (min(n, FEW), n))
+
+
+def check_worked(task: Task, n: int, seed: int, agent: str) -> None:
+    """For `Agent.check_task` of one that is fitted to solutions.
+
+    Raises:
+        DataError: none of the `n` problems has one.
+    """
+    if not has_some(task, n, seed, lambda problem: problem.solution is not None):
+        worked(task.problems("sft", n, seed), task.name, f"agent={agent} (split 'sft')")
 
 
 class PolicyAgent(Agent):

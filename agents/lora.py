@@ -9,7 +9,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agents.backbone import PlainBackbone
-from agents.base import model_of
+from agents.base import check_worked, model_of
 from agents.config import LoRASFTConfig
 from agents.trainers import common_settings, last_checkpoint, reporting, run_trainer, score_few
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
@@ -32,7 +32,7 @@ from ollm_rl.options.modules import digest
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
-from ollm_rl.tasks import Problem
+from ollm_rl.tasks import Problem, Task
 from ollm_rl.tasks.base import worked
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,12 @@ class LoRASFT(LoRA):
         """Fit to the solutions, unless an adapter was loaded: what comes before learning from rewards."""
         if not self.is_loaded:
             self.fit_solutions(run)
+
+    @classmethod
+    def check_task(cls, settings: Mapping[str, Any], task: Task, sampled: bool) -> None:
+        config = cls.config_class.among(settings)
+        if not sampled and getattr(config, "begin", "sft") == "sft":
+            check_worked(task, config.num_solutions, config.sft_seed, "lora_sft")
 
     def _learn(self, run: Run, callbacks: Callbacks) -> dict:
         return {

@@ -6,7 +6,7 @@ among them), start from the same solutions and have about as many parameters, bu
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import model_of
+from agents.base import check_worked, model_of
 from agents.config import ShortlistHeadConfig
 from agents.grpo import GRPO
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
@@ -34,6 +34,7 @@ from ollm_rl.rollout.episode import Decisions, Episode, owners, represented
 from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.callbacks import Callbacks
 from ollm_rl.session.local import Session
+from ollm_rl.tasks import Task
 from ollm_rl.tasks.base import worked
 
 
@@ -132,6 +133,12 @@ class ShortlistHead(GRPO):
     def __init__(self, session: Session, **settings: Any):
         model_of(session, "shortlist_head")
         super().__init__(session, **settings)
+
+    @classmethod
+    def check_task(cls, settings: Mapping[str, Any], task: Task, sampled: bool) -> None:
+        config = cls.config_class.among(settings)
+        if not sampled and config.path is None:
+            check_worked(task, config.num_solutions, config.sft_seed, "shortlist_head")
 
     def start(self) -> None:
         """Begin with nothing: the head is fitted by `prepare`, or loaded."""

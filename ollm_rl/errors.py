@@ -5,12 +5,26 @@ The command line turns any of them into one message and exit code 2.
 """
 
 import difflib
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+HOME = Path(__file__).parent.parent
+OURS = tuple(str(HOME / name) + os.sep for name in ("ollm_rl", "agents", "envs"))
+STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 
 
 class OLLMError(Exception):
-    """Root of all errors caused by what the user gave us."""
+    """Root of all errors caused by what the user gave us.
+
+    Attributes:
+        traceback: of the user's own code, where that raised; kept as a text, for an error that comes from another process has no cause.
+    """
+
+    traceback: str = ""
 
 
 class ConfigurationError(OLLMError, ValueError):
@@ -33,18 +47,41 @@ class TrainingError(OLLMError, ArithmeticError):
     """Rewards or settings with which training has left the finite numbers, or has nothing to learn from."""
 
 
-class RewardError(RuntimeError):
-    """A reward function raised an error, which is the cause of this one. It may do better the next time: exit code 1."""
+class RewardError(OLLMError, RuntimeError):
+    """A reward function raised an error, which is the cause of this one. It may do better the next time, so workers ask it again."""
 
 
 class WorkerError(RuntimeError):
     """Workers failed too often in a row. No user error, as far as we can tell: exit code 1."""
 
 
-def place_of(error: BaseException, besides: str) -> str:
-    """The line that raised an error, in parentheses: the innermost that is not in the file `besides`."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != besides]
+def place_of(error: BaseException) -> str:
+    """The user's line that raised an error, in parentheses: the innermost of their frames."""
+    frames = _of_user(traceback.extract_tb(error.__traceback__))
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+Told = TypeVar("Told", bound=OLLMError)
+
+
+def with_traceback_of(error: BaseException, told: Told) -> Told:
+    """`told`, with the traceback of the user's code that raised `error`: their frames only, and those of its causes."""
+    found = traceback.TracebackException.from_exception(error)
+    each: traceback.TracebackException | None = found
+    any_frame = isinstance(error, SyntaxError)  # which says itself where
+    while each is not None:
+        each.stack = traceback.StackSummary.from_list(_of_user(each.stack))
+        any_frame |= bool(each.stack)
+        each = each.__cause__ or each.__context__
+    told.traceback = "".join(found.format()).rstrip() if any_frame else ""
+    return told
+
+
+def _of_user(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames of the user's own files; where there is none, of packages that were installed."""
+    theirs = [f for f in frames if not f.filename.startswith((*OURS, "<frozen "))]
+    installed = [f for f in theirs if "site-packages" in f.filename or "dist-packages" in f.filename]
+    return [f for f in theirs if f not in installed and not f.filename.startswith(STANDARD)] or installed
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"common"},
     "options": {"common", "tasks", "models"},
     "rollout": {"common", "reward", "tasks", "models", "options"},
-    "config": {"common", "tasks", "models", "options"},
+    "config": {"common", "reward", "tasks", "models", "options"},
 }
 BELOW["session"] = {"common", "reward", "tasks", "models", "options", "rollout", "config"}
 BELOW["evaluation"] = {*BELOW["session"], "session"}

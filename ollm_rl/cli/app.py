@@ -17,7 +17,7 @@ from ollm_rl.common.progress import console as err
 from ollm_rl.common.settings import settings_of
 from ollm_rl.config.checks import check_values
 from ollm_rl.config.compose import check_classes, compose, preflight
-from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
 
 OWN = ("export", "chat", "play", "serve", "view")  # commands whose settings need no prefix
 NO_RUN = ("doctor", "view")  # commands that say by themselves what is missing
@@ -46,13 +46,19 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         _dispatch(arguments)
-    except (OLLMError, RewardError, WorkerError) as error:
-        said = str(error).encode(errors="backslashreplace").decode()  # what was typed may be no text
-        err.print(Text.assemble(("error:", "bold red"), f" {said}"), soft_wrap=True)
+    except (OLLMError, WorkerError) as error:
+        if isinstance(error, OLLMError) and error.traceback:
+            err.print(Text(_printable(error.traceback)), soft_wrap=True)
+        err.print(Text.assemble(("error:", "bold red"), f" {_printable(str(error))}"), soft_wrap=True)
         sys.exit(2 if isinstance(error, OLLMError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted; the same command continues from the last checkpoint", soft_wrap=True)
         sys.exit(130)
+
+
+def _printable(text: str) -> str:
+    """What was typed, or is in a file, may be no text."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -226,7 +226,7 @@ def view(settings: Settings, overrides: list[str]) -> None:
 
 
 def doctor(settings: Settings, overrides: list[str]) -> None:
-    """check versions, processor or GPU, backbone, cache, task and verifier"""
+    """check versions, processor or GPU, backbone, cache, task, reward and verifier"""
     from ollm_rl.cli.doctor import examine
 
     if code := examine(settings, out):

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 
 import torch
@@ -13,14 +14,16 @@ from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.locate import locate
 from ollm_rl.common.own_packages import BESIDE, check_own_packages
 from ollm_rl.config.compose import MATH_VERIFY, Settings
-from ollm_rl.errors import DataError, OLLMError
+from ollm_rl.errors import ConfigurationError, DataError, OLLMError
 from ollm_rl.models.backbone import Backbone, describe
 from ollm_rl.models.precision import prefer_bf16
+from ollm_rl.reward.config import SOLVED_AT
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.session.local import shared_backbone
 from ollm_rl.session.opening import backbone_settings, judge_of, task_of
-from ollm_rl.tasks.base import SPLITS, format_answer
+from ollm_rl.tasks import TASKS
+from ollm_rl.tasks.base import SPLITS, Task, format_answer, has_end
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import EXAMPLES, Jsonl
 
@@ -30,9 +33,16 @@ MAX_GOLDS, GENERATED_GOLDS = 100_000, 200  # of a split: of a file, all
 NEEDS = {
     "golds": ("task",),
     "prompt": ("task", "backbone"),
-    "solutions": ("task",),
+    "reward": ("task", "golds"),
+    "solutions": ("task", "reward"),
 }  # checks, and what has to have passed
 OPTIONAL = ("ray", "optuna", "trl", "peft", "stable-baselines3")
+ODD_TEXTS = ("", "?!")  # what a policy may say, and a reward has to take
+UNDER = f"\n{'':17}"  # a further line of a finding
+
+
+class Doubtful(str):
+    """What a check found that is probably not as it was meant; it is printed as a warning."""
 
 
 def examine(settings: Settings, out: Console) -> int:
@@ -48,6 +58,7 @@ def examine(settings: Settings, out: Console) -> int:
         ("verifier", _verifier, "pip install -c constraints.txt math-verify"),
         ("backbone", _backbone, "check backbone= and the network"),
         ("prompt", _prompt, "check the settings task.instruction, task.examples and the like"),
+        ("reward", _reward, "mend the reward, or check reward="),
         ("solutions", _solutions, "mend or remove these lines of the data, or check reward="),
     ]
     failed: dict[str, bool] = {}  # whether it is the user's to change
@@ -56,11 +67,14 @@ def examine(settings: Settings, out: Console) -> int:
             out.print(f"[yellow]skip[/]  {name:<10} needs what failed: {', '.join(missing)}", highlight=False)
             continue
         try:
-            out.print(f"[green]ok[/]    {name:<10} {escape(check(settings))}", soft_wrap=True, highlight=False)
+            found = check(settings)
+            sign = "[yellow]warn[/]" if isinstance(found, Doubtful) else "[green]ok[/]  "
+            out.print(f"{sign}  {name:<10} {escape(found)}", soft_wrap=True, highlight=False)
         except Exception as error:  # whatever is broken is what we are here to report
             failed[name] = isinstance(error, OLLMError)
             fix = "" if isinstance(error, OLLMError) else f" Remedy: {remedy}."
-            line = f"{str(error).rstrip('.')}.{fix}"
+            traceback = f"\n{error.traceback}" if isinstance(error, OLLMError) and error.traceback else ""
+            line = f"{str(error).rstrip('.')}.{fix}{traceback}"
             out.print(f"[red]fail[/]  {name:<10} {escape(line)}", soft_wrap=True, highlight=False)
     return (2 if all(failed.values()) else 1) if failed else 0
 
@@ -105,7 +119,7 @@ def _task(settings: Settings) -> str:
         else ", without problems in split test"
     )
     said = [*task.table, *task.notes, *([task.unanswered] if task.unanswered else [])]
-    return "".join([f"{task.name}{shown}", *(f"\n{'':17}{line}" for line in said)])
+    return UNDER.join([f"{task.name}{shown}", *said])
 
 
 def _golds(settings: Settings) -> str:
@@ -132,7 +146,58 @@ def _golds(settings: Settings) -> str:
         parts.append(f"malformed, no answer equals them:\n{_lines(lost)}")
     if literal:
         parts.append(f"not understood, only the very same text equals them:\n{_lines(literal)}")
-    return f"\n{'':17}".join(parts)
+    return _graded(len(rows) - len(lost), len(rows), parts, "Check the column of the answers (task.columns).")
+
+
+def _graded(good: int, n: int, parts: list[str], remedy: str, expected: float = 0.5) -> str:
+    """A finding about `n` rows: doubtful where a smaller share than `expected` is good.
+
+    Raises:
+        DataError: none is.
+    """
+    if n and not good:
+        raise DataError(UNDER.join([*parts, remedy]))
+    return Doubtful(UNDER.join([*parts, remedy])) if good < expected * n else UNDER.join(parts)
+
+
+def _reward(settings: Settings) -> str:
+    """What the reward makes of texts that are no answers: it has to give a number for these too."""
+    task = task_of(settings.config)
+    problem = next((p for split in SPLITS for p in task.problems(split, 1)), None)
+    if problem is None:
+        return "not tried: the task has no problems"
+    each = [_judged(settings, task, [Episode(problem, text=text)]) for text in ODD_TEXTS]
+    judge, _ = _judged(settings, task, [Episode(problem, text=text) for text in ODD_TEXTS])  # several at once, too
+    given = [f"{_given(episodes[0])} for {episodes[0].text!r}" for _, episodes in each]
+    return f"'{judge}' gives {', '.join(given)} (problem {problem.id})"
+
+
+def _judged(settings: Settings, task: Task, episodes: list[Episode]) -> tuple[str, list[Episode]]:
+    """The reward's name, and the episodes with what it gives them.
+
+    Raises:
+        OLLMError: it raised an error, or gave something else than a number for each.
+    """
+    judge, prompter = judge_of(settings.config), None
+    with suppress(OLLMError):  # which the check of the backbone has said
+        prompter = Prompter.for_task(_loaded(settings), task)  # rewards are handed whole prompts, and tokens
+        for episode in episodes:
+            episode.tokens = prompter.encode_solution(episode.text)
+    try:
+        judge(episodes, prompter)
+    except ConfigurationError as error:
+        if len(episodes) > 1:
+            raise
+        raise ConfigurationError(
+            f"{str(error).rstrip('.')}. It was asked about the text {episodes[0].text!r}."
+        ) from error
+    finally:
+        judge.close()
+    return judge.name, episodes
+
+
+def _given(episode: Episode) -> str:
+    return f"{f'reward {episode.reward:g}' if episode.judged else 'no reward (None)'} {episode.verdict}".rstrip()
 
 
 def _solutions(settings: Settings) -> str:
@@ -142,21 +207,24 @@ def _solutions(settings: Settings) -> str:
     problems = [p for split in SPLITS for p in task.problems(split, most) if p.solution is not None]
     if not problems:
         return "none: the task has no worked solutions, and conversion needs some: convert.solutions=sampled (docs/tasks.md)"
-    episodes = [Episode(p, text=p.solution or "") for p in problems]
-    judge = judge_of(settings.config)
-    try:
-        prompter = Prompter.for_task(_loaded(settings), task)  # rewards are handed whole prompts
-    except OLLMError:  # which the check of the backbone has said
-        prompter = None
-    try:
-        judge(episodes, prompter)
-    finally:
-        judge.close()
-    lost = [f"{e.problem.id}: reward {e.reward:g} {e.verdict}".rstrip() for e in episodes if not e.solved]
-    parts = [f"{len(episodes) - len(lost)} of {len(episodes)} worked solutions get the full reward from '{judge.name}'"]
+    judge, episodes = _judged(settings, task, [Episode(p, text=p.solution or "") for p in problems])
+    lost = [e for e in episodes if not e.solved]
+    parts = [f"{len(episodes) - len(lost)} of {len(episodes)} worked solutions get the full reward from '{judge}'"]
     if lost:
-        parts.append(f"not paid in full:\n{_lines(lost)}")
-    return f"\n{'':17}".join(parts)
+        parts.append(f"not paid in full:\n{_lines([f'{e.problem.id}: {_given(e)}' for e in lost])}")
+        least = min(lost, key=lambda e: e.reward)
+        parts.append(f"the least got {_shortened(least.text)} (problem {least.problem.id}): {_given(least)}")
+    full = f"The full reward is {settings.config.reward.get('solved_at', SOLVED_AT):g} (reward.solved_at)."
+    remedy = f"{full} Mend the reward, or the solutions that it does not find right."
+    mixed = type(task) in TASKS.values() and not has_end(task)  # ours that generate solutions of several qualities
+    return _graded(len(episodes) - len(lost), len(episodes), parts, remedy, 0.0 if mixed else 0.5)
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    """A text as Python writes it; of a long one its beginning and its end, where answers stand."""
+    if len(text) <= most:
+        return repr(text)
+    return f"{text[: most // 2]!r} ... {text[-most // 2 :]!r}"
 
 
 def _gold_line(id: str, gold: str, reason: str) -> str:
@@ -202,4 +270,4 @@ def _prompt(settings: Settings) -> str:
         f"{tokens} tokens, of which all share the first {len(prompter.prefix)}:",
         *(f"  {line}" for line in text.split("\n")),
     ]
-    return f"\n{'':17}".join(lines)
+    return UNDER.join(lines)

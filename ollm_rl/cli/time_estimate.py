@@ -10,7 +10,7 @@ from rich.console import Console
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.common.distributed import processes
 from ollm_rl.config.compose import Settings, on_cluster, preflight
-from ollm_rl.errors import OLLMError, RewardError, WorkerError
+from ollm_rl.errors import OLLMError, WorkerError
 from ollm_rl.evaluation.overview import Text
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.session.opening import wants_samples
@@ -36,7 +36,6 @@ def print_time(command: str, settings: Settings, overrides: list[str], combinati
             _print_measured(command, settings, overrides, combinations, out, say)
         except (
             OLLMError,
-            RewardError,
             WorkerError,
             RuntimeError,
             MemoryError,

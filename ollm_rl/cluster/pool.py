@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from ollm_rl.cluster.config import RolloutConfig
-from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, WorkerError
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0  # between looks at workers
@@ -205,6 +205,7 @@ class Pool:
     Raises:
         ConfigurationError: no machine has the resources of a worker, and none will come.
         WorkerError: from `next`, `call` and `map`, too many failures in a row; the message has the first of them.
+        RewardError: the last of these is a reward's.
     """
 
     def __init__(
@@ -313,9 +314,9 @@ class Pool:
             value = ray.get(place.ready if starting else place.result)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, OLLMError):  # a user error: the next worker would make it again
-                raise cause from None
-            self._failed(place, "raised", str(error), lost=starting)
+            if isinstance(cause, OLLMError) and not isinstance(cause, RewardError):
+                raise cause from None  # a user error: the next worker would make it again; a reward may do better then
+            self._failed(place, "raised", str(error), lost=starting, cause=cause)
             return None
         except ray.exceptions.RayError as error:
             self._failed(place, "died", str(error), lost=True)
@@ -368,7 +369,7 @@ class Pool:
                 place.number, WAIT_S, self._wanted, free,
             )  # fmt: skip
 
-    def _failed(self, place: _Place, kind: str, error: str, lost: bool) -> None:
+    def _failed(self, place: _Place, kind: str, error: str, lost: bool, cause: BaseException | None = None) -> None:
         """Count a failure, queue its unit anew and replace a lost worker."""
         self.failures.append(Failure(place.number, kind, error))
         self._in_a_row += 1
@@ -378,6 +379,8 @@ class Pool:
         last = error.strip().splitlines()[-1] if error.strip() else ""
         log.warning("worker %d %s: %s; its work is done again", place.number, kind, last)
         if self._in_a_row >= self.max_failures:
+            if isinstance(cause, RewardError):  # the user's, as in this process
+                raise cause from None
             first = self.failures[-self._in_a_row]
             raise WorkerError(
                 f"{self._in_a_row} failures of workers in a row. The first, of worker {first.worker}, which {first.kind}:\n"

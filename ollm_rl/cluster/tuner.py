@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ollm_rl.cluster.jobs import at_home, begin
 from ollm_rl.config.spaces import Axis
-from ollm_rl.errors import OLLMError, RewardError, WorkerError
+from ollm_rl.errors import OLLMError, WorkerError
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -214,7 +214,7 @@ def _trial(config: dict[str, Any], job: Job, folder: str, cache: str | None) -> 
     with at_home(folder, cache):
         try:
             tune.report(job(_point(config), tune.report))
-        except (OLLMError, RewardError, WorkerError) as error:  # raised, it would be tried again
+        except (OLLMError, WorkerError) as error:  # raised, it would be tried again
             tune.report({ERROR: error})
 
 

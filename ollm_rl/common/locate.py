@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.errors import ConfigurationError
+from ollm_rl.errors import ConfigurationError, place_of, with_traceback_of
 
 
 def dotted_name(target: Any) -> str:
@@ -29,7 +29,8 @@ def locate(target: str, key: str = "agent._target_") -> Any:
         said = (
             error if isinstance(error, ModuleNotFoundError) else f"importing it raised {type(error).__name__}: {error}"
         )
-        raise ConfigurationError(f"{key}={target}: {said}. {remedy}") from error
+        told = ConfigurationError(f"{key}={target}: {said}{place_of(error)}. {remedy}")
+        raise with_traceback_of(error, told) from error
     if not callable(found):
         what = f"no '{name}'" if found is None else f"'{name}' is no class or function"
         raise ConfigurationError(f"{key}={target}: {what} in '{module}'. {remedy}")

@@ -198,6 +198,12 @@ class Config:
             )
         return cls(**values)
 
+    @classmethod
+    def among(cls, values: Mapping[str, Any]) -> Self:
+        """From those of the named values that are its settings, as `of`."""
+        known = settings_of(cls)
+        return cls.of({name: value for name, value in values.items() if name in known})
+
     def refuse(self, name: str, expected: str) -> ConfigurationError:
         """The error that says so of a value that does not fit the others."""
         return ConfigurationError(f"{self.key(name)}={_shown(getattr(self, name))}; expected {expected}")

@@ -28,6 +28,7 @@ from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
 from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
 from ollm_rl.models.adapters import check_adapter
+from ollm_rl.reward.taken import check_settings
 from ollm_rl.tasks import make_task
 
 MATH_VERIFY = "ollm_rl.reward.functions.MathVerify"
@@ -204,20 +205,28 @@ def preflight(settings: Settings) -> None:
         raise ConfigurationError(
             f"agent._target_={config.agent._target_} needs the model in its own process; use rollout=local"
         )
-    if config.reward._target_ != MATH_VERIFY:  # that one is known to be there, and costs its imports
-        locate(config.reward._target_, "reward._target_")
 
 
 def check_classes(settings: Settings) -> Any:
-    """The task can be made, and the agent's class takes its settings; gives that class.
+    """The task can be made, the agent's class takes its settings and can learn from the task's problems, and the reward's takes its own; gives
+    the agent's class.
 
     Raises:
         OLLMError: not so.
     """
-    make_task(**to_dict(settings.config.task))
-    values = to_dict(settings.config.agent)
+    config = settings.config
+    reward = to_dict(config.reward)
+    if (
+        settings.choices["reward"] == "custom"
+    ):  # others are known to be there, and their settings are checked by their schemas
+        check_settings(locate(reward.pop("_target_"), "reward._target_"), reward)
+    task = make_task(**to_dict(config.task))
+    values = to_dict(config.agent)
     kind = locate(values.pop("_target_"))
     check_taken(kind, values)
+    check = getattr(kind, "check_task", None)  # of an agent that not every task has something for
+    if callable(check) and config.policy is None and not getattr(task, "streamed", False):
+        check(values, task, config.convert.solutions != "given")
     return kind
 
 
@@ -258,5 +267,4 @@ def check_taken(kind: Any, values: Mapping[str, Any]) -> None:
         expected = f"It takes {', '.join(names) or 'no settings'}."
         raise ConfigurationError(f"agent._target_={dotted_name(kind)}: {error}. {expected}{hint}") from error
     if (config := getattr(kind, "config_class", None)) is not None:
-        known = settings_of(config)
-        config.of({name: value for name, value in values.items() if name in known})
+        config.among(values)

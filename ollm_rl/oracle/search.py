@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ollm_rl.common.locate import locate
-from ollm_rl.errors import ConfigurationError, place_of
+from ollm_rl.errors import ConfigurationError, place_of, with_traceback_of
 from ollm_rl.oracle.config import SearchConfig
 from ollm_rl.rollout.episode import Episode, features_of
 from ollm_rl.tasks import Problem
@@ -314,10 +314,10 @@ class Guarded(Frontier):
         except ConfigurationError:
             raise
         except Exception as error:
-            raise ConfigurationError(
-                f"oracle.search={self.name}: {method} raised {type(error).__name__}: {error}{place_of(error, __file__)}; see "
-                "docs/oracle.md"
-            ) from error
+            told = ConfigurationError(
+                f"oracle.search={self.name}: {method} raised {type(error).__name__}: {error}{place_of(error)}; see docs/oracle.md"
+            )
+            raise with_traceback_of(error, told) from error
 
 
 @dataclass

@@ -16,12 +16,14 @@ from typing import Any
 
 from ollm_rl.common.heartbeat import beat
 from ollm_rl.common.locate import dotted_name, locate
-from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, did_you_mean, place_of
+from ollm_rl.common.settings import settings_of
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError, place_of, with_traceback_of
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.reward.config import SOLVED_AT, RewardConfig
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
 from ollm_rl.reward.plans import Plan
 from ollm_rl.reward.python_tests import PythonTests
+from ollm_rl.reward.taken import CONVERSATIONAL, check_settings, judges_itself
 from ollm_rl.rollout.episode import Episode
 from ollm_rl.tasks.base import Problem
 from ollm_rl.tasks.prompts import Prompter
@@ -81,7 +83,7 @@ class Judge:
             prompter: which made the prompts that the function is handed; without one, it is handed the problems.
 
         Raises:
-            RewardError: the function raised an error, which is the cause of this one.
+            RewardError: the function raised an error, which is the cause of this one; `traceback` has the user's frames.
             ConfigurationError: it did not return one finite number per episode.
         """
         if not episodes:
@@ -97,11 +99,12 @@ class Judge:
         except Exception as error:
             if _is_ours(self.reward):  # no user error
                 raise
-            raise RewardError(
-                f"reward '{self.name}' raised {type(error).__name__}: {error}{place_of(error, __file__)}. It was called with "
+            told = RewardError(
+                f"reward '{self.name}' raised {type(error).__name__}: {error}{place_of(error)}. It was called with "
                 f"{len(episodes)} completions and expected to return a number for each; see docs/verifier.md."
                 f"{self._culprit(episodes, prompter) if time.perf_counter() - start < PATIENCE_S else ''}"
-            ) from error
+            )
+            raise with_traceback_of(error, told) from error
         if len(verdicts) != len(episodes):
             raise self._wrong(f"logged {len(verdicts)} verdicts", len(episodes))
         if len(answers) != len(episodes):
@@ -128,9 +131,10 @@ class Judge:
         except Exception as error:
             if _is_ours(self.reward):
                 raise
-            raise RewardError(
-                f"reward '{self.name}': stated(text) raised {type(error).__name__}: {error}{place_of(error, __file__)}; expected a text, or None"
-            ) from error
+            told = RewardError(
+                f"reward '{self.name}': stated(text) raised {type(error).__name__}: {error}{place_of(error)}; expected a text, or None"
+            )
+            raise with_traceback_of(error, told) from error
         for episode, answer in zip(episodes, answers, strict=True):
             episode.answer = None if answer is None else str(answer)
 
@@ -383,30 +387,21 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
     """
     given = {"_target_": dotted_name(target), **settings} if hasattr(target, "__qualname__") else None
     settings = dict(settings)
-    conversational = bool(settings.pop("conversational", False))
-    how = RewardConfig.of({key: settings.pop(key) for key in ("solved_at", "limit_s") if key in settings})
+    conversational = bool(settings.pop(CONVERSATIONAL, False))
+    how = RewardConfig.of({key: settings.pop(key) for key in settings_of(RewardConfig) if key in settings})
     name = getattr(target, "__qualname__", str(target))
-    try:
-        parameters: Mapping[str, Any] = {}
-        parameters = inspect.signature(target).parameters
-        itself = not inspect.isclass(target) and "completions" in parameters
-        if itself:
-            inspect.signature(target).bind_partial(**settings)
-        else:
-            inspect.signature(target).bind(**settings)
-    except (TypeError, ValueError) as error:
-        hint = "".join(did_you_mean(k, parameters) for k in settings if k not in parameters)
-        expected = f"It takes {', '.join(parameters) or 'no settings'}."
-        raise ConfigurationError(f"reward._target_={name}: {error}. {expected}{hint}") from error
+    check_settings(target, settings)
+    itself = judges_itself(target)
     try:
         reward = partial(target, **settings) if itself and settings else target if itself else target(**settings)
     except OLLMError:
         raise
     except Exception as error:
-        raise ConfigurationError(
-            f"reward._target_={name} raised {type(error).__name__} when it was made: {error}{place_of(error, __file__)}. Check its settings, "
+        told = ConfigurationError(
+            f"reward._target_={name} raised {type(error).__name__} when it was made: {error}{place_of(error)}. Check its settings, "
             f"{', '.join(settings) or 'of which it was given none'}."
-        ) from error
+        )
+        raise with_traceback_of(error, told) from error
     if not callable(reward):
         raise ConfigurationError(f"reward._target_={name} gives {type(reward).__name__}, expected a reward function")
     return Judge(reward, conversational, given, how.solved_at, how.limit_s)

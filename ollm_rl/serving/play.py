@@ -121,10 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
             answer(urlsplit(self.path).path)
         except Refused as refused:
             self._send({"error": str(refused)}, refused.status)
+        except RewardError as error:  # no fault of the page's
+            self._send({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
         except OLLMError as error:
             self._send({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-        except RewardError as error:
-            self._send({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
         except (ConnectionError, TimeoutError):  # the browser has gone
             self.close_connection = True
         except Exception as error:  # the server goes on, and the terminal says what it was

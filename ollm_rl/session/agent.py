@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ollm_rl.rollout.sampler import Request
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.callbacks import Callback, Callbacks, EqualRewards
 from ollm_rl.session.saving import DESCRIPTION, as_yaml, description, write_description
-from ollm_rl.tasks import Problem
+from ollm_rl.tasks import Problem, Task
 
 RunLike = Run | str | Path | None
 METHODS = ("learn", "predict", "save", "load")  # that every agent has
@@ -74,6 +74,17 @@ class Agent(ABC):
     def __init__(self, session: Any, **settings: Any):
         self.session = session
         self.config = self.config_class.of(settings, f"agent {type(self).__name__}")
+
+    @classmethod  # noqa: B027 (optional)
+    def check_task(cls, settings: Mapping[str, Any], task: Task, sampled: bool) -> None:
+        """Whether the task has what it learns from; called before anything is loaded, of all agents of a comparison before the first one trains.
+
+        Args:
+            settings: of the agent. sampled: the task's worked solutions are still to be sampled.
+
+        Raises:
+            DataError: not so.
+        """
 
     @property
     def settings(self) -> dict[str, Any]:

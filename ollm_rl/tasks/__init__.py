@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ollm_rl.common.locate import dotted_name, locate
-from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean
+from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean, place_of, with_traceback_of
 from ollm_rl.tasks.base import SPLITS, Problem, Task, TaskConfig, bucket
 from ollm_rl.tasks.code import HumanEval, PythonFunctions
 from ollm_rl.tasks.generated import ChainSum, LegCounting, ReasoningGym
@@ -80,10 +80,11 @@ def _own_task(kind: Any, target: str, settings: dict[str, Any]) -> Task:
     except OLLMError:
         raise
     except Exception as error:
-        raise ConfigurationError(
-            f"task._target_={target} raised {type(error).__name__}: {error}. Check its settings, "
+        told = ConfigurationError(
+            f"task._target_={target} raised {type(error).__name__}: {error}{place_of(error)}. Check its settings, "
             f"{', '.join(settings) or 'of which it was given none'}, and docs/tasks.md."
-        ) from error
+        )
+        raise with_traceback_of(error, told) from error
     for problem in (*task.examples, *first):
         if (
             not isinstance(problem, Problem)

@@ -80,6 +80,7 @@ class Task(ABC):
         unanswered: of the first problem without an answer, where it stands and what is missing; empty if all have one.
         default_reward: the class of the reward that judges it where no other is given.
         sampled: how its solutions were sampled, for `solutions.json`; None: they were not.
+        streamed: problems come over the network, as they are asked for.
         boxed: the reward that was chosen reads boxes; None: as `default_reward` does.
         settings: what `make_task` made it from, with the name under `name`; None of a task that was made otherwise.
     """
@@ -89,6 +90,7 @@ class Task(ABC):
     table: Sequence[str] = ()
     unanswered: str = ""
     sampled: dict[str, Any] | None = None
+    streamed: ClassVar[bool] = False
     boxed: bool | None = None
     default_reward: ClassVar[type[Any]] = MathVerify
     settings: dict[str, Any] | None = None

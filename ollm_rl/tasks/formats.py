@@ -141,12 +141,12 @@ def _lines(file: Path, text: Any) -> Iterator[tuple[str, Any]]:
         if len(line) >= MOST:
             raise DataError(f"{where} has more than {MOST:,} characters. {EXPECTED}")
         if line.strip():
-            yield where, _value(line, where)
+            yield where, _value(line.rstrip("\r\n"), file, number)
 
 
 def _array(file: Path, text: Any) -> Iterator[tuple[str, Any]]:
     """The elements of a file that is one JSON array."""
-    for number, value in enumerate(_value(text.read(), str(file)), 1):
+    for number, value in enumerate(_value(text.read(), file), 1):
         yield f"{file}, element {number}", value
 
 
@@ -201,13 +201,20 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
-def _value(text: str, where: str) -> Any:
+def _value(text: str, file: Path, number: int | None = None) -> Any:
+    """The JSON value of a line, or of a whole file."""
+    where = f"{file}" if number is None else f"{file}, line {number}"
     try:
         value = json.loads(text, parse_float=Written, object_pairs_hook=_object)
         if "\\ud" in text.lower():  # half of a character, which no file and no tokenizer takes
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON ({error.msg} at {_place(error)}). {EXPECTED}") from None
+        line, column = error.lineno if number is None else number, error.colno
+        said = (text if number is not None else text.split("\n")[line - 1]).strip()
+        what = f"{error.msg.removesuffix(' at').rstrip(':')} at column {column}"
+        raise DataError(
+            f"{file}, line {line} is not JSON ({what}). The line ends with {_end(said)}. {EXPECTED}"
+        ) from None
     except UnicodeEncodeError:
         raise DataError(f"{where} has half of a surrogate pair, which is no character. {EXPECTED}") from None
     except (
@@ -218,8 +225,9 @@ def _value(text: str, where: str) -> Any:
     return value
 
 
-def _place(error: json.JSONDecodeError) -> str:
-    return f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+def _end(text: str, most: int = 60) -> str:
+    """The end of a text as Python writes it."""
+    return f"...{text[-most:]!r}" if len(text) > most else repr(text)
 
 
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

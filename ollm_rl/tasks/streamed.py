@@ -38,6 +38,7 @@ class HubSolutions(Task):
     """
 
     config_class = HubSolutionsConfig
+    streamed = True
 
     def __init__(self, **settings: Any):
         self.config = config = HubSolutionsConfig.of(settings, "task 'open_math_reasoning'")

@@ -10,7 +10,8 @@ import pytest
 from agents.config import GRPOConfig
 from ollm_rl.cli.app import main
 from ollm_rl.common.config_files import members
-from ollm_rl.config.compose import compose
+from ollm_rl.config.compose import check_classes, compose
+from ollm_rl.errors import DataError
 from ollm_rl.evaluation.evaluator import evaluate
 from ollm_rl.experiments.overrides import of_tasks, trial_settings
 from tests.conftest import QUICK_KEYS
@@ -228,7 +229,7 @@ def test_the_doctor_says_once_what_is_wrong_with_data(tmp_path, capsys):
         main(["doctor", "task=jsonl", "task.path=data.jsonl", "backbone=tiny"])
     lines = capsys.readouterr().out.splitlines()
     assert stopped.value.code == 2 and [line.split()[1] for line in lines if line.startswith("fail")] == ["task"]
-    assert [line.split()[1] for line in lines if line.startswith("skip")] == ["golds", "prompt", "solutions"]
+    assert [line.split()[1] for line in lines if line.startswith("skip")] == ["golds", "prompt", "reward", "solutions"]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,51 @@ def test_mistakes_exit_with_2_and_a_remedy(arguments, words, capsys, tmp_path):
         main(arguments)
     assert stopped.value.code == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], ["compare", "agents=[prior]"], ["train", "--dry-run", "estimate.measure=false"]]
+)
+@pytest.mark.parametrize("more", [[], ["reward.conversational=true", "reward.solved_at=0.5", "reward.limit_s=9"]])
+def test_a_misspelt_setting_of_a_reward_is_refused_at_once(command, more, tmp_path, capsys):
+    (tmp_path / "my_rewards.py").write_text(textwrap.dedent(REWARD))
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "reward=my_rewards.whole", "reward.bonsu=0.5", *more, *QUICK_KEYS])
+    said = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and not (tmp_path / "runs").exists()
+    assert "my_rewards.whole has no setting 'bonsu'; it takes bonus, domain" in said and "Did you mean 'bonus'?" in said
+
+
+@pytest.mark.parametrize(
+    ("agent", "row", "words"),
+    [
+        (
+            "reference",
+            {"solution": "It is 5."},
+            "found no solution with style='steps' in split 'sft' of task 'jsonl' (columns are good)",
+        ),
+        ("reference", {}, "found no solution with style='steps'"),
+        ("lora_sft", {}, "agent=lora_sft (split 'sft') needs worked solutions"),
+        ("lora_grpo", {}, "agent=lora_sft (split 'sft') needs worked solutions"),
+        ("shortlist_head", {}, "agent=shortlist_head (split 'sft') needs worked solutions"),
+    ],
+)
+def test_an_agent_that_the_data_have_nothing_for_is_found_before_anything_starts(agent, row, words, tmp_path, capsys):
+    rows = [{"problem": f"{i} + 1?", "answer": i + 1, "good": i % 2 == 0, **row} for i in range(80)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task = ["task=jsonl", "task.path=data.jsonl", "reward=math_verify"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", f"agents=[prior,{agent}]", *task, *QUICK_KEYS])
+    assert stopped.value.code == 2 and not (tmp_path / "runs").exists()
+    assert words in " ".join(capsys.readouterr().err.split())
+    settings = compose([*task, f"agent={agent}", "convert.solutions=sampled"])
+    if agent == "reference":  # sampled solutions have their problems' columns
+        with pytest.raises(DataError, match="found no solution"):
+            check_classes(settings)
+        settings = compose(
+            [*task, "agent=reference", "agent.column=good", "agent.value=true", "convert.solutions=sampled"]
+        )
+    check_classes(settings)
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from ollm_rl.cluster import pool as cluster_pool
 from ollm_rl.cluster.pool import Pool
-from ollm_rl.errors import ConfigurationError, WorkerError
+from ollm_rl.errors import ConfigurationError, RewardError, WorkerError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -74,6 +74,19 @@ def test_every_unit_gives_one_result_whatever_happens_to_workers(pool):
 
 def never(made, x):
     raise RuntimeError(f"never with {x}")
+
+
+def judged(made, x):
+    told = RewardError(f"reward 'mine' raised ValueError: {x}")
+    told.traceback = "line 7, in mine"
+    raise told
+
+
+def test_a_reward_that_raises_again_and_again_is_the_users_mistake(pool):
+    """It is asked again, for it may do better then; in the end the error comes with the traceback of the user's code."""
+    with pytest.raises(RewardError, match="reward 'mine' raised ValueError: 0") as caught:
+        pool.call(judged, 0)
+    assert len(pool.failures) == 5 and caught.value.traceback == "line 7, in mine"
 
 
 def test_failures_in_a_row_end_the_run_with_the_first_error(pool):

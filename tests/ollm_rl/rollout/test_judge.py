@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import json
+import pickle
+import re
 import time
 from functools import partial
 
@@ -12,9 +14,10 @@ import torch
 
 from agents.grpo import describe
 from ollm_rl.cli.app import main
-from ollm_rl.errors import ConfigurationError, RewardError
+from ollm_rl.errors import ConfigurationError, OLLMError, RewardError
 from ollm_rl.options.policies import LatentPolicy, Sampling
 from ollm_rl.reward.functions import MathVerify, ReasoningGym
+from ollm_rl.reward.per_completion import PerCompletion
 from ollm_rl.rollout.episode import Episode, pack, unpack
 from ollm_rl.rollout.judge import Judge, Weighted, judge_by, make_judge
 from ollm_rl.rollout.sampler import Request
@@ -217,6 +220,37 @@ def test_the_error_of_a_reward_names_it_and_is_the_cause():
         Judge(raising)(episodes("a"))
 
 
+def deep(completions, **columns):
+    return [float(json.loads(c)["score"]) for c in completions]
+
+
+async def one(completion, **columns):
+    try:
+        return float(json.loads(completion))
+    except ValueError as error:
+        raise KeyError("score") from error
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [deep, Weighted([sometimes, deep]), PerCompletion(one, retries=0)],
+)
+def test_the_traceback_of_a_reward_has_the_users_frames_only(reward):
+    """The place is the user's line too, and not that of the library which raised; both come along from another process."""
+    with pytest.raises(RewardError, match=r"raised \w+: .* \(\S+test_judge.py, line \d+\)") as caught:
+        Judge(reward)(episodes("no json"))
+    told = pickle.loads(pickle.dumps(caught.value)).traceback
+    files = set(re.findall(r'File "(.*?)"', told))
+    assert files == {__file__} and "json.loads(c" in told and "JSONDecodeError: Expecting value" in told
+    assert isinstance(caught.value, OLLMError)
+
+
+def test_a_call_that_does_not_fit_has_no_traceback():
+    with pytest.raises(RewardError, match="raised TypeError") as caught:
+        Judge(lambda completions, trainer_state: [1.0])(episodes("a"))
+    assert not caught.value.traceback
+
+
 def test_a_reward_may_change_what_it_is_given():
     def careless(prompts, completions, completion_ids, answer, domain, metadata, **columns):
         for values in (prompts, completions, answer):
@@ -259,7 +293,7 @@ def test_a_reward_that_cannot_be_made_is_named():
 
     with pytest.raises(ConfigurationError, match="Needy raised ConnectionError when it was made: no y") as caught:
         make_judge(Needy, {"url": "y"})
-    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert isinstance(caught.value.__cause__, ConnectionError) and "in __init__" in caught.value.traceback
 
 
 def test_a_bad_reward_ends_a_run_with_one_message(tmp_path, monkeypatch, capsys):
@@ -269,6 +303,26 @@ def test_a_bad_reward_ends_a_run_with_one_message(tmp_path, monkeypatch, capsys)
         main(["evaluate", "agent=prior", "reward=odd_rewards.scores", f"runs_dir={tmp_path}", *QUICK_KEYS])
     assert stopped.value.code == 2
     assert "reward 'scores' returned dict" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reward_that_raises_ends_a_run_with_its_traceback(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_raising.py").write_text(
+        "def scores(completions, **columns):\n    return [float('x' + c) for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "agent=prior", "reward=my_raising.scores", f"runs_dir={tmp_path}", *QUICK_KEYS])
+    printed = capsys.readouterr().err
+    said = " ".join(printed.partition("Traceback")[2].split())
+    assert stopped.value.code == 2
+    assert (
+        "line 2, in scores return [float('x' + c)" in said and said.count("File ") <= 2
+    )  # a comprehension may have a frame
+    assert (
+        "error: reward 'scores' raised ValueError" in said
+        and "my_raising.py, line 2)" in said
+        and "It fails for" in said
+    )
 
 
 def test_reasoning_gym_judges_its_own():

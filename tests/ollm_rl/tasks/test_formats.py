@@ -95,7 +95,12 @@ def test_numbers_keep_their_digits_and_times_become_texts(tmp_path):
         ("x.csv", b'problem,answer\n"1?,2\n', "line 2 cannot be read"), ("x.csv", b"", "is empty"), ("x.csv", b"problem,answer\n", "is empty"),
         ("x.csv", b"problem,answer\n1?,\xff\n", "not a UTF-8 text"), ("x.json", b"[]", "is empty"), ("x.json", b'[{"problem": 1},]', "is not JSON"),
         ("x.jsonl.gz", gzip.compress(b'{"problem": "1?"}\n' * 99, mtime=0)[:-30], "gzip cannot unpack it"), ("x.parquet", b"PAR1 no more", "begins as a Parquet file"),
-        ("x.gz", gzip.compress(b"PK\x03\x04", mtime=0), "is a zip archive"), ("x.json", b'[\n{"problem": 1},\n{"problem" 2}]', "line 3, column"),
+        ("x.gz", gzip.compress(b"PK\x03\x04", mtime=0), "is a zip archive"), ("x.json", b'[\n{"problem": 1},\n{"problem" 2}]', r"x.json, line 3 is not JSON \(Expecting ':' delimiter at column 12\). The line ends with '{\"problem\" 2}\]'"),
+        ("x.jsonl", b'{"problem": "1?"}\n{"problem": "2?"\n', r"x.jsonl, line 2 is not JSON \(Expecting ',' delimiter at column 17\). The line ends with '{\"problem\": \"2\?\"'\."),
+        ("x.jsonl", b'{"problem": "1?"}\r\n\r\n{"problem": "' + b"x" * 99 + b'yz\r\n', r"line 3 is not JSON \(Unterminated string starting at column 13\). The line ends with ...'x{58}yz'"),
+        ("x.jsonl", b'{\n  "problem": "1?"\n}\n', r"line 1 is not JSON \(.* at column 2\). The line ends with '{'"),
+        ("x.jsonl", b'{"problem": "a\tb"}\n', r"\(Invalid control character at column 15\)"),
+        ("x.json", b'[{"problem": 1},\n', r"line 2 is not JSON \(Expecting value at column 1\). The line ends with ''"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(tmp_path, name, content, said):
