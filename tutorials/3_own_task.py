@@ -140,6 +140,6 @@ session.close()
 #
 # **On the command line** the class and the function live in files of their own (`my_tasks.py`, `my_rewards.py`, in the working directory):
 # `ollm-rl train agent=grpo task=my_tasks.Purchases reward=my_rewards.right_or_sound name=purchases`. `ollm-rl doctor` with the same words checks
-# that every solution is paid in full.
+# that solutions are paid in full, and that the reward takes any text.
 #
 # Next: [your own agent](4_own_agent.md).
