@@ -120,7 +120,9 @@ def names_with(rule: str) -> set[str]:
     kinds = [("", kind) for kind in roots()] + [(f"{name}.", section(name)) for name in SECTIONS]
     for group, names in SCHEMAS.items():
         kinds += [(f"{group}.", getattr(import_module(module), name)) for name, module in names.items()]
-    return {prefix + name for prefix, kind in kinds for name, known in settings_of(kind).items() if known.rules.get(rule)}
+    return {
+        prefix + name for prefix, kind in kinds for name, known in settings_of(kind).items() if known.rules.get(rule)
+    }
 
 
 @cache

@@ -14,7 +14,9 @@ from ollm_rl.common.settings import Setting
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
 SHOWN = 120  # characters of a value in a message
-PLAIN = re.compile(r"[\w./:@%+-]+")  # texts that neither a shell nor Hydra's grammar reads as something else than a text or a number
+PLAIN = re.compile(
+    r"[\w./:@%+-]+"
+)  # texts that neither a shell nor Hydra's grammar reads as something else than a text or a number
 
 
 def pair(override: str) -> tuple[str, str]:

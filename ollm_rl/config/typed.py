@@ -55,7 +55,9 @@ def choice(group: str, settings: Mapping[str, Any]) -> str:
     return max(named, key=shared)
 
 
-def _differing(given: Mapping[str, Any], base: Mapping[str, Any], prefix: str, is_open: bool) -> Iterator[tuple[str, Any]]:
+def _differing(
+    given: Mapping[str, Any], base: Mapping[str, Any], prefix: str, is_open: bool
+) -> Iterator[tuple[str, Any]]:
     for name, value in given.items():
         if prefix.count(".") == 1 and name == "_target_" or name in base and base[name] == value:
             continue

@@ -79,7 +79,11 @@ def with_policy(overrides: list[str], judged: bool = True) -> list[str]:
     parts = [part for part in then if judged or part != "reward"]
     if differing := [part for part in parts if part in now and now[part] != then[part]]:
         trained, used = (shlex.join(o for part in differing for o in said[part]) for said in (then, now))
-        log.warning("the policy was trained on %s, it is %s on %s", trained, done, used)
+        dropped = [
+            o for part in own if part in not_ours(found) and part not in named and part in differing for o in own[part]
+        ]
+        more = f"; a file does not choose what is imported: for its own add {shlex.join(dropped)}" if dropped else ""
+        log.warning("the policy was trained on %s, it is %s on %s%s", trained, done, used, more)
     return effective
 
 
@@ -92,7 +96,9 @@ def _in_effect(overrides: list[str], device: str) -> dict[str, list[str]]:
 
 def _compared(said: Mapping[str, list[str]], budget: int | None) -> dict[str, list[str]]:
     """Of the overrides of a session those in which it matters that a policy was trained on others."""
-    found = {part: [o for o in said[part] if not o.startswith(f"backbone.{ADAPTER}=")] for part in COMPARED if part in said}
+    found = {
+        part: [o for o in said[part] if not o.startswith(f"backbone.{ADAPTER}=")] for part in COMPARED if part in said
+    }
     return found if budget is None else {**found, "engine": [f"{BUDGET}={budget}"]}
 
 
@@ -104,7 +110,7 @@ def _backbone(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
     return found
 
 
-def policy_overrides(path: Path, found: Mapping[str, Any], device: str = "auto") -> dict[str, list[str]]:
+def policy_overrides(path: Path, found: Mapping[str, Any], device: str) -> dict[str, list[str]]:
     """What is typed for the session and the agent of a description (`read_description`), by section.
 
     Plug-in and adapter are left out where they are beside the policy, from where sessions take them.
