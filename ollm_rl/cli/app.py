@@ -20,6 +20,7 @@ from ollm_rl.config.compose import check_classes, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
 
 OWN = ("export", "chat", "play", "serve", "view")  # commands whose settings need no prefix
+ON_POLICY = ("evaluate", "oracle")  # commands that take over what a policy was trained on
 NO_RUN = ("doctor", "view")  # commands that say by themselves what is missing
 
 
@@ -82,7 +83,7 @@ def _dispatch(arguments: list[str]) -> None:
     if command == "tune":
         overrides = tuned_agents(overrides)
     overrides = own_settings(command, overrides)
-    jobs = combinations(overrides) if command in SWEPT else [overrides]
+    jobs = [of_policy(command, job) for job in (combinations(overrides) if command in SWEPT else [overrides])]
     if len(jobs) > 1 and "--dry-run" not in flags:
         results = gather(run_all(command, jobs, lambda name, settings, given: COMMANDS[name](settings, given)))
         if results.rows:
@@ -116,6 +117,15 @@ def _dispatch(arguments: list[str]) -> None:
     if command not in NO_RUN:
         preflight(settings)
     COMMANDS[command](settings, overrides)
+
+
+def of_policy(command: str, overrides: list[str]) -> list[str]:
+    """The overrides with those of `policy=` for what they do not name, where a command looks at one on its own."""
+    if command not in ON_POLICY or not any(o.startswith("policy=") for o in overrides):
+        return overrides
+    from ollm_rl.session.policy_settings import with_policy
+
+    return with_policy(overrides)
 
 
 def own_settings(command: str, overrides: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from ollm_rl.config.compose import Settings, preflight
 if TYPE_CHECKING:
     from ollm_rl.evaluation.results import Results
 
-out = Console(width=None if sys.stdout.isatty() else 132)
+out = Console(width=None if sys.stdout.isatty() else 150)
 log = logging.getLogger(__name__)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ollm_rl.common.config_files import paths
+from ollm_rl.common.config_files import names_with
 from ollm_rl.common.run_dir import RESULTS
 from ollm_rl.config.compose import Settings, compose, on_cluster, preflight
 from ollm_rl.errors import ConfigurationError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HUB_KEYS = ("backbone", "backbone.name", "task.hub_id")  # whose values need not be paths
-ONE_VALUE = ("inspect.prompt", "runs_dir")
+ONE_VALUE = ("runs_dir",)  # and every text that is taken as it stands
 SWEPT = ("convert", "train", "evaluate", "oracle")  # `compare` has agents=[...] and seeds=[...]
 
 
@@ -33,9 +33,9 @@ def alternatives(override: str) -> list[str]:
 
     key, sign, value = override.partition("=")
     key = key.lstrip("+")
-    if key in ONE_VALUE or not sign:
+    if key in ONE_VALUE or key in names_with("literal") or not sign:
         return [override]
-    if key == "backbone" or key in paths():
+    if key == "backbone" or key in names_with("path"):
         parts = value.split(",")
         several = len(parts) > 1 and _are_several(parts, value, key in HUB_KEYS)
         return [f"{key}={part}" for part in parts] if several else [override]

@@ -114,13 +114,14 @@ def known_settings(choices: Mapping[str, str]) -> dict[str, Setting]:
 
 
 @cache
-def paths() -> set[str]:
-    """Full names of the settings that name files or directories, whichever members are chosen."""
-    kinds = [("", kind) for kind in roots()]
+def names_with(rule: str) -> set[str]:
+    """Full names of the settings that have a rule (`path`: they name files or directories; `literal`: texts that are taken as they stand),
+    whichever members are chosen."""
+    kinds = [("", kind) for kind in roots()] + [(f"{name}.", section(name)) for name in SECTIONS]
     for group, names in SCHEMAS.items():
         kinds += [(f"{group}.", getattr(import_module(module), name)) for name, module in names.items()]
     return {
-        prefix + name for prefix, kind in kinds for name, known in settings_of(kind).items() if known.rules.get("path")
+        prefix + name for prefix, kind in kinds for name, known in settings_of(kind).items() if known.rules.get(rule)
     }
 
 

@@ -14,6 +14,9 @@ from ollm_rl.common.settings import Setting
 from ollm_rl.errors import ConfigurationError, did_you_mean
 
 SHOWN = 120  # characters of a value in a message
+PLAIN = re.compile(
+    r"[\w./:@%+-]+"
+)  # texts that neither a shell nor Hydra's grammar reads as something else than a text or a number
 
 
 def pair(override: str) -> tuple[str, str]:
@@ -53,13 +56,46 @@ def value_of(key: str, text: str, known: Mapping[str, Setting], open_groups: set
             return _foreign(key, text)
         raise ConfigurationError(_unknown(key, known))
     if found.rules.get("literal"):
-        return text.replace("${", r"\${")
+        return escaped(text)
     if not text:
         raise ConfigurationError(f"{key}= has no value; expected {found.expected}")
     value = _text(key, text) if found.kind is str else _read(key, text, found)
     if not (isinstance(value, str) and "${" in value):
         found.check(key, value, text)
     return value
+
+
+def escaped(text: str) -> str:
+    """A text of which nothing is a reference to another key."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def written(key: str, value: Any, known: Mapping[str, Setting], open_groups: set[str]) -> str:
+    """The override that gives a value: `value_of` backwards. A sweep leaves it alone; a shell may want quotes around it.
+
+    Args:
+        known, open_groups: as in `value_of`.
+    """
+    if key in known and known[key].rules.get("literal"):
+        return f"{key}={value}"
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value_of(key, value, known, open_groups) == value:
+        return f"{key}={value}"
+    return f"{key}={_in_grammar(value)}"
+
+
+def _in_grammar(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, str):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return QuotedString(text=escaped(value), quote=Quote.single).with_quotes()
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_in_grammar(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_in_grammar, value)) + "]"
+    return repr(value)
 
 
 def _is_foreign(key: str, known: Mapping[str, Setting], open_groups: set[str]) -> bool:

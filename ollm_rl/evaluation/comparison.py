@@ -7,6 +7,7 @@ import numpy as np
 
 from ollm_rl.common.run_dir import METRICS, whole_lines
 from ollm_rl.evaluation.metrics import bootstrap, pool_breakdowns, share, wilson
+from ollm_rl.evaluation.overview import is_graded
 from ollm_rl.evaluation.records import Curves, General, PairedTest, Point, Record, Sampled, Share, Variant
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow, Row, Scores
@@ -37,6 +38,10 @@ def _pooled(mine: list[Row]) -> PooledRow:
         means[f"{name}_to_threshold_reached"] = sum(getattr(r, f"{name}_to_threshold") is not None for r in mine)
     if len(before := [r.before for r in mine if r.before]) == len(mine):
         means["before"] = Scores(**_means(Scores, before) | _accuracy(before))
+    if any(map(is_graded, mine)) and all(texts := [_texts(r, "greedy") for r in mine]):
+        lines = [line for some in texts for line in some]
+        rewards = np.array([line["reward"] for line in lines], dtype=float)
+        means["mean_reward_ci95"] = bootstrap(rewards, [line["problem"] for line in lines]).ci95
     for name in ("search", "teacher"):
         if None not in (parts := [getattr(r, name) for r in mine]):
             first = parts[0]
@@ -86,9 +91,7 @@ def _pooled_shares(parts: Sequence[Mapping[str, Share]]) -> dict[str, Share]:
 
 def _stored_groups(row: Row) -> list[Group]:
     """A row's texts with their values, from its run's files; none where these are gone."""
-    if row.directory is None:
-        return []
-    greedy, sampled = (whole_lines(row.directory / "rollouts" / f"{kind}.jsonl") for kind in ("greedy", "sampled"))
+    greedy, sampled = _texts(row, "greedy"), _texts(row, "sampled")
     if not greedy or len(sampled) % len(greedy):
         return []
     return groups_of([*map(Stored, greedy)], [*map(Stored, sampled)], [line["problem"] for line in greedy])
@@ -160,21 +163,25 @@ def _solved(variants: Sequence[Variant]) -> np.ndarray:
 
 
 def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
-    """Differences of greedy and of sampled accuracy between all pairs of agents, on the same problems of the same seeds."""
+    """Differences of greedy and of sampled accuracy between all pairs of agents, on the same problems of the same seeds; of the mean reward of
+    greedy texts too, if some agent's is another than its accuracy."""
     found: dict[str, dict[str, np.ndarray]] = {}
     asked: dict[str, list[str]] = {}
     samples: dict[tuple[str, str], set[int]] = {}  # per problem, by agent and kind
     agents = list(dict.fromkeys(r.agent for r in rows))
+    kinds = ["greedy", "sampled", *(["reward"] if any(map(is_graded, rows)) else [])]
     for agent in agents:
-        parts: dict[str, list[np.ndarray]] = {"greedy": [], "sampled": []}
+        parts: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
         asked[agent] = []
         for row in sorted((r for r in rows if r.agent == agent and r.directory), key=lambda r: r.seed):
-            assert row.directory is not None
             for kind, part in parts.items():
-                lines = whole_lines(row.directory / "rollouts" / f"{kind}.jsonl")
+                lines = _texts(row, "sampled" if kind == "sampled" else "greedy")
                 if lines and len(lines) % row.n_problems == 0:
-                    solved = np.array([line.get("solved", line["reward"] >= 1.0) for line in lines], dtype=float)
-                    part.append(solved.reshape(row.n_problems, -1).mean(1))
+                    values = [
+                        line["reward"] if kind == "reward" else line.get("solved", line["reward"] >= 1.0)
+                        for line in lines
+                    ]
+                    part.append(np.array(values, dtype=float).reshape(row.n_problems, -1).mean(1))
                     samples.setdefault((agent, kind), set()).add(len(lines) // row.n_problems)
                     if kind == "greedy":
                         asked[agent] += [line["problem"] for line in lines]
@@ -183,7 +190,7 @@ def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
     for i, one in enumerate(agents):
         for other in agents[i + 1 :]:
             test = PairedTest(agents=[one, other], n=0)
-            for kind in ("greedy", "sampled"):
+            for kind in kinds:
                 a, b = found[one].get(kind), found[other].get(kind)
                 if (
                     a is not None
@@ -197,6 +204,11 @@ def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
             if test.n:
                 tests.append(test)
     return tests
+
+
+def _texts(row: Row, kind: str) -> list[dict[str, Any]]:
+    """The greedy or the sampled texts of a row; none where its run's files are gone."""
+    return [] if row.directory is None else whole_lines(row.directory / "rollouts" / f"{kind}.jsonl")
 
 
 def learning_curve(row: Row) -> list[dict[str, Any]]:

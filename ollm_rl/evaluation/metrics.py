@@ -166,6 +166,8 @@ def results_row(
 ) -> Row:
     """The figures of an evaluation with so many sampled texts a problem; `ks` as in `sampled_metrics`."""
     whole = share(sum(e.solved for e in greedy), len(greedy))
+    rewards = np.array([e.reward for e in greedy])
+    graded = any(e.reward != e.solved for e in greedy)
     return Row(
         agent=name,
         seed=seed,
@@ -177,7 +179,8 @@ def results_row(
         mean_sampled_length=float(np.mean([len(e.tokens) for e in sampled])) if sampled else None,
         mean_length=float(np.mean([len(e.tokens) for e in greedy])) if greedy else 0.0,
         mean_decisions=float(np.mean([e.num_decisions for e in greedy])) if greedy else 0.0,
-        mean_reward=float(np.mean([e.reward for e in greedy])) if greedy else 0.0,
+        mean_reward=float(rewards.mean()) if greedy else 0.0,
+        mean_reward_ci95=bootstrap(rewards).ci95 if graded else None,
         **degeneration(greedy),
         verdicts=dict(Counter(e.verdict for e in greedy if e.verdict).most_common()),
         breakdown=breakdown([(e.problem, e.solved) for e in greedy]),

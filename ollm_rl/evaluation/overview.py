@@ -65,34 +65,58 @@ def shown_pooled(pooled: Sequence[PooledRow]) -> list[PooledRow]:
 
 
 def results_table(title: str, rows: Sequence[Row], pooled: Sequence[PooledRow] = ()) -> Text:
-    """A row per agent and seed, after the pooled ones if there are several seeds."""
+    """A row per agent and seed, after the pooled ones if there are several seeds.
+
+    What an agent was before it learned has a row of its own, unless another row is the same (the prior's), or pooled ones and tables of
+    each task say it.
+    """
     pooled = shown_pooled(pooled)
     ks = sample_counts([*pooled, *rows])
     tasks = any(row.task for row in rows)
     head = [*(["task"] if tasks else []), "agent", "seed", "n", "accuracy"]
     head += [f"{figure}@{k}" for k in ks for figure in FIGURES]
-    graded = any(_is_graded(row) for row in [*pooled, *rows])
+    before = {} if pooled or tasks else {id(row): row.before for row in rows if row.before and not _is_shown(row, rows)}
+    graded = any(is_graded(row) for row in [*pooled, *rows, *before.values()])
     head += ["reward"] if graded else []
     head += ["episodes", "train s", "no ans.", "repet.", "foreign"]
     body = []
-    named: list[tuple[AgentRow, str, str]] = [(row, "", f"all {len(row.seeds)}") for row in pooled]
-    named += [(row, row.task or "", str(row.seed)) for row in rows]
-    for row, task, seed in named:
-        cells = [*([task] if tasks else []), row.agent, seed, str(row.n_problems), share_cell(row)]
+    named: list[tuple[Scores, str, str, str]] = [(row, row.agent, "", f"all {len(row.seeds)}") for row in pooled]
+    for row in rows:
+        if id(row) in before:
+            named.append((before[id(row)], f"{row.agent} before", "", str(row.seed)))
+        named.append((row, row.agent, row.task or "", str(row.seed)))
+    for scores, agent, task, seed in named:
+        cells = [*([task] if tasks else []), agent, seed, str(scores.n_problems), share_cell(scores)]
         # Figures of another number of samples are no more comparable than those of another column.
-        for found in [row.sampled.get(k, Sampled()) for k in ks]:
+        for found in [scores.sampled.get(k, Sampled()) for k in ks]:
             cells += [num(v) for v in (found.avg, found.pass_, found.maj)]
-        cells += [num(getattr(row, "mean_reward", None))] if graded else []
-        cells += [f"{row.train_episodes:.0f}", f"{row.train_seconds:.0f}"]
-        cells += [num(v) for v in (row.no_answer_rate, row.repetition_rate, row.foreign_script_rate)]
+        cells += [_reward_cell(scores)] if graded else []
+        cells += [num(getattr(scores, name, 0), 0) for name in ("train_episodes", "train_seconds")]
+        cells += [num(v) for v in (scores.no_answer_rate, scores.repetition_rate, scores.foreign_script_rate)]
         body.append(cells)
     return Text(title, "", head, body, len(pooled))
 
 
-def _is_graded(row: AgentRow) -> bool:
-    """Whether rewards were others than 0 and 1: accuracy is the share of full rewards, and says little of them."""
-    reward = getattr(row, "mean_reward", None)
-    return reward is not None and abs(reward - row.accuracy) > 1e-9
+def _is_shown(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether what an agent was before it learned is another row: it began as that agent."""
+    assert row.before is not None
+    facts = (row.before.accuracy, row.before.mean_length)
+    return any(
+        other.seed == row.seed and (other.accuracy, other.mean_length) == facts for other in rows if other is not row
+    )
+
+
+def is_graded(row: Scores) -> bool:
+    """Whether rewards were others than 0 and 1: accuracy is the share of solved texts, and says little of them."""
+    return row.mean_reward is not None and abs(row.mean_reward - row.accuracy) > 1e-9
+
+
+def _reward_cell(row: Scores) -> str:
+    """The mean reward with its interval, where that was measured."""
+    if row.mean_reward_ci95 is None:
+        return num(row.mean_reward)
+    low, high = row.mean_reward_ci95
+    return f"{num(row.mean_reward)} [{low:.2f}, {high:.2f}]"
 
 
 def draw_overview(title: str, rows: Sequence[AgentRow], path: Path) -> Path:

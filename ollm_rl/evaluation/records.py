@@ -276,18 +276,22 @@ class Verification(Record):
 
 @dataclass(kw_only=True)
 class PairedTest(Record):
-    """What the second of two agents has more than the first, on the same `n` problems: of greedy and of sampled accuracy."""
+    """What the second of two agents has more than the first, on the same `n` problems: of greedy and of sampled accuracy and, where rewards are
+    others than 0 and 1, of the mean reward of greedy texts."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ("greedy", "sampled", "reward")
 
     agents: list[str]
     n: int
     greedy: Difference | None = None
     sampled: Difference | None = None
+    reward: Difference | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         found = dict(found)
         found["agents"] = [RENAMED_CHOICES.get(agent, agent) for agent in found["agents"]]
-        for kind in ("greedy", "sampled"):
+        for kind in cls.KINDS:
             if found.get(kind) is not None:
                 low, high = found.pop(f"{kind}_ci95")
                 found[kind] = Difference(mean=found[kind], ci95=(low, high), p=found.pop(f"{kind}_p"))
@@ -295,7 +299,7 @@ class PairedTest(Record):
 
     def to_dict(self) -> dict[str, Any]:
         values = {"agents": self.agents, "n": self.n}
-        for kind in ("greedy", "sampled"):
+        for kind in self.KINDS:
             if (found := getattr(self, kind)) is not None:
                 values |= {kind: found.mean, f"{kind}_ci95": list(found.ci95), f"{kind}_p": found.p}
         return {**values, **self.extra}

@@ -39,7 +39,8 @@ class Scores(Record):
         accuracy: of one greedy answer a problem (of a search: the solved share), with its 95% interval.
         sampled: by the number of samples k. mean_sampled_length: of sampled texts, in tokens. distinct_answers, text_distance: of a problem's sampled texts, see
             `ollm_rl.evaluation.metrics.diversity`.
-        mean_length: of greedy texts, in tokens; `mean_decisions`: tokens at which options disagreed; `mean_reward`: their reward.
+        mean_length: of greedy texts, in tokens; `mean_decisions`: tokens at which options disagreed; `mean_reward`: their reward,
+            with its 95% interval (bootstrap over problems) where rewards are others than 0 and 1.
         no_answer_rate, repetition_rate, foreign_script_rate: shares of greedy texts that degenerate so.
         verdicts: how many greedy answers got which verdict.
         ood: by the name of the variant.
@@ -57,6 +58,7 @@ class Scores(Record):
     mean_length: float | None = None
     mean_decisions: float | None = None
     mean_reward: float | None = None
+    mean_reward_ci95: Interval | None = None
     no_answer_rate: float | None = None
     repetition_rate: float | None = None
     foreign_script_rate: float | None = None

@@ -3,7 +3,7 @@
 from ollm_rl.common.run_dir import stored_cost
 from ollm_rl.evaluation.comparison import WINDOW
 from ollm_rl.evaluation.overview import Text, num, share_cell
-from ollm_rl.evaluation.records import Difference, Sampled
+from ollm_rl.evaluation.records import Difference, PairedTest, Sampled
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow
 
@@ -203,22 +203,23 @@ def _variants(pooled: list[PooledRow]) -> Text | None:
 def _tests(results: Results) -> Text | None:
     if not results.tests:
         return None
+    kinds = [kind for kind in PairedTest.KINDS if kind != "reward" or any(test.reward for test in results.tests)]
     body = []
     for test in results.tests:
         cells = [" - ".join(reversed(test.agents)), str(test.n)]
-        for found in (test.greedy, test.sampled):
+        for kind in kinds:
+            found = getattr(test, kind)
             if found is None:
                 cells += ["-", "-"]
             else:
-                low, high = found.ci95
-                p = "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
-                cells += [f"{found.mean:+.3f} [{low:+.3f}, {high:+.3f}]", p]
+                cells += [_difference(found), "<0.001" if found.p < 0.001 else f"{found.p:.3f}"]
         body.append(cells)
+    graded = "; reward: of the mean reward of greedy texts" if "reward" in kinds else ""
     return Text(
         "Paired differences",
-        "Of accuracy on the same problems, with the 95% interval and two-sided p-value of a paired bootstrap (10,000 resamples "
+        f"Of accuracy on the same problems{graded}; with the 95% interval and two-sided p-value of a paired bootstrap (10,000 resamples "
         "of problems; not corrected for the number of pairs; what seeds of training vary is not in them).",
-        ["agents", "n", "greedy", "p", "sampled", "p"],
+        ["agents", "n", *(title for kind in kinds for title in (kind, "p"))],
         body,
     )
 

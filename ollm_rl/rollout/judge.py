@@ -34,6 +34,7 @@ OUR_REWARDS = (
     PythonTests,
     ReasoningGym,
 )  # classes; agents remember by name that they were trained with one
+HOW = {"conversational": False, "solved_at": SOLVED_AT, "limit_s": None}  # what every judge has, and its defaults
 PARTS = "rewards/"  # what a reward of several logs each of them under, before its name
 PATIENCE_S = 5.0  # a reward that fails later than this is not asked again for which completion
 LIMIT_S = 300.0  # of a call of a reward of one's own
@@ -68,7 +69,8 @@ class Judge:
     ):
         self.reward, self.conversational, self.solved_at = reward, conversational, solved_at
         self.limit_s = None if _is_ours(reward) and limit_s is None else limit_s or LIMIT_S
-        self.settings = settings or _settings_of(reward, conversational)
+        how = {"conversational": conversational, "solved_at": solved_at, "limit_s": limit_s}
+        self.settings = settings or _settings_of(reward, {key: how[key] for key in how if how[key] != HOW[key]})
         self.seconds = 0.0
         function = reward.func if isinstance(reward, partial) else reward
         self.name = getattr(function, "__name__", type(function).__name__)
@@ -252,9 +254,8 @@ def _is_ours(reward: Any) -> bool:
     return isinstance(function, OUR_REWARDS)
 
 
-def _settings_of(reward: Any, conversational: bool) -> dict[str, Any] | None:
-    """As `make_judge` takes them: of our rewards and of functions that can be imported; None of others."""
-    how = {"conversational": True} if conversational else {}
+def _settings_of(reward: Any, how: Mapping[str, Any]) -> dict[str, Any] | None:
+    """As `make_judge` takes them, with `how` it judges: of our rewards and of functions that can be imported; None of others."""
     if isinstance(reward, OUR_REWARDS):
         return {"_target_": dotted_name(type(reward)), **reward.settings, **how}
     if inspect.isfunction(reward) and "<" not in reward.__qualname__ and reward.__module__ != "__main__":

@@ -13,19 +13,22 @@ import yaml
 from omegaconf import OmegaConf
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.folders import obstacle
-from ollm_rl.common.run_dir import RESULTS
+from ollm_rl.common.run_config import today
+from ollm_rl.common.run_dir import CONFIG, RESULTS
+from ollm_rl.config.typed import choice, typed
 from ollm_rl.errors import CheckpointError, ConfigurationError, DataError
+from ollm_rl.evaluation.overview import is_graded
 from ollm_rl.evaluation.results import Results, Row
 from ollm_rl.options.config import EXPORT_KINDS
 from ollm_rl.options.hf import BACKBONE, OptionLMConfig, OptionLMForCausalLM
 from ollm_rl.options.policies import LatentPolicy
+from ollm_rl.reward.config import SOLVED_AT
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.serving.config import ExportConfig
 from ollm_rl.session.agent import Agent, answers_itself
 from ollm_rl.session.local import Session
-from ollm_rl.session.saving import description
+from ollm_rl.session.saving import as_yaml, description
 from ollm_rl.tasks import SPLITS, Problem
 from ollm_rl.tasks.chat_template import chat_template, differences, tokenizer_with
 
@@ -80,7 +83,7 @@ def export(
         for named in (backbone.name, backbone.adapter):
             if named is not None and Path(named).exists():
                 log.warning("%s names %s, a directory of this machine: bundle=true takes it along", path, named)
-    (new / CARD).write_text(card(agent, kind, bundle))
+    (new / CARD).write_text(card(agent, kind, bundle, path))
     _replace(path, new)
     if push_to_hub is not None:
         _upload(path, push_to_hub)
@@ -215,8 +218,8 @@ def _upload(path: Path, repository: str) -> None:
         ) from error
 
 
-def card(agent: Agent, kind: str, bundle: bool) -> str:
-    """The model card: what it is, how to run it, what it scores, and how it was made."""
+def card(agent: Agent, kind: str, bundle: bool, path: Path) -> str:
+    """The model card of the export in `path`: what it is, how to run it, what it scores, and how it was made."""
     session = agent.session
     name, task = session.backbone.name, session.task.name
     hub, licence = ON_HUB.get(name, (name if "/" in name and not Path(name).exists() else None, None))
@@ -240,8 +243,9 @@ def card(agent: Agent, kind: str, bundle: bool) -> str:
     some = _some_problems(session, 1)
     problem = json.dumps(some[0].problem if some else "...", ensure_ascii=False)
     found = description(agent)
-    made = {"agent": found["_target_"], "settings": found["settings"], "task": found["task"], "seed": found["seed"]}
+    made = {"agent": found["_target_"], **{key: found[key] for key in ("settings", "task", "reward", "seed")}}
     made = _without_places(made)
+    row = None if kind != "policy" else _row_of(agent)
     return "\n".join([
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {who} on {task}, over {name}\n",
@@ -257,9 +261,9 @@ def card(agent: Agent, kind: str, bundle: bool) -> str:
         "```\n",
         "The chat template puts the examples that it was trained with before the question. `generate` gives the likeliest text; with "
         "`do_sample=True` it draws from the policy.\n" if kind == "policy" else "The chat template puts the task's examples before the question.\n",
-        *_scores(agent, kind),
+        *_scores(row, found["reward"] or {}),
         "## How it was made\n",
-        *_commands(found),
+        *_commands(agent, kind, row, path),
         f"```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n",
         "The backbone keeps its own licence"
         + (f" ({licence})" if licence else "")
@@ -267,37 +271,59 @@ def card(agent: Agent, kind: str, bundle: bool) -> str:
     ]) + "\n"  # fmt: skip
 
 
-def _commands(found: dict[str, Any]) -> list[str]:
-    """What was typed to train it, and what measures it again; nothing for an agent or a task of the user's own."""
-    agents = {group_file("agent", name).get("_target_"): name for name in members("agent")}
-    agent, task = agents.get(found["_target_"]), (found["task"] or {}).get("name")
-    if agent is None or task not in members("task"):
+def _commands(agent: Agent, kind: str, row: Row | None, path: Path) -> list[str]:
+    """What is typed to train it and to measure it again, with every setting that differs from its default, for the directory that the export
+    was made from; nothing where nobody can say it (a task or an agent that has no name)."""
+    found = _configuration(agent)
+    if not found.get("task") or not found.get("reward") or "<" in str(found["agent"]["_target_"]):
         return []
-    said: dict[str, list[str]] = {}
-    for group, name, values in (("agent", agent, found["settings"]), ("task", task, found["task"])):
-        known = OmegaConf.to_container(group_file(group, name), resolve=False)
-        assert isinstance(known, dict)
-        said[group] = [
-            shlex.quote(
-                f"{group}.{key}={json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value}"
-            )
-            for key, value in _without_places(values).items()
-            if key in known and known[key] != value
-        ]
-    both = f"agent={agent} task={task} seed={found['seed']}"
-    train = " ".join([f"ollm-rl train {both}", *said["agent"], *said["task"]])
-    again = " ".join([f"ollm-rl evaluate {both} policy=<this directory> plugin.path=<this directory>", *said["task"]])
-    return ["```", train, again, "```\n"]
+    if row is not None:
+        measured = {"num_problems": row.n_problems, **({"samples": max(row.sampled)} if row.sampled else {})}
+        found["evaluate"] = {**measured, **found.get("evaluate", {})}
+    said = typed(_without_places(found))
+    common = [o for name, some in said.items() if name != "agent" for o in some]
+    from_policy = [f"policy={_place(found['policy'])}"] if found.get("policy") else []
+    train = ["train", *said["agent"], *common, *from_policy, f"seed={agent.session.seed}"]
+    here = _place(str(path)) if path.is_relative_to(Path.cwd()) else "<this directory>"
+    again = ["evaluate", *(said["agent"] if kind == "policy" else ["agent=prior"])]
+    again += [o for o in common if not o.startswith("plugin.path=")]
+    again += [*([f"policy={here}"] if kind == "policy" else []), f"plugin.path={here}"]
+    again.append(f"seed={agent.session.seed if row is None else row.seed}")
+    where = "In the directory that it was exported in; files outside of it are named by their last part:\n"
+    return [where, "```", shlex.join(["ollm-rl", *train]), shlex.join(["ollm-rl", *again]), "```\n"]
+
+
+def _configuration(agent: Agent) -> dict[str, Any]:
+    """The settings that an agent was made with: those of its run, and of what its run does not say those that the agent has itself."""
+    own = OmegaConf.to_container(OmegaConf.create(as_yaml(description(agent))))
+    file = None if agent.run_dir is None else agent.run_dir / CONFIG
+    kept = OmegaConf.to_container(today(file.read_text(errors="replace"), str(file))) if file and file.is_file() else {}
+    assert isinstance(own, dict) and isinstance(kept, dict)
+    found = {str(key): value for key, value in {**own, **kept}.items()}
+    if not isinstance(
+        found.get("plugin"), dict
+    ):  # of an agent that was not trained by a command: where it is on this machine
+        found.pop("plugin", None)
+    found["backbone"].pop("fingerprint", None)
+    return found
 
 
 def _without_places(value: Any) -> Any:
-    """Settings in which a file or directory of this machine has its name only."""
+    """Settings in which a file or directory of this machine is named as `_place` does."""
     if isinstance(value, dict):
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_without_places(each) for each in value]
     is_place = isinstance(value, str) and "/" in value and len(value) < 4096 and Path(value).expanduser().exists()
-    return Path(value).name if is_place else value
+    return _place(value) if is_place else value
+
+
+def _place(value: str) -> str:
+    """A file or directory as seen from the working directory, if it is within, else its name only: a card is read elsewhere."""
+    path = Path(value).expanduser()
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return path.name if path.is_absolute() else str(path)
 
 
 def _some_problems(session: Session, n: int) -> list[Problem]:
@@ -310,22 +336,34 @@ def _some_problems(session: Session, n: int) -> list[Problem]:
     return []
 
 
-def _scores(agent: Agent, kind: str) -> list[str]:
-    """The table of what its run measured; nothing if it is of no run, or leaves as something else than what was measured."""
-    row = None if kind != "policy" else _row_of(agent)
+def _scores(row: Row | None, reward: dict[str, Any]) -> list[str]:
+    """The table of what its run measured; nothing if it is of no run, or leaves as something else than what was measured.
+
+    Args:
+        reward: its settings, with what it is under `_target_`.
+    """
     if row is None:
         return []
+    named = f"`{choice('reward', reward)}`" if reward else "a function without a name"
+    solved_at = reward.get("solved_at", SOLVED_AT)
     lines = [
         "## What it scores\n",
-        f"On {row.n_problems} held-out problems (`results.json` of its run, seed {row.seed}); intervals are 95%.\n",
+        f"On {row.n_problems} held-out problems (`results.json` of its run, seed {row.seed}); intervals are 95%. The reward is {named}. A text is "
+        f"solved from a reward of {solved_at:g} on (`reward.solved_at`), and accuracy is the share of solved texts.\n",
         "| figure | value |\n|---|---|",
         f"| greedy accuracy | {_with(row.accuracy, row.accuracy_ci95)} |",
     ]
     if row.before is not None:
         lines.append(f"| greedy accuracy before training | {_with(row.before.accuracy, row.before.accuracy_ci95)} |")
-    for k, found in list(row.sampled.items())[-1:]:  # of all texts that were drawn
+    if is_graded(row) or (row.before is not None and is_graded(row.before)):
+        for when, found in (("", row), (" before training", row.before)):
+            if found is not None and found.mean_reward is not None:
+                lines.append(
+                    f"| mean reward of greedy texts{when} | {_with(found.mean_reward, found.mean_reward_ci95)} |"
+                )
+    for k, each in list(row.sampled.items())[-1:]:  # of all texts that were drawn
         for name, value, interval in (
-            ("avg", found.avg, found.avg_ci95), ("pass", found.pass_, found.pass_ci95), ("maj", found.maj, found.maj_ci95),
+            ("avg", each.avg, each.avg_ci95), ("pass", each.pass_, each.pass_ci95), ("maj", each.maj, each.maj_ci95),
         ):  # fmt: skip
             if value is not None:
                 lines.append(f"| {name}@{k} | {_with(value, interval)} |")

@@ -3,9 +3,12 @@
 import logging
 import webbrowser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from ollm_rl.config.compose import Settings, to_dict
+from ollm_rl.config.compose import Settings, compose, to_dict
 from ollm_rl.errors import ConfigurationError
+from ollm_rl.reward.config import SOLVED_AT
+from ollm_rl.rollout.judge import Judge
 from ollm_rl.serving.config import PlayConfig
 from ollm_rl.serving.game import Game
 from ollm_rl.serving.play import LOOPBACK, PlayServer
@@ -13,11 +16,10 @@ from ollm_rl.session.agent import Agent
 from ollm_rl.session.loading import agent_of, load_agent
 from ollm_rl.session.local import Session
 from ollm_rl.session.opening import open_session
+from ollm_rl.session.policy_settings import says_of_sessions, with_policy
+from ollm_rl.session.saving import read_description
 
 log = logging.getLogger(__name__)
-
-# What a session is made of: who gives one of these does not want the session that the policy was made in.
-OF_SESSIONS = ("backbone", "plugin", "task", "reward", "engine", "convert", "experiment")
 
 
 def play(settings: Settings, overrides: Sequence[str], say: Callable[[str], None]) -> None:
@@ -47,7 +49,7 @@ def play(settings: Settings, overrides: Sequence[str], say: Callable[[str], None
 def opened(settings: Settings, overrides: Sequence[str], judged: bool = True) -> tuple[Session, Agent | None]:
     """The session to act in, and the agent of `policy=`.
 
-    That agent's own session, with its backbone, plug-in and task, unless the command line says something of sessions.
+    That agent's own session, with its backbone, plug-in and task; where the command line says something of sessions, one of these with that.
 
     Args:
         judged: false: no verdict is asked, so that the reward of the policy need not be here.
@@ -56,13 +58,14 @@ def opened(settings: Settings, overrides: Sequence[str], judged: bool = True) ->
         OLLMError: something of it is not there, or does not fit the rest.
     """
     config = settings.config
-    keys = {override.partition("=")[0].partition(".")[0] for override in overrides}
     if config.policy is None:
         return open_session(settings), None
     named = config.agent._target_ if settings.choices["agent"] == "custom" else None
-    session = open_session(settings) if keys & {*OF_SESSIONS} else None
+    session = None
+    if says_of_sessions(overrides):
+        session = open_session(compose(with_policy([*overrides], judged)))
     try:
-        agent = load_agent(config.policy, session, named, None if judged else unasked)
+        agent = load_agent(config.policy, session, named, None if judged else _unasked(Path(config.policy)))
     except BaseException:
         if session is not None:
             session.close()
@@ -83,6 +86,12 @@ def opened_agent(settings: Settings, overrides: Sequence[str], command: str) -> 
         )
     session, agent = opened(settings, overrides, judged=False)
     return agent_of(session, settings.config.agent) if agent is None else agent
+
+
+def _unasked(path: Path) -> Judge:
+    """A judge that is never asked, and says what the policy was trained with."""
+    reward = (read_description(path) or {}).get("reward") or {}
+    return Judge(unasked, settings=reward, solved_at=reward.get("solved_at", SOLVED_AT)) if reward else Judge(unasked)
 
 
 def unasked(completions: list[str], **columns: object) -> list[float]:

@@ -24,6 +24,7 @@ from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.records import told_of_boxes
 
 OURS = "agents."
+OF_BACKBONES = ("name", "dtype", "device", "revision", "quantization", "adapter")  # what a description has
 # Who can act by what earlier releases left, where nothing says who it was: the files, and the class.
 BY_FILE = {
     "policy.json": "agents.prior.Prior",
@@ -114,13 +115,26 @@ def _class_of(path: Path, found: dict[str, Any] | None, named: str | Callable[..
             )
         return locate(target)
     target = str(found["_target_"])
-    kind = locate(target) if target.startswith(OURS) else None
+    kind = None if "agent" in not_ours(found) else locate(target)
     if not (isinstance(kind, type) and issubclass(kind, Agent)):
         raise CheckpointError(
             f"{path} was saved by the class {target}, which is none of the toolkit's agents, and a file does not choose what is "
             f"imported. If you trust it, name it: load_agent(..., agent={target!r})."
         )
     return kind
+
+
+def not_ours(found: dict[str, Any]) -> dict[str, str | None]:
+    """The parts of a description (agent, task, reward) that are no class of the toolkit, and what they are called: a file does not choose
+    what code is imported."""
+    agent, task, reward = str(found["_target_"]), found.get("task") or {}, found.get("reward") or {}
+    own_task = task.get("_target_") or (task.get("name") if "." in str(task.get("name")) else None)
+    ours = {dotted_name(kind) for kind in OUR_REWARDS}
+    return {
+        **({} if agent.startswith(OURS) else {"agent": agent}),
+        **({"task": own_task} if own_task or not task else {}),
+        **({} if reward.get("_target_") in ours else {"reward": reward.get("_target_")}),
+    }
 
 
 def _same(kind: Any, found: dict[str, Any]) -> bool:
@@ -144,7 +158,7 @@ def _session_of(path: Path, found: dict[str, Any], reward: Callable[..., Any] | 
     """
     try:
         backbone = shared_backbone(**{
-            k: v for k, v in found["backbone"].items() if k in ("name", "dtype", "device", "revision", "quantization", "adapter")
+            k: v for k, v in found["backbone"].items() if k in OF_BACKBONES
         })  # fmt: skip
         task = _task_of(path, found)
         plugin = _plugin_of(path, found, backbone, task)
@@ -164,9 +178,9 @@ def _task_of(path: Path, found: dict[str, Any]) -> Task:
         raise CheckpointError(
             f"{path} was trained on a task that make_task did not make. Give session=ol.Session(...) on it."
         )
-    if (target := found["task"].get("_target_")) is not None or "." in str(found["task"].get("name")):
+    if (target := not_ours(found).get("task")) is not None:
         raise CheckpointError(
-            f"{path} was trained on the task {target or found['task']['name']}, which is none of the toolkit's. Give "
+            f"{path} was trained on the task {target}, which is none of the toolkit's. Give "
             "session=ol.Session(...) on it."
         )
     task = make_task(**found["task"])
@@ -190,7 +204,7 @@ def _plugin_of(path: Path, found: dict[str, Any], backbone: Any, task: Task) -> 
 def _judge_of(path: Path, found: dict[str, Any]) -> Judge:
     reward = dict(found.get("reward") or {})
     target = reward.pop("_target_", None)
-    if target not in {dotted_name(kind) for kind in OUR_REWARDS}:
+    if "reward" in not_ours(found):
         raise CheckpointError(
             f"{path} was trained with the reward {target or 'of a kind that cannot be named'}, which is none of the toolkit's. "
             "Give it: load_agent(..., reward=<function>)."

@@ -59,3 +59,8 @@ def test_combinations_run_one_after_the_other(own_cache, tmp_path, capsys):
     ]  # fmt: skip
     assert json.loads((tmp_path / "two" / "random-seed1" / "results.json").read_text())["rows"][0]["seed"] == 1
     assert "random-seed1" in capsys.readouterr().out
+
+
+def test_a_text_that_is_taken_as_it_stands_is_not_several():
+    for key in ("task.instruction", "task.system_prompt", "task.prefill"):
+        assert alternatives(f"{key}=Count, then say") == [f"{key}=Count, then say"]

@@ -124,6 +124,29 @@ def test_tests_pair_the_same_problems_of_the_same_seeds(tmp_path):
     assert test.greedy.mean == pytest.approx(3 / 8) and test.greedy.ci95[0] >= 0  # no problem went the other way
 
 
+def test_rewards_other_than_0_and_1_are_compared_too(tmp_path):
+    graded = {
+        "one": [learner(tmp_path, "one", s, [], greedy=[0.2, 0, 1, 0.4], accuracy=0.25, mean_reward=0.4) for s in (0, 1)],
+        "two": [learner(tmp_path, "two", s, [], greedy=[0.4, 0.2, 1, 0.4], accuracy=0.25, mean_reward=0.5) for s in (0, 1)],
+    }  # fmt: skip
+    results = Results([*graded["one"], *graded["two"]], "sums", "tiny")
+    summarize(results)
+    [test] = results.tests
+    assert test.greedy.mean == 0 and test.reward.mean == pytest.approx(0.1)
+    assert test.reward.ci95 == bootstrap(np.array([0.2, 0.2, 0, 0] * 2)).ci95
+    assert results.to_dict()["tests"][0]["reward_ci95"] == list(test.reward.ci95)
+    assert Results.from_dict(results.to_dict()).tests == results.tests
+    table = next(t for t in comparison_tables(results) if t.title == "Paired differences")
+    assert table.head[-2:] == ["reward", "p"] and table.body[0][-2].startswith("+0.100 [+0.0")
+    low, high = results.pooled[0].mean_reward_ci95
+    assert 0 < low < 0.4 < high < 1 and "0.400 [" in results.table().body[0][results.table().head.index("reward")]
+    plain = [
+        learner(tmp_path, agent, 2, [], greedy=g, mean_reward=sum(g) / 2) for agent, g in (("a", [1, 0]), ("b", [1, 1]))
+    ]
+    [test] = paired_tests(plain)
+    assert test.reward is None and "reward" not in test.to_dict()
+
+
 def test_pooled_rows_say_before_after_and_how_many_reached_the_threshold(tmp_path):
     before = {"n_problems": 4, "accuracy": 0.25, "accuracy_ci95": [0.0, 1.0], "mean_length": 8.0}
     rows = [

@@ -49,6 +49,25 @@ def test_pooled_rows_stand_first(tmp_path):
     assert "Solved texts" not in page
 
 
+def test_what_an_agent_was_before_it_learned_has_a_row_unless_another_row_is_the_same(tmp_path):
+    scores = {"n_problems": 4, "accuracy_ci95": [0.0, 1.0], "mean_length": 9.0, "no_answer_rate": 0.0}
+    before = {**scores, "accuracy": 0.25, "mean_reward": 0.3}
+    row = Row.from_dict({**scores, "agent": "grpo", "accuracy": 0.5, "train_episodes": 64, "before": before})
+    row.directory = tmp_path
+    results = Results([row], "sums", "tiny")
+    results.save(tmp_path)
+    first, second = results.table().body
+    assert first[:4] == ["grpo before", "0", "4", "0.250 [0.00, 1.00]"] and second[0] == "grpo"
+    assert (
+        first[results.table().head.index("reward")] == "0.300" and first[results.table().head.index("episodes")] == "0"
+    )
+    assert "<td>grpo before</td>" in write_report(tmp_path).read_text().replace("\n", "")
+    prior = Row.from_dict({**scores, "agent": "prior", "accuracy": 0.25})
+    assert [cells[0] for cells in Results([prior, row]).table().body] == ["prior", "grpo"]
+    other = Row.from_dict({**scores, "agent": "prior", "accuracy": 0.25, "mean_length": 8.0})
+    assert [cells[0] for cells in Results([other, row]).table().body] == ["prior", "grpo before", "grpo"]
+
+
 def test_a_reward_without_verdicts_has_no_note(tmp_path):
     comparison(tmp_path, {})
     assert "Verdicts" not in write_report(tmp_path).read_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from ollm_rl.options.next_token import FLOOR
 from ollm_rl.rollout.acting import PolicyAdapter
 from ollm_rl.serving.export import CARD, export
 from ollm_rl.tasks.prompts import Prompting
+from tests.conftest import QUICK_KEYS
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,6 +88,45 @@ def test_the_card_has_the_scores_of_the_run(agent, tmp_path):
     assert text.startswith("---\nlibrary_name: transformers") and "num_generations: 8" in text
     mixture = (export(ol.load_agent(tmp_path / "run" / "policy"), tmp_path / "out", kind="mixture") / CARD).read_text()
     assert "greedy accuracy" not in mixture  # which was measured of the policy
+
+
+def test_the_commands_of_the_card_run_word_for_word(tmp_path, monkeypatch):
+    """Own problems, own reward, the tiny backbone: the card's number comes again, and training it again is the same run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_length.py").write_text(
+        "def reward(prompts, completions, **columns):\n    return [len(c) % 10 / 10 for c in completions]\n"
+    )
+    (tmp_path / "data").mkdir()
+    rows = [{"problem": f"{i} + 1 = ?", "answer": str(i + 1), "solution": f"\\boxed{{{i + 1}}}"} for i in range(200)]
+    (tmp_path / "data" / "my rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        "task=jsonl", f"task.path={tmp_path / 'data/my rows.jsonl'}", "task.instruction={problem} Count, then say it's.",
+        "reward=my_length.reward", "reward.solved_at=0.5", "agent.total_episodes=32", "agent.num_generations=4", "seed=3",
+        "agent.problems_per_iteration=4", *(key for key in QUICK_KEYS if not key.startswith("oracle.")), "evaluate.num_problems=20",
+    ]  # fmt: skip
+    main(["train", *given, "name=mine"])
+    main(["export", "policy=runs/mine/policy", "out=mine"])
+    text = (tmp_path / "mine" / CARD).read_text()
+    [row] = json.loads((tmp_path / "runs/mine/results.json").read_text())["rows"]
+    assert "The reward is `my_length.reward`" in text and "from a reward of 0.5 on (`reward.solved_at`)" in text
+    low, high = row["mean_reward_ci95"]
+    assert f"| mean reward of greedy texts | {row['mean_reward']:.3f} [{low:.3f}, {high:.3f}] |" in text
+    assert str(tmp_path) not in text
+    train, again = (shlex.split(line)[1:] for line in text.splitlines() if line.startswith("ollm-rl "))
+    main([*again, "name=again"])
+    [measured] = json.loads((tmp_path / "runs/again/results.json").read_text())["rows"]
+    same = ("accuracy", "avg@8", "pass@8", "mean_reward")
+    assert 0 < row["accuracy"] < 1 and [measured[key] for key in same] == [row[key] for key in same]
+    before = (tmp_path / "runs/mine/metrics.jsonl").read_text()
+    (tmp_path / "runs/mine/config.yaml").write_text(
+        (tmp_path / "runs/mine/config.yaml").read_text().replace(f"{tmp_path}/", "")
+    )
+    main([*train, "name=mine"])  # no other configuration: already done
+    assert (tmp_path / "runs/mine/metrics.jsonl").read_text() == before
+    main(["export", "policy=runs/mine/policy", "out=mixed", "kind=mixture"])
+    mixture = (tmp_path / "mixed" / CARD).read_text()
+    main([*next(shlex.split(li)[1:] for li in mixture.splitlines() if li.startswith("ollm-rl evaluate")), "name=mixed"])
 
 
 def test_the_card_names_no_directory_of_this_machine(tiny, tmp_path):
