@@ -65,7 +65,7 @@ def test_solutions_that_nobody_pays_fail_and_one_is_shown(doctor):
     code, found = doctor("my_rewards.off")
     said = found["solutions"]
     assert code == 2 and said.startswith("fail") and "0 of 38 worked solutions get the full reward from 'off'" in said
-    assert "the least got 'Nothing is added: 3.\\nThe answer is \\\\boxed{3}.' (problem 4): reward -2" in said
+    assert "the least got 'Nothing is added: 3.' (problem 4): reward -2" in said
     assert "The full reward is 1 (reward.solved_at)" in said
     code, found = doctor("my_rewards.off", "reward.solved_at=0.5")
     assert code == 0 and found["solutions"].startswith("ok") and "37 of 38" in found["solutions"]
