@@ -204,7 +204,7 @@ def test_trials_side_by_side_go_on_where_they_ended(own_cache, capsys):
     (own_cache / "to-fail").touch()
     with pytest.raises(SystemExit) as failed:
         main(given)
-    assert failed.value.code == 1 and "the verifier broke" in capsys.readouterr().err
+    assert failed.value.code == 2 and "the verifier broke" in capsys.readouterr().err
     folder = own_cache / "tuned" / "tune"
     [done] = folder.glob("trials/*/results.json")
     before = done.stat().st_mtime_ns
