@@ -108,7 +108,9 @@ def _is_shown(row: Row, rows: Sequence[Row]) -> bool:
 
 def is_graded(row: Scores) -> bool:
     """Whether rewards were others than 0 and 1: accuracy is the share of solved texts, and says little of them."""
-    return row.mean_reward is not None and abs(row.mean_reward - row.accuracy) > 1e-9
+    if row.mean_reward_ci95 is not None:  # which other rewards alone have
+        return True
+    return row.mean_reward is not None and abs(row.mean_reward - row.accuracy) > 1e-9  # of results without intervals
 
 
 def _reward_cell(row: Scores) -> str:

@@ -185,7 +185,9 @@ class Jsonl(Task):
             )
         self.system_prompt, self._system = config.system_prompt, ("", "")
         self._columns = config.columns
-        self._given = dict[str, str]()  # solutions as their rows have them, by what they are with a last line of ours
+        self._given = dict[
+            tuple[str, str], str
+        ]()  # a row's solution, by its problem and what it is with a last line of ours
         rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
         spread = self._spread(rows)
         self.by_split, self.left_out, more = separate(spread)
@@ -208,7 +210,7 @@ class Jsonl(Task):
         """Solutions and examples as their rows have them, without the answers that were stated below them."""
 
         def given(problems: list[Problem]) -> list[Problem]:
-            return [replace(p, solution=self._given.get(p.solution or "", p.solution)) for p in problems]
+            return [replace(p, solution=self._given.get((p.problem, p.solution or ""), p.solution)) for p in problems]
 
         self.by_split = {split: given(problems) for split, problems in self.by_split.items()}
         self.examples = given(self.examples)
@@ -282,7 +284,7 @@ class Jsonl(Task):
             answer and solution is not None and extract_answer(solution) is None
         ):  # options must learn to state the answer
             whole = f"{solution.rstrip()}\n{format_answer(answer)}"
-            self._given[whole], solution = solution, whole
+            self._given[problem, whole], solution = solution, whole
         self._take_system(before.system, where)
         extra = {k: v for k, v in row.items() if k not in KNOWN}
         id = "" if row.get("id") is None else text_of(row["id"]).strip()

@@ -10,7 +10,6 @@ from ollm_rl.cli.app import main
 from ollm_rl.cli.time_estimate import gpu_lines, is_here
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.config.compose import compose
-from ollm_rl.experiments.measuring import Measuring, _slope
 from tests.conftest import QUICK_KEYS
 
 KEYS = [
@@ -111,10 +110,3 @@ def test_backbones_are_found_without_a_download(tmp_path):
     assert is_here("tiny", None) and not is_here("nobody/has-this", None) and not is_here("./nothing", None)
     (tmp_path / "config.json").write_text("{}")
     assert is_here(str(tmp_path), None)
-
-
-def test_what_is_not_looked_at_takes_what_a_unit_more_took():
-    assert _slope([(4, 3.0), (8, 5.0), (16, 9.0)]) == pytest.approx(0.5)
-    measuring, asked = Measuring(seconds=1e9), []
-    measuring.grown("all", lambda at, n: asked.append((at, n)), total=20, share=1.0)
-    assert asked == [(0, 4), (4, 8), (0, 16), (0, 20)]  # new problems, as far as there are some

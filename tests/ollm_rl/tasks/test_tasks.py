@@ -499,3 +499,16 @@ def test_solutions_get_a_last_line_for_rewards_that_read_boxes_alone(tmp_path):
         assert len(task.examples) == 2 and len(shown) == 80
         added = "\nThe answer is \\boxed{{{}}}." if read else ""
         assert all(p.solution == f"i i\nCount: {p.answer}{added.format(p.answer)}" for p in shown)
+
+
+def test_a_last_line_that_a_row_has_itself_stays(tmp_path):
+    closed = "c\nThe answer is \\boxed{1}."
+    rows = [
+        {"problem": f"{i}?", "answer": "1", "solution": "c" if i % 2 else closed, "split": "sft"} for i in range(40)
+    ]
+    rows += [{"problem": f"test {i}?", "answer": "1", "split": s} for i in range(4) for s in ("test", "train", "tune")]
+    rows = [{**row, "problem": f"{row['problem']} {k}"} for k, row in enumerate(rows)]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    task = told_of_boxes(make_task("jsonl", path=str(tmp_path / "own.jsonl"), num_examples=0), False)
+    found = {p.problem: p.solution for p in task.problems("sft", 40)}
+    assert len(found) == 40 and all(found[row["problem"]] == row["solution"] for row in rows[:40])
