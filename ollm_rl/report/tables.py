@@ -1,51 +1,17 @@
 """The tables of a comparison beside that of its rows: the terminal, the report and the documents print the same."""
 
-from ollm_rl.common.run_dir import stored_cost
 from ollm_rl.evaluation.comparison import WINDOW
 from ollm_rl.evaluation.overview import Text, num, share_cell
 from ollm_rl.evaluation.records import Difference, PairedTest, Sampled
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow
-
-MOST_PHASES = 4  # that are named
+from ollm_rl.report.cost import cost_table
 
 
 def all_tables(results: Results) -> list[Text]:
     """The rows, and all that there are figures for."""
     cost = cost_table(results)
     return [results.table(), *comparison_tables(results), *breakdown_tables(results), *([cost] if cost else [])]
-
-
-def cost_table(results: Results) -> Text | None:
-    """What the run cost and, of a comparison, each of its parts; None if nobody counted."""
-    if results.directory is None:
-        return None
-    folders = {results.directory: "all"} | {
-        row.directory: f"{row.agent}-{row.seed}"
-        for row in results.rows
-        if row.directory is not None and row.directory != results.directory
-    }
-    found = [(name, cost) for folder, name in folders.items() if (cost := stored_cost(folder)) is not None]
-    if not found:
-        return None
-    gpu = any(cost.gpu_memory_gib for _, cost in found)
-    body = []
-    for name, cost in found:
-        longest = sorted(cost.phases.items(), key=lambda phase: -phase[1])[:MOST_PHASES]
-        body.append([
-            name, num(cost.seconds, 0), num(cost.tokens, 0), num(cost.episodes, 0), num(cost.memory_gib, 1),
-            *([num(cost.gpu_memory_gib, 1)] if gpu else []),
-            ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in longest),
-        ])  # fmt: skip
-    return Text(
-        "What it cost",
-        "Seconds from the opening of the run's directory on, over all calls that worked on it; generated tokens and whole texts, "
-        "those of evaluations and searches among them; the most memory of this process at a time. Parts of a comparison share what is loaded and "
-        "converted: the first has it. Phases are progress bars, the longest first, and can overlap.",
-        ["run", "seconds", "tokens", "texts", "GiB", *(["GPU GiB"] if gpu else []), "longest phases"],
-        body,
-        bold=1 if len(body) > 1 else 0,
-    )
 
 
 def comparison_tables(results: Results) -> list[Text]:
