@@ -16,12 +16,12 @@ demo: $(READY)
 
 # Side by side, but for those that are held to the clock.
 test: $(READY_DEV)
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow and not gpu and not alone'
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow and not gpu and not alone'
 	$(PYTEST) -m 'alone and not slow and not gpu'
 	@echo "The rest: make slow (the real model, minutes) and, with a GPU, $(BIN)/python -m pytest -m gpu"
 
 slow: $(READY_DEV)
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'slow and not alone'
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'slow and not alone'
 	$(PYTEST) -m 'slow and alone'
 
 # Into site/: warnings are errors (not with --quiet, which hides them from --strict), and nothing comes from the network.

@@ -19,12 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs Ray comes last, where it is started once, or has one of the processes that run tests side by side for itself."""
-    for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    """What needs Ray comes last: each process that runs tests starts it once."""
     items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
 
 
