@@ -21,6 +21,9 @@ class ComparisonConfig(Config):
     tasks: list[str] = setting([], "several tasks; empty: the one of task=")
     with_oracle: bool = setting(False, "search on the same problems too")
     agent_overrides: list[str] = setting([], "agent.* for the agents that have that setting; <agent>.* for one")
+    task_agent_overrides: dict[str, Any] = setting(
+        {}, "the same for one of the tasks, after those: {shortest_path:['grpo.pass_at_k=1']}"
+    )
     quick: bool = setting(False, "a reduced run, with quick_overrides")
     quick_overrides: list[str] = setting([], "what makes it smaller")
 
@@ -40,6 +43,11 @@ class ComparisonConfig(Config):
                 raise ConfigurationError(
                     f"arms.{arm}={given!r:.80}; expected a name of letters, digits and _, and a list of overrides with one agent=<name> among "
                     "them, such as ['agent=grpo','backbone.adapter=sft']"
+                )
+        for task, given in self.task_agent_overrides.items():
+            if not (isinstance(given, list) and all(isinstance(o, str) and "=" in o for o in given)):
+                raise ConfigurationError(
+                    f"task_agent_overrides.{task}={given!r:.80}; expected a list of overrides such as ['grpo.pass_at_k=1']"
                 )
         if wrong_seeds := [s for s in self.seeds if not 0 <= s <= MOST_SEEDS]:
             raise ConfigurationError(f"seeds: {wrong_seeds[0]} is no seed; expected integers from 0 to {MOST_SEEDS}")

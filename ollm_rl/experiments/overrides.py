@@ -7,6 +7,7 @@ from ollm_rl.common.locate import locate
 from ollm_rl.config.compose import ARM, Settings, compose, settings_taken, to_dict
 from ollm_rl.config.overrides import pair, parsed
 from ollm_rl.errors import ConfigurationError, did_you_mean
+from ollm_rl.experiments.config import ComparisonConfig
 from ollm_rl.models.adapters import FITTED
 
 FIT = "lora_sft"  # the agent whose adapter `backbone.adapter=sft` is
@@ -18,18 +19,34 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
     Without `tasks`, or with `task=`, it is one task, under no name. `task.*` overrides go to all of them.
     """
     one = any(o.startswith("task=") for o in overrides)
+    tasks = members("task")
+    for task in ComparisonConfig.among(to_dict(settings.config)).task_agent_overrides:
+        if task not in tasks:
+            raise ConfigurationError(
+                f"task_agent_overrides.{task}: there is no task '{task}'; expected one of {', '.join(tasks)}."
+                f"{did_you_mean(task, tasks)}"
+            )
     if one and any(o.startswith("tasks=") for o in overrides):
         raise ConfigurationError("give task= or tasks=[...], not both")
     if settings.config.quick:
         overrides = [*settings.config.quick_overrides, *overrides]
         settings = compose(shared(overrides))
     if one or not settings.config.tasks:  # task= takes the place of an experiment's tasks
-        return {"": (settings, overrides)}
+        return {"": (_of_its_task(settings), overrides)}
     found = {}
     for task in settings.config.tasks:
         mine = [*overrides, f"task={task}", "tasks=[]"]
-        found[task] = compose(shared(mine)), mine
+        found[task] = _of_its_task(compose(shared(mine))), mine
     return found
+
+
+def _of_its_task(settings: Settings) -> Settings:
+    """With `task_agent_overrides` of its task among its `agent_overrides`."""
+    config = settings.config
+    own = config.task_agent_overrides.get(settings.choices["task"], [])
+    config.agent_overrides = [*config.agent_overrides, *own]
+    config.task_agent_overrides = {}
+    return settings
 
 
 def shared(overrides: list[str]) -> list[str]:

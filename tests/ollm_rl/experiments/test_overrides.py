@@ -6,7 +6,7 @@ from agents.config import GRPOConfig
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.experiments.config import ComparisonConfig
-from ollm_rl.experiments.overrides import shared, trial_settings
+from ollm_rl.experiments.overrides import of_tasks, shared, trial_settings
 
 
 def test_an_experiments_overrides_do_not_refuse_a_choice_of_its_agents():
@@ -62,3 +62,30 @@ def test_an_experiments_arms_are_known_to_overrides():
     assert trial_settings(given, settings, "fitted_grpo").config.agent.learning_rate == 5e-4
     with pytest.raises(ConfigurationError, match="no agent 'fitted_rank1'"):
         trial_settings([*given, "fitted_rank1.rank=2"], settings, "fitted_grpo")
+
+
+def test_a_task_of_a_comparison_has_overrides_of_its_own():
+    given = ["tasks=[chain_sum,jugs]", "agents=[prior,grpo]", "agent_overrides=['grpo.beta=0.1','grpo.epsilon=0.1']"]
+    given += ["task_agent_overrides={jugs:['grpo.beta=0.2']}", "grpo.epsilon=0.3"]
+    settings = compose(shared(given))
+    found = {t: trial_settings(o, s, "grpo").config.agent for t, (s, o) in of_tasks(given, settings).items()}
+    assert (found["chain_sum"].beta, found["jugs"].beta) == (0.1, 0.2)
+    assert (found["chain_sum"].epsilon, found["jugs"].epsilon) == (0.3, 0.3)  # of the command line, which comes last
+    one = [o for o in given if not o.startswith("tasks=")] + ["task=jugs"]
+    [(mine, theirs)] = of_tasks(one, compose(shared(one))).values()
+    assert trial_settings(theirs, mine, "grpo").config.agent.beta == 0.2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("task_agent_overrides={chain_sums:['grpo.beta=1']}", "Did you mean 'chain_sum'"),
+        ("task_agent_overrides={chain_sum:3}", "expected a list of overrides"),
+        ("task_agent_overrides={chain_sum:['grpo.betta=1']}", "unknown key 'grpo.betta'"),
+    ],
+)
+def test_wrong_overrides_of_a_task(wrong, message):
+    given = ["agents=[prior,grpo]", wrong]
+    with pytest.raises(ConfigurationError, match=message):
+        for settings, mine in of_tasks(given, compose(shared(given))).values():
+            trial_settings(mine, settings, "grpo")
