@@ -42,8 +42,9 @@ def score_few(backbone: Backbone) -> None:
     """On a CPU, spare the forward call that TRL's trainers use what nobody asks for.
 
     The head scores only the tokens that count. TRL does so on GPUs; elsewhere it scores every position of every prompt over the
-    whole vocabulary, which took a third of the time here. And texts of about one length go through the body together, without
-    the padding to the longest of all. Same figures, to rounding (`tests/agents/test_lora.py`).
+    whole vocabulary, which took a third of the time here. Texts of about one length go through the body together, without
+    the padding to the longest of all. And a prompt goes through it once, however many texts begin with it. Same figures, to
+    rounding (`tests/agents/test_lora.py`).
     """
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -56,8 +57,9 @@ def score_few(backbone: Backbone) -> None:
             return fused(
                 *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
             )
-        states = _states(self.base_model, *args, **{**kwargs, "use_cache": False})[:, :-1]
         mask = labels[:, 1:] != -100
+        begin = int(mask.any(0).long().argmax()) + 1  # of the prompts nothing is scored
+        states = _states(self.base_model, begin, *args, **kwargs)[:, :-1]
         wanted = labels[:, 1:][mask]
 
         def score(some: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,22 +85,73 @@ def score_few(backbone: Backbone) -> None:
 
 
 TOGETHER = 8  # texts of about one length
+LEAST_SHARED = 8  # tokens that a text is spared by what it shares
 
 
-def _states(body: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """The body's states (n, t, d), zero after the longest of the texts that went through it together."""
+def _states(body: Any, begin: int, *args: Any, **kwargs: Any) -> Tensor:
+    """The body's states (n, t, d), zero after the longest of the texts that went through it together.
+
+    What texts begin with in common goes through it once: a prompt of several texts, or what all prompts have, whichever spares more.
+
+    Args:
+        begin: the first column of a token that is scored.
+    """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     others = any(isinstance(v, Tensor) for v in kwargs.values() if v is not ids and v is not mask)  # images, say
     if args or ids is None or mask is None or others:
-        return body(*args, **kwargs).last_hidden_state
+        return body(*args, **{**kwargs, "use_cache": False}).last_hidden_state
     width = mask.shape[1]
-    ends = (mask * torch.arange(1, width + 1)).amax(1).clamp_min(1)  # padding before a text stays: it sets positions
+    before, texts, prompt_of, shared = _shared(body, ids, mask, begin, kwargs)
+    ends = (mask * torch.arange(1, width + 1)).amax(1).clamp_min(before + 1)  # padding before a text: it sets positions
     order, found = ends.argsort(), []
     for rows in order.split(TOGETHER):
         end = int(ends[rows].max())
-        some = {**kwargs, "input_ids": ids[rows, :end], "attention_mask": mask[rows, :end]}
+        some = {**kwargs, "input_ids": ids[rows, before:end], "attention_mask": mask[rows, :end], "use_cache": False}
+        if before:
+            some |= {"past_key_values": _for_rows(shared, prompt_of[rows]), "use_cache": True}
         found.append(F.pad(body(**some).last_hidden_state, (0, 0, 0, width - end)))
-    return torch.cat(found)[order.argsort()]
+    states = torch.cat(found)[order.argsort()]
+    return torch.cat([texts[prompt_of], states], dim=1) if before else states
+
+
+def _shared(body: Any, ids: Tensor, mask: Tensor, begin: int, kwargs: dict) -> tuple[int, Tensor, Tensor, Any]:
+    """What rows begin with in common.
+
+    Returns:
+        How many columns, their states (u, columns, d) of each of u different ones, which of them each row has, and their keys and values.
+        0 columns if that spares too little, or the body keeps something else than all keys and values.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    nothing = 0, ids, ids, None
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=body.config).layers):  # windows, or states
+        return nothing
+    both = torch.stack([ids, mask], dim=-1)
+    same = (both == both[:1]).all(-1).all(0).long().cumprod(0).sum()  # columns that all rows have in common
+    best, spared = nothing, LEAST_SHARED * len(ids)
+    for columns in {min(int(same), ids.shape[1] - 1), begin}:
+        if columns < 1 or columns >= ids.shape[1]:
+            continue
+        unlike, which = both[:, :columns].reshape(len(ids), -1).unique(dim=0, return_inverse=True)
+        if (len(ids) - len(unlike)) * columns >= spared:
+            best, spared = (columns, unlike, which, None), (len(ids) - len(unlike)) * columns
+    columns, unlike, which, _ = best
+    if not columns:
+        return nothing
+    tokens, seen = unlike.view(len(unlike), columns, 2).unbind(-1)
+    out = body(**{**kwargs, "input_ids": tokens, "attention_mask": seen, "use_cache": True})
+    return columns, out.last_hidden_state, which, out.past_key_values.layers
+
+
+def _for_rows(layers: Any, rows: Tensor) -> Any:
+    """Keys and values of what texts share, for each of these texts; gradients go through."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for at, layer in enumerate(layers):
+        cache.update(layer.keys[rows], layer.values[rows], at)
+    return cache
 
 
 COUNTERS = "counters.json"  # in a trainer's checkpoint: what is counted besides its optimiser steps

@@ -42,13 +42,32 @@ def test_a_new_adapter_changes_nothing_and_leaves_the_shared_backbone_alone(tiny
     assert [e.tokens for e in mine.greedy + mine.sampled] == [e.tokens for e in theirs.greedy + theirs.sampled]
 
 
+def scored(backbone, ids, mask, labels) -> tuple[list[list[torch.Tensor]], list[int]]:
+    """What TRL's forward gives, and ours; and how many tokens went through the body."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = backbone.model.requires_grad_(True)
+    found, tokens = [], [0, 0]
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    for at, change in enumerate((lambda _: None, score_few)):
+        change(backbone)
+        seen = model.base_model.register_forward_pre_hook(
+            lambda _, args, kwargs, at=at: tokens.__setitem__(at, tokens[at] + kwargs["input_ids"].numel()),
+            with_kwargs=True,
+        )
+        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=150)
+        model.zero_grad()
+        out.loss.backward()
+        seen.remove()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append([out.loss, out.log_probs, out.entropy, out.is_top1.float(), out.label_mask.float(), gradient])
+    assert found[0][0] > 0 and found[0][-1].abs().max() > 1e-3
+    return found, tokens
+
+
 # Positions that turn states, and learned ones; logits that are scaled, under two names, and capped.
 @pytest.mark.parametrize("name", ["llama", "gpt2", "granite", "cohere", "gemma2"])
 def test_scoring_few_tokens_gives_what_trl_gives(name):
-    from trl.trainer.utils import add_fused_lm_head
-
-    backbone = random_backbone(name)
-    model = backbone.model.requires_grad_(True)
     ids = torch.randint(3, 200, (40, 9), generator=torch.Generator().manual_seed(0))  # scored in three parts
     mask = torch.ones_like(ids)
     mask[1::2, :4] = 0  # padding
@@ -56,18 +75,31 @@ def test_scoring_few_tokens_gives_what_trl_gives(name):
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :5] = -100
     labels[2] = -100  # a text that counts nowhere
-    found = []
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    for change in (lambda _: None, score_few):
-        change(backbone)
-        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, num_items_in_batch=150)
-        model.zero_grad()
-        out.loss.backward()
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        found.append([out.loss, out.log_probs, out.entropy, out.is_top1.float(), out.label_mask.float(), gradient])
-    assert found[0][0] > 0 and found[0][-1].abs().max() > 1e-3
+    found, _ = scored(random_backbone(name), ids, mask, labels)
     for theirs, ours in zip(*found, strict=True):
         assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+# gemma2 keeps a window of keys and values in half of its layers: nothing is shared.
+@pytest.mark.parametrize(("name", "fewer"), [("llama", True), ("gpt2", True), ("granite", True), ("gemma2", False)])
+@pytest.mark.parametrize("what", ["prompts", "their beginning"])
+def test_what_texts_share_goes_through_the_body_once(name, fewer, what):
+    ids = torch.randint(3, 200, (40, 20), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    if what == "prompts":
+        which = torch.randint(5, (40,), generator=torch.Generator().manual_seed(1))
+        ids[:, :14] = ids[which, :14]
+        mask[which % 2 == 0, :4] = 0  # of short prompts
+    else:
+        ids[:, :10] = ids[0, :10]
+    mask[:20, 17:] = 0  # of short texts
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :14] = -100
+    labels[2] = -100
+    found, tokens = scored(random_backbone(name), ids, mask, labels)
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+    assert (tokens[1] < 0.7 * tokens[0]) == fewer
 
 
 def test_sft_lowers_the_loss_and_is_cached(tiny, cache, tmp_path):
