@@ -30,7 +30,16 @@ from ollm_rl.common.config_files import (
 from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
-COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "task_agent_overrides", "quick", "quick_overrides")
+COMPARISON = (
+    "agents",
+    "seeds",
+    "tasks",
+    "with_oracle",
+    "agent_overrides",
+    "task_agent_overrides",
+    "quick",
+    "quick_overrides",
+)
 FREE = (
     *COMPARISON, "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
     "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts", "estimate.measure", "estimate.seconds",
