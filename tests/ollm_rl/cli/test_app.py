@@ -133,7 +133,7 @@ def test_a_comparison_repeated_gives_the_same_numbers(compared, tmp_path):
 
 def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     settings = compose(["experiment=headline"])
-    assert settings.config.evaluate.num_ood == 40 and settings.config.oracle.budget == 500
+    assert settings.config.evaluate.num_ood == 20 and settings.config.convert.num_solutions == 2000
     parts = of_tasks(["experiment=headline"], settings)
     assert list(parts) == ["chain_sum", "leg_counting", "shortest_path"]
     assert parts["leg_counting"][0].choices["task"] == "leg_counting"
@@ -142,7 +142,7 @@ def test_an_experiment_sets_what_it_says_and_quick_reduces_it():
     assert list(mine.config.seeds) == [0] and mine.config.convert.num_solutions == 800
     assert mine.config.evaluate.num_ood == 5 and mine.config.evaluate.num_problems == 60
     cell = trial_settings(given, mine, "grpo").config
-    assert cell.agent.total_episodes == 512 and cell.agent.learning_rate == GRPOConfig.learning_rate
+    assert cell.agent.total_episodes == 384 and cell.agent.learning_rate == GRPOConfig.learning_rate
     turns = compose(["experiment=headline", "rollout.address=null"]).config.rollout
     assert (settings.config.rollout.address, turns.address) == ("local", None)
     for one in (
