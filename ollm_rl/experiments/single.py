@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ollm_rl.common.locate import locate
@@ -23,6 +24,7 @@ from ollm_rl.evaluation.rows import Row
 from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.models.adapters import COST, adapter_size
 from ollm_rl.options.config import ValueConfig
+from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.value import Value
 from ollm_rl.session.agent import Agent, answers_itself, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
@@ -198,7 +200,10 @@ def parameters_trained(session: BaseSession, agent: Agent) -> int | None:
     """How many numbers were trained for an agent, those of a merged adapter included; None if an adapter's are not known."""
     own = 0 if agent.acts_on_logits else session.plugin.num_parameters
     if isinstance(agent.policy, nn.Module):
-        own += sum(p.numel() for p in agent.policy.parameters())
+        net = agent.policy.state_dict()
+        prior = LatentPolicy.from_prior(session.plugin).state_dict()  # which the plug-in has already
+        if net.keys() != prior.keys() or any(not torch.equal(net[k].cpu(), v.cpu()) for k, v in prior.items()):
+            own += sum(p.numel() for p in agent.policy.parameters())
     else:  # of an adapter
         own += int(getattr(agent, "num_parameters", 0))
     if (adapter := session.backbone.adapter) is None:

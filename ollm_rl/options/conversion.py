@@ -16,13 +16,13 @@ Then two phases (`ollm_rl.options.training`), both on cached states and on a sho
 import logging
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import Run
+from ollm_rl.common.spent import counted, spent
 from ollm_rl.errors import ConfigurationError, DataError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
@@ -143,7 +143,6 @@ def _converted(
     path: Path, run: Run | None,
 ) -> PlugIn:  # fmt: skip
     """Make the plug-in, measure it, and write both to `path`."""
-    start = time.monotonic()
     reader, read = None, dict[str, Any]()
     if config.plugin.reader_depth:
         reader, read = cached_reader(
@@ -157,14 +156,17 @@ def _converted(
         return PlugIn.from_pretrained(path, backbone)
     keep = path.with_suffix(".training")
     progress = Progress(keep, run.log_metrics if run is not None else None)
-    plugin = train_plugin(backbone, states, config, progress, reader)
-    report = measure(backbone, plugin, seen)
+    with counted(keep):
+        plugin = train_plugin(backbone, states, config, progress, reader)
+        report = measure(backbone, plugin, seen)
     report["trainable_share"] = plugin.num_parameters / (plugin.num_parameters + backbone.num_parameters)
     _say_what_lacks(report, config)
     report["collapsed"] = report["distinct_tokens"]["uncertain"] < COLLAPSED
     if read:
         report["reader"] = read
-    report |= {"objective": config.objective, "num_solutions": len(train), "seconds": time.monotonic() - start}
+    made = (folder for store in (states, seen) for folder in (store.path, store.read) if folder is not None)
+    seconds = sum(map(spent, made)) + read.get("seconds", 0.0) + spent(keep)  # of all, whoever made it
+    report |= {"objective": config.objective, "num_solutions": len(train), "seconds": seconds}
     plugin.report, plugin.path = report, path
     plugin.prefix = prompter.prefix if reader is not None else []
     plugin.save_pretrained(path)

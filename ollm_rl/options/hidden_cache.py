@@ -20,6 +20,7 @@ from torch import Tensor
 from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import Bar, track
+from ollm_rl.common.spent import counted
 from ollm_rl.models.attention import KVCache
 from ollm_rl.models.backbone import Backbone, StatesReader, prefill_prefix
 from ollm_rl.options.hidden_states import HiddenStates, HiddenStore, Text, joined, texts_apart
@@ -65,7 +66,8 @@ def cached_hidden_states(
         path.mkdir(parents=True, exist_ok=True)
         mine = [i for i in missing if i % us.count == us.index]
         if mine:
-            _fill(backbone, prompter, problems, names, mine, most, layers, batch_tokens, across=us.count == 1)
+            with counted(path):
+                _fill(backbone, prompter, problems, names, mine, most, layers, batch_tokens, across=us.count == 1)
         us.wait()
     return HiddenStore(path, shortlist)
 

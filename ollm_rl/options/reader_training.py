@@ -7,7 +7,6 @@ and conversions that differ in their options share it.
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,6 +20,7 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
+from ollm_rl.common.spent import counted, spent
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.hidden_cache import cached_hidden_states
@@ -97,16 +97,16 @@ def cached_reader(
                 reader = Reader(backbone.hidden_size, config.plugin, backbone.geometry)
             stores = [_stored(backbone, prompter, problems, config, reader.layers) for problems in (train, heldout)]
             if us.is_main:
-                begun, keep = time.monotonic(), path.with_suffix(".training")
-                texts = [
-                    texts_for(backbone, prompter, problems, config, reader.layers, store)
-                    for problems, store in zip((train, heldout), stores, strict=True)
-                ]
-                report = _trained(backbone, prompter, reader, texts, stores, config, Progress(keep, log_metrics))
-                path.mkdir(parents=True, exist_ok=True)
+                keep = path.with_suffix(".training")
+                with counted(path):
+                    texts = [
+                        texts_for(backbone, prompter, problems, config, reader.layers, store)
+                        for problems, store in zip((train, heldout), stores, strict=True)
+                    ]
+                    report = _trained(backbone, prompter, reader, texts, stores, config, Progress(keep, log_metrics))
                 weights = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
                 save_file(weights, path / "reader.safetensors")
-                (path / "reader.json").write_text(json.dumps({**report, "seconds": time.monotonic() - begun}) + "\n")
+                (path / "reader.json").write_text(json.dumps({**report, "seconds": spent(path)}) + "\n")
                 shutil.rmtree(keep, ignore_errors=True)
             us.wait()
     reader = Reader(backbone.hidden_size, config.plugin, backbone.geometry)

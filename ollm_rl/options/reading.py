@@ -1,5 +1,6 @@
 """What a reader makes of whole texts: the states [h; g] of solutions, kept beside their hidden states."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from ollm_rl.common.cache import made_by_one
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.progress import track
+from ollm_rl.common.spent import counted
 from ollm_rl.models.backbone import Backbone, prefill_prefix
 from ollm_rl.options.hidden_cache import are_stored, cached_hidden_states, texts_of
 from ollm_rl.options.hidden_states import HiddenStore
@@ -72,7 +74,7 @@ def read_states(
         spans = [range(store.texts[i - 1] if i else 0, store.texts[i]) for i in mine]
         kv = prefill_prefix(backbone, prompter.prefix) if mine and not tapped else None
         folder.mkdir(exist_ok=True)
-        with track("reading", sum(map(len, spans)), "solutions") as bar:
+        with counted(folder) if mine else nullcontext(), track("reading", sum(map(len, spans)), "solutions") as bar:
             for i, span in zip(mine, spans, strict=True):
                 parts = []
                 for at in range(span.start, span.stop, CHUNK):

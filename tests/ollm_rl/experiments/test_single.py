@@ -46,7 +46,10 @@ def test_workers_sample_solutions_as_one_process_does(own_cache, tmp_path, monke
 
 def test_what_was_trained_is_counted(tiny):
     plugin, policy = tiny.plugin.num_parameters, sum(p.numel() for p in Prior(tiny).policy.parameters())
-    assert parameters_trained(tiny, Prior(tiny)) == plugin + policy
+    changed = Prior(tiny)
+    assert parameters_trained(tiny, changed) == plugin  # which has the prior
+    next(changed.policy.parameters()).data.add_(1)
+    assert parameters_trained(tiny, changed) == plugin + policy
     assert parameters_trained(tiny, ol.make_agent("backbone", tiny)) == 0
     lora = ol.make_agent("lora_sft", tiny, rank=2)
     assert parameters_trained(tiny, lora) == lora.num_parameters

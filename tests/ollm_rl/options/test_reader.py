@@ -187,6 +187,20 @@ def test_a_conversion_with_a_reader(tiny, own_cache, tmp_path, states):
     assert stored.hidden.shape[1] == plugin.state_size
 
 
+@pytest.mark.parametrize("states", ["stored", "recomputed"])
+def test_seconds_of_a_conversion_are_those_of_all_parts_cached_or_not(tiny, tmp_path, monkeypatch, states):
+    monkeypatch.setenv("OLLM_RL_CACHE", str(tmp_path))
+    settings = dict(num_solutions=40, num_heldout=20, epochs=1, prior_epochs=1, batch_size=256, reader_epochs=2)
+    config = ConversionConfig(**settings, reader_states=states, plugin=PlugInConfig(reader_depth=1, reader_width=24))
+    first = convert(tiny.backbone, tiny.task, config).report
+    parts = [float(path.read_text()) for kind in ("hidden", "readers") for path in tmp_path.glob(f"{kind}/**/seconds")]
+    assert len(parts) >= 5  # states of both splits, what was read of both, and the reader
+    assert first["seconds"] > sum(parts) > first["reader"]["seconds"] > 0
+    shutil.rmtree(tmp_path / "plugins")
+    again = convert(tiny.backbone, tiny.task, config).report
+    assert again["seconds"] > sum(parts) and again["reader"]["seconds"] == first["reader"]["seconds"]
+
+
 def test_which_layers_are_read():
     assert reader_layers(PlugInConfig(), 30) == (12, 18, 24, 30)
     assert reader_layers(PlugInConfig(), 2) == (1, 2)
