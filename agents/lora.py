@@ -8,7 +8,6 @@ reasons that have nothing to do with LoRA is replaced: on a CPU the head scores 
 import copy
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
+from ollm_rl.common.spent import counted, spent
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.models.loading import load_backbone
@@ -259,7 +259,6 @@ class LoRASFT(LoRA):
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        start = time.monotonic()
         rows: dict[str, list] = {"input_ids": [], "completion_mask": []}
         for problem in problems:
             assert problem.solution is not None
@@ -292,9 +291,10 @@ class LoRASFT(LoRA):
                 callbacks=[reporting(bar, log_metrics, self.weights)],
             )  # fmt: skip
             score_few(self.backbone)
-            run_trainer(trainer, done)
+            with counted(path):
+                run_trainer(trainer, done)
         self.changed()
         return {
-            "seconds": time.monotonic() - start,
+            "seconds": spent(path),
             "tokens": self.config.sft_epochs * sum(map(len, rows["input_ids"])),
         }
