@@ -51,7 +51,11 @@ class GRPOConfig(AgentConfig):
     pass_at_k: int = setting(3, "the objective is that one of k episodes is right; 1 is ordinary GRPO", at_least=1)
     min_entropy: float = setting(0.02, "decisions where the prior is surer than this (nats) do not count", at_least=0)
     forward_kl: float = setting(0.1, "weight of KL(prior || policy) at those decisions", at_least=0)
-    target_kl: float = setting(0.02, "a pass ends this far (nats) from the sampling policy; 0: never", at_least=0)
+    target_kl: float = setting(
+        0.02,
+        "an iteration's updates end once the policy is this far (nats) from the one that sampled; 0: never",
+        at_least=0,
+    )
     max_decisions: int = setting(32, "the constant that `dr_grpo` divides by", at_least=1)
     num_problems: int = setting(2000, "training problems drawn from split `train`", at_least=1)
     save_every: int = setting(1, "iterations between checkpoints", at_least=1)
@@ -273,7 +277,7 @@ class SearchAgentConfig(AgentConfig):
     )
     give_up: float = setting(
         SearchConfig.give_up,
-        "judge=value, weighted_vote: a tree leaves a text that will be right with less than this probability; 0: never",
+        "judge=value, weighted_vote: best_first, puct and exhaustive leave a text, once there is another one, that will be right with less than this probability; 0: never",
         at_least=0,
         at_most=0.99,
     )

@@ -105,7 +105,7 @@ show()
 # ## Let a search choose: the oracle
 #
 # The **oracle** may look at the verdict. It tries texts, guided by the prior, until one is right or its budget is spent. No agent can do that when it
-# answers; the oracle bounds what *any* choice of latents could reach. (A lucky guess counts as solved too, so it bounds from above.)
+# answers; the oracle says what choosing latents can reach at least, within its budget. (A lucky guess counts as solved too.)
 
 # %%
 prior = ol.make_agent("prior", session)

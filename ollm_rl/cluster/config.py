@@ -18,7 +18,8 @@ class RolloutConfig(Config):
     num_cpus_per_worker: float = setting(1.0, "processors of a worker", above=0)
     num_gpus_per_worker: float = setting(0.0, "GPUs of a worker; 0.5 puts two workers on one", at_least=0)
     address: str | None = setting(
-        None, "of a Ray cluster; null: that of the Ray job this is, else one on this machine only"
+        None,
+        "of a Ray cluster; null: $RAY_ADDRESS if it is set (in a Ray job it is), else one on this machine only; local: the latter",
     )
     chunk: int | None = setting(
         None, "episodes in a unit of work; null: a worker's share of what is asked for at once", at_least=1

@@ -55,7 +55,7 @@ class SearchConfig(Config):
     )
     give_up: float = setting(
         0.0,
-        "judge=value, weighted_vote: a tree leaves a text, once there is another one, that will be right with less than this probability; 0: never",
+        "judge=value, weighted_vote: best_first, puct and exhaustive leave a text, once there is another one, that will be right with less than this probability; 0: never",
         at_least=0,
         at_most=0.99,
     )
