@@ -11,7 +11,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = ("benchmarks/README.md", "benchmarks/headline.md", "extras/vllm/README.md")  # pages of the site
+OUTSIDE = (
+    "benchmarks/README.md",
+    "benchmarks/headline.md",
+    "benchmarks/no_reader.md",
+    "extras/vllm/README.md",
+)  # pages of the site
 README, HOME = "README.md", "docs/index.md"
 LINK = re.compile(r"(!?)\[([^\]\[]*(?:\[[^\]]*\][^\]\[]*)*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^( *)(```|~~~)[\s\S]*?^\1\2 *$", re.MULTILINE)

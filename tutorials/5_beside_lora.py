@@ -75,11 +75,11 @@ for name, agent in agents.items():
 # ## The measured comparison
 #
 # Three seeds, 768 episodes for every learner, 4,000 solutions for both sides, settings tuned with equal budgets on a split that nobody reports
-# on. The figures are in `benchmarks/results/headline.json`, with the commands in `benchmarks/README.md`. They were measured before plug-ins
+# on. The figures are in `benchmarks/results/no_reader.json`, with the commands in `benchmarks/README.md`. They were measured before plug-ins
 # had readers; latents alone have become better since, and LoRA was not run again.
 
 # %%
-stored = Path(ol.__file__).parent.parent / "benchmarks" / "results" / "headline.json"
+stored = Path(ol.__file__).parent.parent / "benchmarks" / "results" / "no_reader.json"
 measured = json.loads(stored.read_text())
 for name, found in measured.items():
     print(name)
