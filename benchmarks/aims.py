@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ollm_rl.evaluation.comparison import evaluated_shares, evaluation_curve
+from ollm_rl.evaluation.comparison import evaluation_curve
 from ollm_rl.evaluation.metrics import bootstrap
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow
+from ollm_rl.report.learning_plots import evaluated_shares
 
 NEAR, TIMES = 0.03, 5.0
 LORA = ("lora_sft", "lora_grpo", "lora_sft_2", "lora_grpo_2", "lora_rank1")
