@@ -36,12 +36,11 @@ COMPARISON = (
     "tasks",
     "with_oracle",
     "agent_overrides",
-    "task_agent_overrides",
     "quick",
     "quick_overrides",
 )
 FREE = (
-    *COMPARISON, "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
+    *COMPARISON, "task_agent_overrides", "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
     "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts", "estimate.measure", "estimate.seconds",
 )  # fmt: skip
 # What runs did that know nothing of a setting, where its default is another now.
