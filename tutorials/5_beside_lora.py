@@ -76,7 +76,7 @@ for name, agent in agents.items():
 #
 # Three seeds, 768 episodes for every learner, 4,000 solutions for both sides, settings tuned with equal budgets on a split that nobody reports
 # on. The figures are in `benchmarks/results/no_reader.json`, with the commands in `benchmarks/README.md`. They were measured before plug-ins
-# had readers. With readers, on one seed, latents tie with LoRA on sums, win on grid paths and lose on word problems (`benchmarks/README.md`).
+# had readers. With readers, on one seed, latents tie with LoRA on sums (a second seed learned nothing), win on grid paths and lose on word problems (`benchmarks/README.md`).
 
 # %%
 stored = Path(ol.__file__).parent.parent / "benchmarks" / "results" / "no_reader.json"
