@@ -128,16 +128,18 @@ def _shared(body: Any, ids: Tensor, mask: Tensor, begin: int, kwargs: dict) -> t
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=body.config).layers):  # windows, or states
         return nothing
     both = torch.stack([ids, mask], dim=-1)
-    same = (both == both[:1]).all(-1).all(0).long().cumprod(0).sum()  # columns that all rows have in common
-    best, spared = nothing, LEAST_SHARED * len(ids)
-    for columns in {min(int(same), ids.shape[1] - 1), begin}:
-        if columns < 1 or columns >= ids.shape[1]:
-            continue
-        unlike, which = both[:, :columns].reshape(len(ids), -1).unique(dim=0, return_inverse=True)
-        if (len(ids) - len(unlike)) * columns >= spared:
-            best, spared = (columns, unlike, which, None), (len(ids) - len(unlike)) * columns
-    columns, unlike, which, _ = best
-    if not columns:
+    same = int((both == both[:1]).all(-1).all(0).long().cumprod(0).sum())  # columns that all rows have in common
+    found = [
+        (columns, *both[:, :columns].flatten(1).unique(dim=0, return_inverse=True))
+        for columns in (same, begin)
+        if 0 < columns < ids.shape[1]
+    ]
+
+    def spared(found: tuple[int, Tensor, Tensor]) -> int:
+        return (len(ids) - len(found[1])) * found[0]
+
+    columns, unlike, which = max(found, key=spared, default=(0, ids, ids))
+    if spared((columns, unlike, which)) < LEAST_SHARED * len(ids):
         return nothing
     tokens, seen = unlike.view(len(unlike), columns, 2).unbind(-1)
     out = body(**{**kwargs, "input_ids": tokens, "attention_mask": seen, "use_cache": True})

@@ -13,10 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from benchmarks.derived import is_derived
 from ollm_rl.evaluation.metrics import wilson
 from ollm_rl.evaluation.results import Results
-from ollm_rl.tasks import make_task
+from ollm_rl.session.opening import task_of
 
 BUDGETS = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -70,11 +72,8 @@ def sampled(run: Path) -> dict[str, Any]:
 
 def facts_of(run: Path, wanted: list[str]) -> dict[str, dict]:
     """What reasoning_gym says of each problem of a run."""
-    from omegaconf import OmegaConf
-
     config = OmegaConf.load(run / "config.yaml")
-    task = make_task(config.task.name)
-    problems = task.problems(config.evaluate.split, config.evaluate.num_problems, config.seed)
+    problems = task_of(config).problems(config.evaluate.split, config.evaluate.num_problems, config.seed)
     found = {p.id: p.extra["metadata"] for p in problems}
     return {name: found[name] for name in wanted}
 

@@ -1,6 +1,6 @@
 """What the documents quote of a comparison over several tasks: its figures, its tables and its plots.
 
-    python benchmarks/published.py runs/headline [--out benchmarks]
+    python benchmarks/published.py runs/headline [--out benchmarks] [--note 'what a reader of the figures has to know']
 
 Writes `results/<name>.json`, `<name>.md` (the tables that `ollm-rl compare` printed, as Markdown) and `plots/<name>_<task>_<plot>.png`.
 """
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--note", default="")
     given = parser.parse_args()
     name = given.run.name
     every = [Results.load(path.parent) for path in sorted(given.run.glob("*/results.json"))]
@@ -36,7 +37,8 @@ def main() -> None:
     (given.out / "plots").mkdir(exist_ok=True)
     whole = {task: found.to_dict() for task, found in tasks.items()}
     figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in whole.items()}
-    (given.out / "results" / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    made = {"command": f"python benchmarks/published.py {given.run}", "note": given.note}
+    (given.out / "results" / f"{name}.json").write_text(json.dumps(made | figures, indent=1) + "\n")
     page = [
         f"# Tables of `{name}`",
         "",

@@ -30,15 +30,7 @@ from ollm_rl.common.config_files import (
 from ollm_rl.errors import CheckpointError
 
 # What a comparison is made of (configs/experiment/default.yaml).
-COMPARISON = (
-    "agents",
-    "seeds",
-    "tasks",
-    "with_oracle",
-    "agent_overrides",
-    "quick",
-    "quick_overrides",
-)
+COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
 FREE = (
     *COMPARISON, "task_agent_overrides", "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
     "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts", "estimate.measure", "estimate.seconds",
@@ -112,7 +104,7 @@ def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     if _agent(now) and not _agent(stored):
         found.refused.append(f"there no 'agent', now 'agent._target_: {now.get('agent._target_')}'")
     for key in dict.fromkeys([*stored, *now]):
-        if key in FREE or (key in stored and key in now and stored[key] == now[key]):
+        if key in FREE or key.partition(".")[0] in FREE or (key in stored and key in now and stored[key] == now[key]):
             continue
         if key not in stored:
             if now[key] not in _shipped(key, now):

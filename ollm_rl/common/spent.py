@@ -1,9 +1,14 @@
-"""Seconds that were spent on what the cache keeps, over all calls that worked on it: an interrupted one counts, a found one costs nothing."""
+"""Seconds that were spent on what the cache keeps, over all calls that worked on it: an interrupted one counts, a found one costs nothing.
+
+Where several processes work on it side by side, those of the first count.
+"""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ollm_rl.common.distributed import processes
 
 SECONDS = "seconds"  # in the directory of what was made
 
@@ -15,8 +20,9 @@ def counted(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SECONDS).write_text(repr(spent(folder) + time.monotonic() - start))
+        if processes().is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SECONDS).write_text(repr(spent(folder) + time.monotonic() - start))
 
 
 def spent(folder: Path) -> float:

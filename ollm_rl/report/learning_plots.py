@@ -8,7 +8,7 @@ from ollm_rl.evaluation.comparison import evaluation_curve, learning_curve, trai
 from ollm_rl.evaluation.metrics import share
 from ollm_rl.evaluation.records import Share
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Row
+from ollm_rl.evaluation.rows import PooledRow, Row
 from ollm_rl.report.drawing import colours_of, legend, new_figure, save
 
 
@@ -127,6 +127,22 @@ def costs(results: Results, folder: Path) -> Path | None:
     return save(figure, folder / "learning_costs.png")
 
 
+def against_seconds(results: Results, row: Row | PooledRow) -> tuple[list[float], list[float]]:
+    """Seconds from nothing and greedy accuracy of an agent before its last: as it began, and as it was evaluated while it learned."""
+    assert row.total_seconds is not None
+    begun = row.total_seconds - row.train_seconds
+    mine = [r for r in results.rows if r.agent == row.agent]
+    curves = [{line["train_episodes"]: line for line in evaluation_curve(r)} for r in mine]
+    points = {
+        at: share_ for at, share_ in evaluated_shares(mine).items() if all("train_seconds" in c[at] for c in curves)
+    }
+    x = [begun + sum(c[at]["train_seconds"] for c in curves) / len(curves) for at in points]
+    y = [each.accuracy for each in points.values()]
+    if row.before is not None and begun > 0:
+        x, y = [begun, *x], [row.before.accuracy, *y]
+    return x, y
+
+
 def total_seconds(results: Results, folder: Path) -> Path | None:
     """Greedy accuracy against all seconds from nothing, on a logarithmic axis: what was evaluated while agents learned (split `tune`), and
     at the end (a large mark, with its interval)."""
@@ -136,17 +152,7 @@ def total_seconds(results: Results, folder: Path) -> Path | None:
     figure, axes = new_figure("seconds from nothing (fits, conversion and learning)", "share solved")
     colours = colours_of(results)
     for name, row in whole.items():
-        assert row.total_seconds is not None
-        begun = row.total_seconds - row.train_seconds
-        mine = [r for r in results.rows if r.agent == name]
-        curves = [{line["train_episodes"]: line for line in evaluation_curve(r)} for r in mine]
-        points = {
-            at: share_ for at, share_ in evaluated_shares(mine).items() if all("train_seconds" in c[at] for c in curves)
-        }
-        x = [begun + sum(c[at]["train_seconds"] for c in curves) / len(curves) for at in points]
-        y = [each.accuracy for each in points.values()]
-        if row.before is not None and begun > 0:
-            x, y = [begun, *x], [row.before.accuracy, *y]
+        x, y = against_seconds(results, row)
         axes.plot([*x, row.total_seconds], [*y, row.accuracy], "-", color=colours[name], linewidth=1.5, alpha=0.8)
         axes.plot(x, y, ".", color=colours[name])
         error = [[row.accuracy - row.accuracy_ci95[0]], [row.accuracy_ci95[1] - row.accuracy]]
