@@ -185,9 +185,8 @@ class Jsonl(Task):
             )
         self.system_prompt, self._system = config.system_prompt, ("", "")
         self._columns = config.columns
-        self._given = dict[
-            tuple[str, str], str
-        ]()  # a row's solution, by its problem and what it is with a last line of ours
+        # A row's solution, by its problem and what it is with a last line of ours.
+        self._given = dict[tuple[str, str], str]()
         rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
         spread = self._spread(rows)
         self.by_split, self.left_out, more = separate(spread)
