@@ -48,7 +48,7 @@ class GRPOConfig(AgentConfig):
     epsilon_high: float | None = setting(0.28, "the same above 1; null: `epsilon`", at_least=0)
     loss_type: str = setting("dapo", "how a loss per decision becomes one number", choices=LOSS_TYPES)
     scale_rewards: str = setting("none", "what advantages are divided by", choices=SCALES)
-    pass_at_k: int = setting(3, "the objective is that one of k episodes is right; 1 is ordinary GRPO", at_least=1)
+    pass_at_k: int = setting(1, "the objective is that one of k episodes is right; 1 is ordinary GRPO", at_least=1)
     min_entropy: float = setting(0.02, "decisions where the prior is surer than this (nats) do not count", at_least=0)
     forward_kl: float = setting(0.1, "weight of KL(prior || policy) at those decisions", at_least=0)
     target_kl: float = setting(
