@@ -5,9 +5,9 @@ advantage over its group, and take a few small steps on the decision points. The
 an update. Where the loss follows TRL's `GRPOTrainer` it is the same formula over decisions instead of tokens.
 
 Only positions where the prior is in doubt count (`min_entropy`), at all others KL(pi0 || pi) holds the policy (`forward_kl`), steps are
-small and stop once the policy has moved `target_kl` nats away from the one that sampled, and duplicates of an option are masked. With `pass_at_k` above 1
-the reward of an episode is its share in the pass@k of its group: best of 8 is kept, but greedy answers go up and down, for a group that
-has k right answers has nothing left to learn (`docs/log.md` has the figures).
+small and stop once the policy has moved `target_kl` nats away from the one that sampled, and duplicates of an option are masked.
+With `pass_at_k` above 1 the reward of an episode is its share in the pass@k of its group: best of 8 is kept, but the greedy accuracy
+goes up and down, for the more of a group are right, the less it learns (`docs/log.md` has the figures).
 """
 
 import json

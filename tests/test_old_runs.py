@@ -26,6 +26,7 @@ TRAINING = [
     "agent.learning_rate=1e-3",
     "agent.minibatches=4",
     "agent.beta=0.02",
+    "agent.pass_at_k=3",
 ]
 REWARD = "reward=tests.fixtures.runs_23d70ee.reward.even"
 # The commands that made them, under today's names; plug-ins had no reader.

@@ -42,6 +42,7 @@ AGENT_BEFORE = {
     "agent.problems_per_iteration": 32,
     "agent.learning_rate": 1e-4,
     "agent.minibatches": 4,
+    "agent.pass_at_k": 3,
 }
 # Settings that end training, and the figure of `metrics.jsonl` that says how far it got.
 LIMITS = {"agent.total_episodes": "train_episodes", "agent.rounds": "step"}

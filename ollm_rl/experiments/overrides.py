@@ -103,7 +103,9 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
     Raises:
         ConfigurationError: an override that no agent of the comparison has.
     """
-    names, arms = list(settings.config.agents), to_dict(settings.config.arms)
+    # The fit of `backbone.adapter=sft` has the comparison's settings of its agent, whether that takes part or not.
+    names = list(dict.fromkeys([*settings.config.agents, *([FIT] if name == FIT else [])]))
+    arms = to_dict(settings.config.arms)
     base, own = _agent_of(name, arms)
     common = shared(overrides)
     given = [o for o in overrides if o not in common and not o.startswith(("agent=", "agent._target_"))]
@@ -130,7 +132,7 @@ def trial_settings(overrides: list[str], settings: Settings, name: str) -> Setti
     if name in arms:
         found.choices[ARM] = name
     wants_fit = found.config.backbone.adapter == FITTED and not found.config.backbone.sft
-    if wants_fit and FIT in names and name != FIT:  # the one that the comparison has, not another
+    if wants_fit and name != FIT:
         fit = to_dict(trial_settings(overrides, settings, FIT).config.agent)
         found.config.backbone.sft = {key: value for key, value in fit.items() if key != "_target_"}
     return found

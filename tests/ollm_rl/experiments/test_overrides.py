@@ -43,6 +43,15 @@ def test_arms_are_agents_with_overrides_of_their_own():
     assert fitted.backbone.sft.num_solutions == 300 and found["grpo"].config.backbone.adapter is None
 
 
+def test_the_fit_of_an_arm_is_the_same_whether_its_agent_takes_part_or_not():
+    given = [ARMS[0], "agent_overrides=['lora_sft.sft_epochs=2']", "convert.num_solutions=300"]
+    fits = []
+    for agents in ("[prior,fitted]", "[prior,lora_sft,fitted]"):
+        mine = [*given, f"agents={agents}"]
+        fits.append(trial_settings(mine, compose(shared(mine)), "fitted").config.backbone.sft)
+    assert fits[0] == fits[1] and fits[0].sft_epochs == 2 and fits[0].num_solutions == 300
+
+
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
