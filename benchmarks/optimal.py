@@ -2,7 +2,7 @@
 
     ollm-rl oracle task=chain_sum oracle.budget=10000 reward=custom reward._target_=benchmarks.derived.derived name=latents
     ollm-rl evaluate task=chain_sum agent=lora_grpo policy=<run>/policy evaluate.samples=96 name=lora
-    python benchmarks/optimal.py --searches latents=runs/latents --sampled lora=runs/lora --out benchmarks/results/optimal.json
+    python -m benchmarks.optimal --searches latents=runs/latents --sampled lora=runs/lora --out benchmarks/results/optimal.json
 
 A sampled text counts where it is right, and `derived` where it also derives its answer (benchmarks/derived.py); searches are judged
 so if their run had that reward. Of sampled texts a budget of T tokens a problem holds as many as fit, in the order in which they were drawn.
@@ -10,6 +10,8 @@ so if their run had that reward. Of sampled texts a budget of T tokens a problem
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ def main() -> None:
     parser.add_argument("--searches", nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found: dict[str, Any] = {"sampled": {}, "searches": {}}
+    command = shlex.join(["python", "-m", "benchmarks.optimal", *sys.argv[1:]])
+    found: dict[str, Any] = {"command": command, "sampled": {}, "searches": {}}
     for name, _, place in (each.partition("=") for each in given.sampled):
         found["sampled"][name] = sampled(Path(place))
     for name, _, place in (each.partition("=") for each in given.searches):
