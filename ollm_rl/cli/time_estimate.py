@@ -12,6 +12,7 @@ from ollm_rl.common.distributed import processes
 from ollm_rl.config.compose import Settings, on_cluster, preflight
 from ollm_rl.errors import OLLMError, WorkerError
 from ollm_rl.evaluation.overview import Text
+from ollm_rl.experiments.pieces import Estimate, Phase
 from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.session.opening import wants_samples
 
@@ -57,8 +58,6 @@ def not_measured(command: str, settings: Settings) -> str:
         return "workers of a cluster are elsewhere"
     if processes().count > 1:
         return "several processes"
-    if command in ("compare", "demo") and config.tasks:
-        return "several tasks; give one with task=, tasks=[]"
     if not is_here(str(config.backbone.name), config.backbone.revision):
         return f"backbone '{config.backbone.name}' is not on this machine"
     if wants_samples(config):
@@ -89,18 +88,32 @@ def _print_measured(
     from ollm_rl.experiments.measuring import measure
     from ollm_rl.experiments.overrides import of_tasks, trial_settings
 
-    config = settings.config
-    seeds, searches, trials = 1, command == "oracle", [settings] if command in ("train", "evaluate") else []
-    if command in ("compare", "demo"):
-        [(mine, given)] = of_tasks(overrides, settings).values()
-        trials = [trial_settings(given, mine, name) for name in mine.config.agents]
-        for each in trials:
+    several = command in ("compare", "demo")
+    all_of_them = list[Phase]()
+    for task, (mine, given) in of_tasks(overrides, settings).items() if several else [("", (settings, overrides))]:
+        config, trials = mine.config, [mine] if command in ("train", "evaluate") else []
+        if several:
+            trials = [trial_settings(given, mine, name) for name in config.agents]
+        for each in trials or [mine]:
             preflight(each)
-        settings, config = mine, mine.config
-        seeds, searches = len(config.seeds), config.with_oracle
-    else:
-        preflight(settings)
-    found = measure(command, settings, trials, seeds, searches, config.estimate.seconds)
+        seeds, searches = (len(config.seeds), config.with_oracle) if several else (1, command == "oracle")
+        found = measure(command, mine, trials, seeds, searches, config.estimate.seconds)
+        if all_of_them:
+            found.phases.pop(0)  # the process starts once
+        all_of_them.append(found.whole)
+        _print_phases(found, task, config.backbone.dtype, out, say)
+    whole = Estimate(all_of_them).whole
+    if len(all_of_them) > 1:
+        say(
+            f"all {len(all_of_them)} tasks: {whole.seconds:,.0f} s ({whole.cpu_seconds:,.0f} s of processor time), "
+            f"{whole.tokens:,.0f} generated tokens, {whole.texts:,.0f} texts"
+        )
+    if combinations > 1:
+        say(f"{combinations} combinations: about {combinations * whole.seconds:,.0f} s, one after the other")
+
+
+def _print_phases(found: Estimate, task: str, dtype: str, out: Console, say: Any) -> None:
+    """What a command would take on one task."""
     whole = found.whole
     body = [
         [p.name, f"{p.seconds:,.1f}", f"{p.seconds / max(whole.seconds, 1e-9):.0%}", *(f"{x:,.0f}" if x else "-" for x in (p.tokens, p.texts))]
@@ -108,15 +121,13 @@ def _print_measured(
     ]  # fmt: skip
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     kind = "bfloat16" if prefer_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0] else "float32"
-    kind = kind if config.backbone.dtype == "auto" else config.backbone.dtype
-    title = f"What it would take here ({device}, {kind}; measured in {found.took:.0f} s)"
+    kind = kind if dtype == "auto" else dtype
+    title = f"What {task or 'it'} would take here ({device}, {kind}; measured in {found.took:.0f} s)"
     out.print(Text(title, "", ["phase", "seconds", "share", "tokens", "texts"], body).to_rich())
     say(
         f"in all: {whole.seconds:,.0f} s ({whole.cpu_seconds:,.0f} s of processor time), {whole.tokens:,.0f} generated tokens, "
         f"{whole.texts:,.0f} texts; {found.memory_gib:.1f} GiB while measuring"
     )
-    if combinations > 1:
-        say(f"{combinations} combinations: about {combinations * whole.seconds:,.0f} s, one after the other")
     if found.rates:
         say("measured: " + ", ".join(f"{value:,.3g} {name}" for name, value in found.rates.items()))
     for note in dict.fromkeys(found.notes):

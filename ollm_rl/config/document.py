@@ -26,7 +26,7 @@ share, generated tokens and texts of every phase, the sum, decode rows, prompt t
 update. Seconds are those that the processor gives this process: a busy machine takes longer to measure, and longer to run. Nothing that is made is kept.
 
 `estimate.measure=false` leaves the measurement out. It is left out too, with the reason, for a backbone that is not on this machine,
-workers of a cluster, several tasks at once, and solutions that are to be sampled first. Training is estimated for agents that learn in equal iterations on
+workers of a cluster, and solutions that are to be sampled first. Training is estimated for agents that learn in equal iterations on
 stored states (`grpo` and its controls); for others the estimate says that it is not in it. GPU hours are given where this agent was measured on this
 backbone and task (`benchmarks/results/gpu.json`, with the device).
 

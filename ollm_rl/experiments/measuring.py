@@ -306,6 +306,9 @@ def measure(
         known: set[str] = set()
         kinds = len(trials) + bool(searches)
         for each in trials:
+            if each.config.backbone != settings.config.backbone:
+                found.notes.append(f"{each.agent_name} is not estimated: its backbone is another")
+                continue
             phases, before, begun = measuring.trial(each, session, command, 1 / kinds)
             if before is not None and begun not in known:
                 phases.insert(0, before)

@@ -52,6 +52,18 @@ def test_the_run_has_the_texts_and_about_the_tokens_that_were_said(command, caps
     assert json.loads(Path("runs/first/cost.json").read_text()) == cost
 
 
+def test_tasks_are_measured_one_after_another_and_a_fitted_backbone_is_left_out(capsys):
+    arms = "arms={fitted:['agent=prior','backbone.adapter=sft']}"
+    tasks = ["compare", "tasks=[chain_sum,shortest_path]", "agents=[prior,fitted]", arms, "seeds=[0]"]
+    main([*tasks, *QUICK_KEYS, "estimate.seconds=1", "--dry-run"])
+    said = capsys.readouterr().out
+    each = [int(found[0].replace(",", "")) for found in SAID.findall(said)]
+    whole = re.search(r"all 2 tasks: ([\d,]+) s", said)
+    assert whole and len(each) == 2 and abs(int(whole[1].replace(",", "")) - sum(each)) <= 1
+    assert "What chain_sum would take" in said and "What shortest_path would take" in said
+    assert said.count("fitted is not estimated: its backbone is another") == 2
+
+
 @pytest.mark.slow
 def test_what_goes_on_costs_more():
     main(["train", *KEYS, "name=first"])
