@@ -1,6 +1,6 @@
 """A reward with a hole, to see which texts degenerate under it: length. On `chain_sum` texts with steps are longer and right more often.
 
-    ollm-rl compare task=chain_sum reward=custom reward._target_=benchmarks.hole.length agents=[prior,grpo,lora_sft,lora_grpo]
+ollm-rl compare task=chain_sum reward=custom reward._target_=benchmarks.hole.length agents=[prior,grpo,lora_sft,lora_grpo]
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,8 @@
 
     python benchmarks/published.py runs/headline [--out benchmarks] [--note 'what a reader of the figures has to know']
 
-Writes `results/<name>.json`, `<name>.md` (the tables that `ollm-rl compare` printed, as Markdown) and `plots/<name>_<task>_<plot>.png`.
+Writes `results/<name>.json`, `<name>.md` (the tables that `ollm-rl compare` printed, as Markdown) and `plots/<name>_<task>_<plot>.png`,
+and puts a table of all tasks between the lines `<!-- <name> -->` and `<!-- end of <name> -->` of `README.md`, if it has them.
 """
 
 import argparse
@@ -55,7 +56,36 @@ def main() -> None:
             shutil.copy(drawn, target)
             page += ["", f"![{plot.replace('_', ' ')}](plots/{target.name})"]
     (given.out / f"{name}.md").write_text("\n".join(page) + "\n")
+    put_between(given.out / "README.md", name, in_one_table(tasks))
     print(given.out / f"{name}.md")
+
+
+def in_one_table(tasks: dict[str, Results]) -> list[str]:
+    """A row for each agent on each task: accuracy before and after, of sampled texts, what it cost, and general texts."""
+    rows = [row for results in tasks.values() for row in results.pooled]
+    k = max((k for row in rows for k in row.sampled), default=0)
+    head = ["task", "agent", "n", "before", "after", f"avg@{k}", f"pass@{k}", "seconds from nothing", "trained, million", "general texts"]  # fmt: skip
+    lines = []
+    for task, results in tasks.items():
+        for row in results.pooled:
+            low, high = row.accuracy_ci95
+            sampled = row.sampled.get(k)
+            lines.append([
+                f"`{task}`", f"`{row.agent}`", str(row.n_problems), f"{row.before.accuracy:.2f}" if row.before else "",
+                f"{row.accuracy:.2f} [{low:.2f}, {high:.2f}]", f"{sampled.avg:.2f}" if sampled else "", f"{sampled.pass_:.2f}" if sampled else "",
+                f"{row.total_seconds:,.0f}" if row.total_seconds else "", f"{row.trainable_parameters / 1e6:.2f}" if row.trainable_parameters else "",
+                f"{row.general.loss:.2f}" if row.general else "",
+            ])  # fmt: skip
+    return _markdown(Text("", "", head, lines))
+
+
+def put_between(page: Path, name: str, lines: list[str]) -> None:
+    """Lines in the place of those that stand between a page's two marks; pages without them stay."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    text = page.read_text() if page.exists() else ""
+    if begin in text and end in text:
+        before, after = text.split(begin)[0], text.split(end)[1]
+        page.write_text(before + begin + "\n".join(["", *lines, "", end]) + after)
 
 
 def _markdown(table: Text) -> list[str]:
