@@ -119,7 +119,7 @@ for agent in (prior, grpo):
 
 # %% [markdown]
 # The prior has learned from solutions of mixed quality: some go step by step, more of them jump to the answer. The policy has learned to begin
-# with a step.
+# with a step, in most texts.
 #
 # **What this does not show.** One seed and 100 problems: the interval in the table is about ten points wide to each side. And most of the gain
 # on sums is the *first* decision: the prior whose first token alone is set to a number answers nearly as often. The log has that measurement.
