@@ -27,19 +27,22 @@ def summarize(results: Results) -> None:
 def pool(rows: Sequence[Row]) -> list[PooledRow]:
     """One row per agent over its seeds.
 
-    A figure that some seed lacks (a threshold that it did not reach) is left out.
+    `n_problems` counts answers. In the intervals of accuracies a problem that several seeds had counts once, whichever seeds solved it. A figure that some seed lacks (a threshold that it did not reach) is left out.
     """
     return [_pooled([r for r in rows if r.agent == agent]) for agent in dict.fromkeys(r.agent for r in rows)]
 
 
 def _pooled(mine: list[Row]) -> PooledRow:
-    means = _means(PooledRow, mine) | _accuracy(mine)
+    texts = [_texts(r, "greedy") for r in mine]
+    lines = [line for some in texts for line in some] if all(texts) else []
+    # Seeds share problems where a file has no more; those that a task draws anew are different, whatever their texts.
+    different = len({line.get("problem_id", line["problem"]) for line in lines}) / len(lines) if lines else 1.0
+    means = _means(PooledRow, mine) | _accuracy(mine, different)
     for name in ("episodes", "seconds"):
         means[f"{name}_to_threshold_reached"] = sum(getattr(r, f"{name}_to_threshold") is not None for r in mine)
     if len(before := [r.before for r in mine if r.before]) == len(mine):
-        means["before"] = Scores(**_means(Scores, before) | _accuracy(before))
-    if any(map(is_graded, mine)) and all(texts := [_texts(r, "greedy") for r in mine]):
-        lines = [line for some in texts for line in some]
+        means["before"] = Scores(**_means(Scores, before) | _accuracy(before, different))
+    if any(map(is_graded, mine)) and lines:
         rewards = np.array([line["reward"] for line in lines], dtype=float)
         means["mean_reward_ci95"] = bootstrap(rewards, [line["problem"] for line in lines]).ci95
     for name in ("search", "teacher"):
@@ -56,10 +59,10 @@ def _pooled(mine: list[Row]) -> PooledRow:
         and len(read) == len(mine)
     ):
         means["general"] = pool_general(read)
-    breakdown = pool_breakdowns([r.breakdown for r in mine])
+    breakdown = pool_breakdowns([r.breakdown for r in mine], different)
     return PooledRow(
         agent=mine[0].agent, seeds=[r.seed for r in mine], breakdown=breakdown, ood=pool_ood(mine),
-        hand_over=_pooled_shares([r.hand_over for r in mine]), **means,
+        hand_over=_pooled_shares([r.hand_over for r in mine], different), **means,
     )  # fmt: skip
 
 
@@ -79,13 +82,13 @@ def pool_general(found: Sequence[General]) -> General:
     )
 
 
-def _pooled_shares(parts: Sequence[Mapping[str, Share]]) -> dict[str, Share]:
+def _pooled_shares(parts: Sequence[Mapping[str, Share]], different: float) -> dict[str, Share]:
     """Shares of the same name over all problems, of those that all have."""
     names = [name for name in parts[0] if all(name in part for part in parts)]
     found: dict[str, Share] = {}
     for name in names:
         each = [part[name] for part in parts]
-        found[name] = share(sum(s.accuracy * s.n for s in each), sum(s.n for s in each))
+        found[name] = share(sum(s.accuracy * s.n for s in each), sum(s.n for s in each), different)
     return found
 
 
@@ -97,8 +100,8 @@ def _stored_groups(row: Row) -> list[Group]:
     return groups_of([*map(Stored, greedy)], [*map(Stored, sampled)], [line["problem"] for line in greedy])
 
 
-def _accuracy(rows: Sequence[Scores]) -> dict[str, Any]:
-    whole = share(sum(r.accuracy * r.n_problems for r in rows), sum(r.n_problems for r in rows))
+def _accuracy(rows: Sequence[Scores], different: float) -> dict[str, Any]:
+    whole = share(sum(r.accuracy * r.n_problems for r in rows), sum(r.n_problems for r in rows), different)
     return {"n_problems": whole.n, "accuracy": whole.accuracy, "accuracy_ci95": whole.accuracy_ci95}
 
 

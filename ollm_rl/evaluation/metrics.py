@@ -21,7 +21,7 @@ BREAKDOWN = ("domain", "difficulty", "source")
 COMPARED = 16  # texts of a problem that are compared with one another
 
 
-def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """The 95% score interval of a proportion (Wilson 1927)."""
     if n == 0:
         return 0.0, 1.0
@@ -118,19 +118,24 @@ def _order(group: tuple[str, Any]) -> tuple[Any, ...]:
     return (0, float(number), "") if number.replace(".", "", 1).isdigit() else (1, 0.0, group[0])
 
 
-def share(solved: float, n: int) -> Share:
-    return Share(n=n, accuracy=solved / max(n, 1), accuracy_ci95=wilson(solved, n))
+def share(solved: float, n: int, different: float = 1.0) -> Share:
+    """A share of n answers, with Wilson's interval.
+
+    Args:
+        different: the part of the answers whose problems are different: several answers to one problem count as one in the interval.
+    """
+    return Share(n=n, accuracy=solved / max(n, 1), accuracy_ci95=wilson(solved * different, n * different))
 
 
-def pool_breakdowns(parts: Sequence[Breakdown]) -> Breakdown:
-    """Breakdowns of several runs as one."""
+def pool_breakdowns(parts: Sequence[Breakdown], different: float = 1.0) -> Breakdown:
+    """Breakdowns of several runs as one; `different` as in `share`."""
     found: Breakdown = {}
     for field in BREAKDOWN:
         names = dict.fromkeys(name for part in parts for name in part.get(field, {}))
         shares = {name: [part[field][name] for part in parts if name in part.get(field, {})] for name in names}
         if shares:
             found[field] = {
-                name: share(sum(s.accuracy * s.n for s in some), sum(s.n for s in some))
+                name: share(sum(s.accuracy * s.n for s in some), sum(s.n for s in some), different)
                 for name, some in sorted(shares.items(), key=_order)
             }
     return found

@@ -54,6 +54,19 @@ def test_trailing_means_do_not_depend_on_the_size_of_iterations():
     assert trailing(small)[5] == pytest.approx((0.1 * 2 + 0.5 * 2) / 4)
 
 
+def test_a_problem_that_seeds_share_counts_once_in_the_interval(tmp_path):
+    rows = [learner(tmp_path, "grpo", seed, [], greedy=[1.0] * 6 + [0.0] * 14) for seed in (0, 1, 2)]
+    apart = pool(rows)[0]
+    assert apart.accuracy_ci95 == pytest.approx(wilson(18, 60))
+    for row in rows:
+        file = row.directory / "rollouts" / "greedy.jsonl"
+        lines = [json.loads(line) | {"problem_id": f"test-{i}"} for i, line in enumerate(file.read_text().splitlines())]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shared = pool(rows)[0]
+    assert shared.n_problems == 60 and shared.accuracy == pytest.approx(0.3)
+    assert shared.accuracy_ci95 == pytest.approx(wilson(6, 20))  # that of each seed, for all solved the same
+
+
 def test_thresholds(tmp_path):
     curve = [(WINDOW, 0.1, 10.0), (2 * WINDOW, 0.3, 20.0), (3 * WINDOW, 0.5, 30.0)]
     rows = [
