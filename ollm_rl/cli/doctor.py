@@ -118,7 +118,8 @@ def _task(settings: Settings) -> str:
         if problems
         else ", without problems in split test"
     )
-    said = [*task.table, *task.notes, *([task.unanswered] if task.unanswered else [])]
+    unanswered = f"{task.unanswered} Such problems stay, and rewards get '' as their answer." if task.unanswered else ""
+    said = [*task.table, *task.notes, *([unanswered] if unanswered else [])]
     return UNDER.join([f"{task.name}{shown}", *said])
 
 
@@ -169,7 +170,11 @@ def _reward(settings: Settings) -> str:
     each = [_judged(settings, task, [Episode(problem, text=text)]) for text in ODD_TEXTS]
     judge, _ = _judged(settings, task, [Episode(problem, text=text) for text in ODD_TEXTS])  # several at once, too
     given = [f"{_given(episodes[0])} for {episodes[0].text!r}" for _, episodes in each]
-    return f"'{judge}' gives {', '.join(given)} (problem {problem.id})"
+    told = f"'{judge}' gives {', '.join(given)} (problem {problem.id})"
+    full = settings.config.reward.get("solved_at", SOLVED_AT)
+    if all(episodes[0].judged and episodes[0].reward >= full for _, episodes in each):
+        return Doubtful(UNDER.join([told, "It pays texts that answer nothing in full, so there is nothing to learn."]))
+    return told
 
 
 def _judged(settings: Settings, task: Task, episodes: list[Episode]) -> tuple[str, list[Episode]]:

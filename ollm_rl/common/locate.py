@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.errors import ConfigurationError, place_of, with_traceback_of
+from ollm_rl.errors import ConfigurationError, did_you_mean, place_of, with_traceback_of
 
 
 def dotted_name(target: Any) -> str:
@@ -33,5 +33,7 @@ def locate(target: str, key: str = "agent._target_") -> Any:
         raise with_traceback_of(error, told) from error
     if not callable(found):
         what = f"no '{name}'" if found is None else f"'{name}' is no class or function"
-        raise ConfigurationError(f"{key}={target}: {what} in '{module}'. {remedy}")
+        there = vars(import_module(module)) if module.strip(".") else {}
+        hint = did_you_mean(name, [n for n, value in there.items() if callable(value) and not n.startswith("_")])
+        raise ConfigurationError(f"{key}={target}: {what} in '{module}'.{hint} {remedy}")
     return found

@@ -268,7 +268,10 @@ class Jsonl(Task):
                 continue
             if field not in row:
                 hint = did_you_mean(field, [str(k) for k in row])
-                raise DataError(f"{where} has no field '{field}'; found fields {sorted(row)}.{hint}")
+                raise DataError(
+                    f"{where} has no field '{field}'; found fields {sorted(row)}.{hint} Say which column is meant: "
+                    f"task.columns={{{field}: <column>}}."
+                )
             if not is_of(value, kinds) or not (optional or canonical(str(value))):
                 raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.")
         if row.get("split") and known_mark(row["split"]) is None:

@@ -108,6 +108,21 @@ def test_texts_come_with_their_tokens(doctor):
     assert code == 0 and "'counted' gives reward 1 for '', reward 1 for '?!'" in found["reward"]
 
 
+def test_a_reward_that_pays_texts_that_answer_nothing_is_doubted(doctor):
+    code, found = doctor("my_rewards.counted")
+    assert code == 0 and found["reward"].startswith("warn")
+    assert "pays texts that answer nothing in full" in found["reward"]
+
+
+def test_rows_without_an_answer_and_misspelt_names_are_said(doctor, tmp_path):
+    rows = [{"problem": f"{i}?", "answer": i} for i in range(40)] + [{"problem": "none?"}]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "Such problems stay, and rewards get '' as their answer." in doctor("my_rewards.undecided")[1]["task"]
+    assert "Did you mean 'undecided'?" in str(doctor("my_rewards.undecide")[1])
+    (tmp_path / "sums.jsonl").write_text('{"question": "1?", "answer": 1}\n')
+    assert "task.columns={problem: <column>}" in doctor("my_rewards.undecided")[1]["task"]
+
+
 def test_golds_of_which_none_is_accepted_fail(doctor, tmp_path):
     (tmp_path / "sums.jsonl").write_text(json.dumps({"problem": "1?", "answer": r"\frac{1}{2"}) + "\n")
     code, found = doctor("math_verify")
