@@ -257,7 +257,7 @@ def card(agent: Agent, kind: str, bundle: bool, path: Path) -> str:
         "model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
         f"question = [{{\"role\": \"user\", \"content\": {problem}}}]",
         'inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
-        "print(tokenizer.decode(model.generate(**inputs)[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True))",
+        'print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         "```\n",
         "The chat template puts the examples that it was trained with before the question. `generate` gives the likeliest text; with "
         "`do_sample=True` it draws from the policy.\n" if kind == "policy" else "The chat template puts the task's examples before the question.\n",
