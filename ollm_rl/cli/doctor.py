@@ -20,6 +20,7 @@ from ollm_rl.models.precision import prefer_bf16
 from ollm_rl.reward.config import SOLVED_AT
 from ollm_rl.reward.verifier import Verifier
 from ollm_rl.rollout.episode import Episode
+from ollm_rl.rollout.judge import ODD_TEXTS
 from ollm_rl.session.local import shared_backbone
 from ollm_rl.session.opening import backbone_settings, judge_of, task_of
 from ollm_rl.tasks import TASKS
@@ -37,7 +38,6 @@ NEEDS = {
     "solutions": ("task", "reward"),
 }  # checks, and what has to have passed
 OPTIONAL = ("ray", "optuna", "trl", "peft", "stable-baselines3")
-ODD_TEXTS = ("", "?!")  # what a policy may say, and a reward has to take
 UNDER = f"\n{'':17}"  # a further line of a finding
 
 

@@ -87,6 +87,8 @@ class Run:
             raise
         if (self.path / RESULTS).exists() and not changed:
             self._waiting = None  # nothing more is done, so what was done stays
+        elif steps := self._checkpoints():
+            log.info("%s goes on; its last checkpoint is of step %d", self.path, steps[-1])
 
     def _adopt(self) -> None:
         """From now on what is written was made with this configuration."""

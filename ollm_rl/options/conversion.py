@@ -37,6 +37,7 @@ from ollm_rl.tasks.base import ALL, has_end, worked
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
+FEW = 500  # worked solutions; with fewer it is said that more are needed
 ENOUGH = 0.95  # share of positions; below, what is missing is said
 
 
@@ -143,6 +144,12 @@ def _converted(
     path: Path, run: Run | None,
 ) -> PlugIn:  # fmt: skip
     """Make the plug-in, measure it, and write both to `path`."""
+    if len(train) < min(FEW, config.num_solutions):
+        log.warning(
+            "conversion learns from %d worked solutions, all that split sft has. On sums 800 were too few and 2,000 enough (docs/tasks.md). "
+            "More: 'task.split={sft: 0.7, test: 0.1}' for files, or convert.solutions=sampled",
+            len(train),
+        )
     reader, read = None, dict[str, Any]()
     if config.plugin.reader_depth:
         reader, read = cached_reader(

@@ -31,9 +31,7 @@ def check_settings(target: Any, given: Mapping[str, Any]) -> None:
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError) as error:  # of some that are written in C
-        raise ConfigurationError(
-            f"reward._target_={name}: {error}. Expected a function or a class in Python."
-        ) from error
+        raise ConfigurationError(f"reward {name}: {error}. Expected a function or a class in Python.") from error
     taken = settings_taken(target)
     if wrong := next((key for key in own if key not in taken), None):
         handed = ", which it is handed with each call" if wrong in HANDED and wrong in signature.parameters else ""
@@ -44,7 +42,7 @@ def check_settings(target: Any, given: Mapping[str, Any]) -> None:
     try:
         (signature.bind_partial if judges_itself(target) else signature.bind)(**own)
     except TypeError as error:
-        raise ConfigurationError(f"reward._target_={name}: {error}. It takes {_said(taken)}.") from error
+        raise ConfigurationError(f"reward {name}: {error}. It takes {_said(taken)}.") from error
 
 
 def judges_itself(target: Any) -> bool:

@@ -38,6 +38,7 @@ HOW = {"conversational": False, "solved_at": SOLVED_AT, "limit_s": None}  # what
 PARTS = "rewards/"  # what a reward of several logs each of them under, before its name
 PATIENCE_S = 5.0  # a reward that fails later than this is not asked again for which completion
 LIMIT_S = 300.0  # of a call of a reward of one's own
+ODD_TEXTS = ("", "?!")  # what a policy may say, and a reward has to take
 LARGEST = 1e15  # of a reward: its square, and sums of those, are still numbers in float32
 
 
@@ -122,6 +123,21 @@ class Judge:
         self.seconds += time.perf_counter() - start
         beat()
 
+    def try_out(self, problem: Problem, prompter: Prompter | None = None) -> None:
+        """Ask a reward of the user's about `ODD_TEXTS` as answers to a problem, before anything long begins. Ours are not asked.
+
+        Raises:
+            RewardError, ConfigurationError: as a call does; training would end with the same, later.
+        """
+        if _is_ours(self.reward):
+            return
+        episodes = [Episode(problem, text=text) for text in ODD_TEXTS]
+        if prompter is not None:
+            for episode in episodes:
+                episode.tokens = prompter.encode_solution(episode.text)
+        self(episodes, prompter)
+        self.seconds = 0.0
+
     def read(self, episodes: Sequence[Episode]) -> None:
         """Set `answer` from the texts alone: by the reward's `stated(text)`, if it has one, or else the final answer that the text states.
 
@@ -148,7 +164,13 @@ class Judge:
         completions: list[Any] = [e.text for e in episodes]
         if self.conversational:
             completions = [[{"role": "assistant", "content": c}] for c in completions]
-        given: dict[str, Any] = _columns(episodes) | {
+        columns = _columns(episodes)
+        if twice := next((name for name in getattr(self.reward, "keywords", ()) if name in columns), None):
+            raise ConfigurationError(
+                f"reward.{twice} is set, and the data has a column '{twice}', which reward '{self.name}' is handed for each problem. "
+                f"Leave reward.{twice} out, or give the column another name: task.columns={{<name>: {twice}}}."
+            )
+        given: dict[str, Any] = columns | {
             "prompts": prompts, "completions": completions, "completion_ids": [list(e.tokens) for e in episodes],
             "log_extra": extra.__setitem__, "log_metric": lambda name, value: None,
         }  # fmt: skip
@@ -399,10 +421,10 @@ def make_judge(target: Any, settings: dict[str, Any]) -> Judge:
         raise
     except Exception as error:
         told = ConfigurationError(
-            f"reward._target_={name} raised {type(error).__name__} when it was made: {error}{place_of(error)}. Check its settings, "
+            f"reward {name} raised {type(error).__name__} when it was made: {error}{place_of(error)}. Check its settings, "
             f"{', '.join(settings) or 'of which it was given none'}."
         )
         raise with_traceback_of(error, told) from error
     if not callable(reward):
-        raise ConfigurationError(f"reward._target_={name} gives {type(reward).__name__}, expected a reward function")
+        raise ConfigurationError(f"reward {name} gives {type(reward).__name__}, expected a reward function")
     return Judge(reward, conversational, given, how.solved_at, how.limit_s)

@@ -23,6 +23,7 @@ from ollm_rl.session.saving import ADAPTER, PLUGIN
 from ollm_rl.session.solutions import with_solutions
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task
+from ollm_rl.tasks.base import SPLITS
 from ollm_rl.tasks.prompts import Prompter
 from ollm_rl.tasks.records import told_of_boxes
 
@@ -83,6 +84,9 @@ def open_session(
     engine = to_dict(config.engine)
     if plugin is None:  # a worker that is given one needs no solutions
         say_splits(task)
+        problem = next((p for split in SPLITS for p in task.problems(split, 1)), None)
+        if plugin_path(config) is None and problem is not None:
+            judge.try_out(problem, Prompter.for_task(backbone, task))
         if wants_samples(config):
             task, _ = with_solutions(
                 partial(session_with, backbone, task, judge, engine, config.seed), task, conversion

@@ -118,8 +118,9 @@ class JsonlConfig(TaskConfig):
                 raise ConfigurationError(
                     f"task.{name} names '{unknown[0]}'; expected some of {', '.join(SPLITS)}.{did_you_mean(str(unknown[0]), SPLITS)}"
                 )
-            if name != "split" and (wrong := [v for v in values.values() if not isinstance(v, str)]):
-                raise ConfigurationError(f"task.{name} has {wrong[0]!r}; expected texts")
+            if name != "split" and (wrong := [k for k, v in values.items() if not isinstance(v, str)]):
+                what = "the name of a column" if name == "columns" else "a file or directory"
+                raise ConfigurationError(f"task.{name}.{wrong[0]}={values[wrong[0]]!r}; expected {what}")
         shares = [v if isinstance(v, int | float) and not isinstance(v, bool) else -1 for v in self.split.values()]
         whole = sum(shares) > 1 + 1e-9 or (len(shares) == len(SPLITS) and abs(sum(shares) - 1) > 1e-9)
         if whole or any(not 0 <= share <= 1 for share in shares):
@@ -273,7 +274,10 @@ class Jsonl(Task):
                     f"task.columns={{{field}: <column>}}."
                 )
             if not is_of(value, kinds) or not (optional or canonical(str(value))):
-                raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.")
+                other = ""
+                if optional:  # a column that happens to have the name of a field
+                    other = f" If it means something else, give it another name: task.columns={{<name>: {field}}}."
+                raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.{other}")
         if row.get("split") and known_mark(row["split"]) is None:
             hint = did_you_mean(row["split"], MARKS)
             raise DataError(

@@ -95,7 +95,9 @@ def separate(by_split: dict[str, list[Row]]) -> tuple[dict[str, list[Problem]], 
         for other, n in elsewhere.items():
             notes.append(f"{_count(n, 'row', 'rows')} of {split} left out, whose problems are in {other} too")
         if again:
-            notes.append(f"{_count(again, 'row', 'rows')} of {split} left out, whose problems stand there before")
+            notes.append(
+                f"{_count(again, 'row', 'rows')} of {split} left out, which repeat a problem of an earlier row of {split}"
+            )
     return kept, out, notes + _contradictions([row for split in SPLITS for row in by_split[split]])
 
 

@@ -238,6 +238,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how, caplog):
         run.latest_checkpoint()
 
 
+def test_a_run_that_goes_on_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run = Run(tmp_path, "run", "a: 1\n")
+        saved(run, 3)
+        run.close()
+        assert "goes on" not in caplog.text
+        Run(tmp_path, "run", "a: 1\n").close()
+    assert "goes on; its last checkpoint is of step 3" in caplog.text
+
+
 def test_a_pointer_that_is_no_checkpoint_is_passed_over(tmp_path):
     run = Run(tmp_path, "run", "")
     assert run.latest_checkpoint() is None

@@ -325,6 +325,32 @@ def test_a_reward_that_raises_ends_a_run_with_its_traceback(tmp_path, monkeypatc
     )
 
 
+def in_tone(completions, tone="calm", **columns):
+    return [float(t == tone) for t in completions]
+
+
+def test_a_setting_that_is_a_column_of_the_data_is_refused():
+    judge = make_judge(in_tone, {"tone": "calm"})
+    judge(episodes("calm"))
+    with pytest.raises(
+        ConfigurationError, match=r"reward.tone is set, and the data has a column 'tone'.*task.columns="
+    ):
+        judge(episodes("calm", tone="angry"))
+
+
+def test_a_reward_is_tried_before_anything_long_begins():
+    asked = list[str]()
+
+    def picky(completions, **columns):
+        asked.extend(completions)
+        return [1.0 / len(c) for c in completions]
+
+    with pytest.raises(RewardError, match="ZeroDivisionError.*It fails for ''"):
+        Judge(picky).try_out(episodes("5")[0].problem)
+    assert asked[:2] == ["", "?!"]
+    Judge(MathVerify()).try_out(episodes("5")[0].problem)  # ours is not asked
+
+
 def test_reasoning_gym_judges_its_own():
     for task in (ChainSum(), GymTask(dataset="spell_backward")):
         problems = task.problems("test", 3)

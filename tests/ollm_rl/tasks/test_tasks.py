@@ -243,7 +243,7 @@ def test_a_problem_counts_once_where_it_is_reported_on_and_in_sft_with_every_sol
     ]  # fmt: skip
     task = Jsonl(path=write(tmp_path / "a.jsonl", rows), num_examples=0)
     assert {split: len(task.problems(split, 99)) for split in SPLITS} == {"sft": 9, "train": 3, "tune": 2, "test": 2}
-    assert "4 rows of test left out, whose problems stand there before" in task.notes
+    assert "4 rows of test left out, which repeat a problem of an earlier row of test" in task.notes
     assert len(task.left_out) == 6 + 4 + 4
 
 
@@ -458,7 +458,7 @@ def test_a_table_says_where_rows_went_and_why(tmp_path):
     assert "2 moved into the prompt" in task.table[0] and "1 left out as twins" in " ".join(task.table[:3])
     with pytest.raises(ConfigurationError, match="task.paths names 'tset'.*Did you mean 'test'"):
         Jsonl(paths={"tset": "a.jsonl"})
-    with pytest.raises(ConfigurationError, match="task.columns has 3; expected texts"):
+    with pytest.raises(ConfigurationError, match="task.columns.problem=3; expected the name of a column"):
         Jsonl(path="x", columns={"problem": 3})
 
 
