@@ -10,9 +10,15 @@ WORKERS ?= 2
 # Threads that spin stall whatever else the machine does.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
-.PHONY: demo test slow docs tutorials lint format clean
+.PHONY: demo test slow docs tutorials headline lint format clean
 demo: $(READY)
 	$(BIN)/ollm-rl demo
+
+# The comparison with LoRA, its tables, plots and page (benchmarks/README.md): hours, and it goes on where it was interrupted.
+headline: $(READY_DEV)
+	$(BIN)/ollm-rl compare experiment=headline name=headline
+	$(BIN)/python benchmarks/published.py runs/headline
+	$(BIN)/python benchmarks/aims.py runs/headline --out benchmarks/results/aims.json
 
 # Side by side, but for those that are held to the clock.
 test: $(READY_DEV)

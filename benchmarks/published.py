@@ -11,8 +11,10 @@ import json
 import shutil
 from pathlib import Path
 
+from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.evaluation.overview import Text
 from ollm_rl.evaluation.results import Results
+from ollm_rl.evaluation.rows import Row
 from ollm_rl.report.tables import all_tables
 
 PLOTS = ("headroom", "learning_costs", "total_seconds")
@@ -38,6 +40,9 @@ def main() -> None:
     (given.out / "plots").mkdir(exist_ok=True)
     whole = {task: found.to_dict() for task, found in tasks.items()}
     figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in whole.items()}
+    for task, results in tasks.items():
+        for row, published in zip(results.rows, figures[task]["rows"], strict=True):
+            published["right"] = right(row)
     made = {"command": f"python benchmarks/published.py {given.run}", "note": given.note}
     (given.out / "results" / f"{name}.json").write_text(json.dumps(made | figures, indent=1) + "\n")
     page = [
@@ -58,6 +63,12 @@ def main() -> None:
     (given.out / f"{name}.md").write_text("\n".join(page) + "\n")
     put_between(given.out / "README.md", name, in_one_table(tasks))
     print(given.out / f"{name}.md")
+
+
+def right(row: Row) -> str:
+    """Its greedy answers in the order of the problems, 1 for right and 0 for wrong: a later run can be compared with them, paired."""
+    lines = whole_lines(row.directory / "rollouts" / "greedy.jsonl") if row.directory else []
+    return "".join(str(int(line.get("solved", line["reward"] >= 1.0))) for line in lines)
 
 
 def in_one_table(tasks: dict[str, Results]) -> list[str]:

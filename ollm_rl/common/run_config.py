@@ -32,7 +32,7 @@ from ollm_rl.errors import CheckpointError
 # What a comparison is made of (configs/experiment/default.yaml).
 COMPARISON = ("agents", "seeds", "tasks", "with_oracle", "agent_overrides", "quick", "quick_overrides")
 FREE = (
-    *COMPARISON, "task_agent_overrides", "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
+    *COMPARISON, "task_agents", "task_agent_overrides", "resume", "name", "runs_dir", "backbone.compiled", "rollout.address", "tune.max_concurrent",
     "tracker.client", "tracker.project", "tracker.tags", "tracker.rollouts", "estimate.measure", "estimate.seconds",
 )  # fmt: skip
 # What runs did that know nothing of a setting, where its default is another now.

@@ -19,6 +19,9 @@ class ComparisonConfig(Config):
     )
     seeds: list[int] = setting([0], "each agent is trained with each")
     tasks: list[str] = setting([], "several tasks; empty: the one of task=")
+    task_agents: dict[str, Any] = setting(
+        {}, "agents for one of the tasks, where agents= is not given: {shortest_path:[prior,grpo_long]}"
+    )
     with_oracle: bool = setting(False, "search on the same problems too")
     agent_overrides: list[str] = setting([], "agent.* for the agents that have that setting; <agent>.* for one")
     task_agent_overrides: dict[str, Any] = setting(
@@ -43,6 +46,11 @@ class ComparisonConfig(Config):
                 raise ConfigurationError(
                     f"arms.{arm}={given!r:.80}; expected a name of letters, digits and _, and a list of overrides with one agent=<name> among "
                     "them, such as ['agent=grpo','backbone.adapter=sft']"
+                )
+        for task, given in self.task_agents.items():
+            if not (isinstance(given, list) and given and all(isinstance(x, str) and x.strip() for x in given)):
+                raise ConfigurationError(
+                    f"task_agents.{task}={given!r:.80}; expected a list of agents such as [prior,grpo]"
                 )
         for task, given in self.task_agent_overrides.items():
             if not (isinstance(given, list) and all(isinstance(o, str) and "=" in o for o in given)):

@@ -20,33 +20,35 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
     """
     one = any(o.startswith("task=") for o in overrides)
     tasks = members("task")
-    for task in ComparisonConfig.among(to_dict(settings.config)).task_agent_overrides:
-        if task not in tasks:
-            raise ConfigurationError(
-                f"task_agent_overrides.{task}: there is no task '{task}'; expected one of {', '.join(tasks)}."
-                f"{did_you_mean(task, tasks)}"
-            )
+    comparison = ComparisonConfig.among(to_dict(settings.config))
+    for name in ("task_agents", "task_agent_overrides"):
+        for task in getattr(comparison, name):
+            if task not in tasks:
+                raise ConfigurationError(
+                    f"{name}.{task}: there is no task '{task}'; expected one of {', '.join(tasks)}.{did_you_mean(task, tasks)}"
+                )
     if one and any(o.startswith("tasks=") for o in overrides):
         raise ConfigurationError("give task= or tasks=[...], not both")
     if settings.config.quick:
         overrides = [*settings.config.quick_overrides, *overrides]
         settings = compose(shared(overrides))
     if one or not settings.config.tasks:  # task= takes the place of an experiment's tasks
-        return {"": (_of_its_task(settings), overrides)}
-    found = {}
-    for task in settings.config.tasks:
-        mine = [*overrides, f"task={task}", "tasks=[]"]
-        found[task] = _of_its_task(compose(shared(mine))), mine
-    return found
+        return {"": _of_its_task(settings.choices["task"], overrides, comparison)}
+    return {
+        task: _of_its_task(task, [*overrides, f"task={task}", "tasks=[]"], comparison) for task in settings.config.tasks
+    }
 
 
-def _of_its_task(settings: Settings) -> Settings:
-    """With `task_agent_overrides` of its task among its `agent_overrides`."""
+def _of_its_task(task: str, overrides: list[str], comparison: ComparisonConfig) -> tuple[Settings, list[str]]:
+    """The comparison on one task, with what `task_agents` and `task_agent_overrides` have for it, and its overrides."""
+    own = comparison.task_agents.get(task)
+    if own and not any(o.startswith("agents=") for o in overrides):
+        overrides = [*overrides, f"agents=[{','.join(own)}]"]
+    settings = compose(shared(overrides))
     config = settings.config
-    own = config.task_agent_overrides.get(settings.choices["task"], [])
-    config.agent_overrides = [*config.agent_overrides, *own]
-    config.task_agent_overrides = {}
-    return settings
+    config.agent_overrides = [*config.agent_overrides, *comparison.task_agent_overrides.get(task, [])]
+    config.task_agents = config.task_agent_overrides = {}
+    return settings, overrides
 
 
 def shared(overrides: list[str]) -> list[str]:

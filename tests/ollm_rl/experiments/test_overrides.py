@@ -85,9 +85,24 @@ def test_a_task_of_a_comparison_has_overrides_of_its_own():
     assert trial_settings(theirs, mine, "grpo").config.agent.beta == 0.2
 
 
+def test_a_task_of_a_comparison_has_agents_of_its_own():
+    given = ["tasks=[chain_sum,jugs]", "agents=[prior,grpo]", "task_agents={jugs:[prior,ppo]}"]
+    agents = {t: list(s.config.agents) for t, (s, _) in of_tasks(given, compose(shared(given))).items()}
+    assert agents == {"chain_sum": ["prior", "grpo"], "jugs": ["prior", "grpo"]}  # what is typed counts
+    del given[1]
+    found = of_tasks(given, compose(shared(given)))
+    assert list(found["jugs"][0].config.agents) == ["prior", "ppo"] and "ppo" not in found["chain_sum"][0].config.agents
+    settings, overrides = found["jugs"]
+    assert trial_settings(overrides, settings, "ppo").agent_name == "ppo"
+    one = ["task=jugs", given[-1]]
+    assert list(of_tasks(one, compose(shared(one)))[""][0].config.agents) == ["prior", "ppo"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ("task_agents={chain_sums:[prior]}", "Did you mean 'chain_sum'"),
+        ("task_agents={chain_sum:prior}", "expected a list of agents"),
         ("task_agent_overrides={chain_sums:['grpo.beta=1']}", "Did you mean 'chain_sum'"),
         ("task_agent_overrides={chain_sum:3}", "expected a list of overrides"),
         ("task_agent_overrides={chain_sum:['grpo.betta=1']}", "unknown key 'grpo.betta'"),
