@@ -1,15 +1,19 @@
 """What the documents quote of a comparison over several tasks: its figures, its tables and its plots.
 
     python benchmarks/published.py runs/headline [--out benchmarks] [--note 'what a reader of the figures has to know']
+    python benchmarks/published.py runs/equal_fits --into headline     # arms that were run on another day, into its figures
+    python benchmarks/published.py benchmarks/results/headline.json    # the tables of the page alone, from published figures
 
 Writes `results/<name>.json`, `<name>.md` (the tables that `ollm-rl compare` printed, as Markdown) and `plots/<name>_<task>_<plot>.png`,
-and puts a table of all tasks between the lines `<!-- <name> -->` and `<!-- end of <name> -->` of `README.md`, if it has them.
+and puts tables of all tasks into `README.md`: between the lines `<!-- <name> -->` and `<!-- end of <name> -->` accuracy and cost, between
+those of `<name>_ood` accuracy out of distribution, where it has them.
 """
 
 import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ollm_rl.common.run_dir import whole_lines
 from ollm_rl.evaluation.overview import Text
@@ -25,44 +29,90 @@ LEFT_OUT = {
     "breakdown",
     "directory",
 }  # of rows: long, and in the tables where they say something
+Figures = dict[str, dict[str, list[dict[str, Any]]]]  # by task: rows, pooled, tests
+# The order of arms in tables; others come last.
+ORDER = (
+    "prior", "best_prefix", "steer", "first_decisions", "shortlist_head", "grpo", "grpo_long", "lora_sft", "lora_sft_2",
+    "lora_grpo", "lora_grpo_2", "fitted_prior", "fitted_best_prefix", "fitted_steer", "fitted_first_decisions", "fitted_grpo",
+)  # fmt: skip
+
+MAIN = ("grpo", "grpo_long", "lora_grpo", "lora_grpo_2", "fitted_grpo")  # whose accuracy out of distribution is shown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--into", help="published figures that get this run's arms")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--note", default="")
     given = parser.parse_args()
+    page = given.out / "README.md"
+    if given.run.suffix == ".json":
+        put_tables(page, given.run.stem, json.loads(given.run.read_text()))
+        return
     name = given.run.name
     every = [Results.load(path.parent) for path in sorted(given.run.glob("*/results.json"))]
     tasks = {r.directory.name: r for r in every if r.directory and r.pooled}  # of a task, not of an agent and a seed
     (given.out / "results").mkdir(parents=True, exist_ok=True)
     (given.out / "plots").mkdir(exist_ok=True)
+    published = {"command": f"python benchmarks/published.py {given.run}", "note": given.note} | figures_of(tasks)
+    target = given.into or name
+    path = given.out / "results" / f"{target}.json"
+    if given.into:
+        published = with_arms(json.loads(path.read_text()), published)
+    path.write_text(json.dumps(published, indent=1) + "\n")
+    write_page(given.run, given.out, name, target, tasks)
+    put_tables(page, target, published)
+    print(given.out / f"{name}.md")
+
+
+def figures_of(tasks: dict[str, Results]) -> Figures:
     whole = {task: found.to_dict() for task, found in tasks.items()}
     figures = {task: {key: _short(found[key]) for key in ("rows", "pooled", "tests")} for task, found in whole.items()}
     for task, results in tasks.items():
         for row, published in zip(results.rows, figures[task]["rows"], strict=True):
             published["right"] = right(row)
-    made = {"command": f"python benchmarks/published.py {given.run}", "note": given.note}
-    (given.out / "results" / f"{name}.json").write_text(json.dumps(made | figures, indent=1) + "\n")
+    return figures
+
+
+def with_arms(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Published figures with the arms of another run, whose figures take the place of those of the same name."""
+    found = dict(before)
+    found["command"] = f"{before['command']}; {new['command']}"
+    found["note"] = " ".join(note for note in (before["note"], new["note"]) if note)
+    for task in (key for key in new if isinstance(new[key], dict)):
+        old = before.get(task, {"rows": [], "pooled": [], "tests": []})
+        agents = {row["agent"] for row in new[task]["pooled"]}
+        others = {key: [row for row in old[key] if row["agent"] not in agents] for key in ("rows", "pooled")}
+        tests = [test for test in old["tests"] if not agents & {*test["agents"]}]
+        found[task] = {key: others[key] + new[task][key] for key in others} | {"tests": tests + new[task]["tests"]}
+    return found
+
+
+def write_page(run: Path, out: Path, name: str, target: str, tasks: dict[str, Results]) -> None:
+    """The tables and plots that a comparison printed, on a page of their own."""
     page = [
         f"# Tables of `{name}`",
         "",
-        f"Written by `python benchmarks/published.py {given.run}`; figures in `results/{name}.json`.",
+        f"Written by `python benchmarks/published.py {run}`; figures in `results/{target}.json`.",
     ]
     for task, results in tasks.items():
         page += ["", f"## `{task}`"]
         for table in all_tables(results):
             page += ["", f"### {table.title}", "", *([table.note, ""] if table.note else []), *_markdown(table)]
         for plot in PLOTS:
-            target = given.out / "plots" / f"{name}_{task}_{plot}.png"
-            if not (drawn := given.run / task / "plots" / f"{plot}.png").exists():
+            copy = out / "plots" / f"{name}_{task}_{plot}.png"
+            if not (drawn := run / task / "plots" / f"{plot}.png").exists():
                 continue  # fewer than two learners
-            shutil.copy(drawn, target)
-            page += ["", f"![{plot.replace('_', ' ')}](plots/{target.name})"]
-    (given.out / f"{name}.md").write_text("\n".join(page) + "\n")
-    put_between(given.out / "README.md", name, in_one_table(tasks))
-    print(given.out / f"{name}.md")
+            shutil.copy(drawn, copy)
+            page += ["", f"![{plot.replace('_', ' ')}](plots/{copy.name})"]
+    (out / f"{name}.md").write_text("\n".join(page) + "\n")
+
+
+def put_tables(page: Path, name: str, published: dict[str, Any]) -> None:
+    figures: Figures = {key: value for key, value in published.items() if isinstance(value, dict)}
+    put_between(page, name, in_one_table(figures))
+    put_between(page, f"{name}_ood", out_of_distribution(figures))
 
 
 def right(row: Row) -> str:
@@ -71,23 +121,50 @@ def right(row: Row) -> str:
     return "".join(str(int(line.get("solved", line["reward"] >= 1.0))) for line in lines)
 
 
-def in_one_table(tasks: dict[str, Results]) -> list[str]:
+def ordered(pooled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(pooled, key=lambda row: ORDER.index(row["agent"]) if row["agent"] in ORDER else len(ORDER))
+
+
+def in_one_table(figures: Figures) -> list[str]:
     """A row for each agent on each task: accuracy before and after, of sampled texts, what it cost, and general texts."""
-    rows = [row for results in tasks.values() for row in results.pooled]
-    k = max((k for row in rows for k in row.sampled), default=0)
-    head = ["task", "agent", "n", "before", "after", f"avg@{k}", f"pass@{k}", "seconds from nothing", "trained, million", "general texts"]  # fmt: skip
+    every = [row for found in figures.values() for row in found["pooled"]]
+    k = max(
+        (int(key.removeprefix("avg@")) for row in every for key in row if key.startswith("avg@") and key[4:].isdigit()),
+        default=0,
+    )
+    head = ["task", "agent", "n", "before", "after", "by seed", f"avg@{k}", f"pass@{k}", "seconds from nothing", "trained, million", "general texts"]  # fmt: skip
     lines = []
-    for task, results in tasks.items():
-        for row in results.pooled:
-            low, high = row.accuracy_ci95
-            sampled = row.sampled.get(k)
+    for task, found in figures.items():
+        for row in ordered(found["pooled"]):
+            low, high = row["accuracy_ci95"]
+            seeds = [each["accuracy"] for each in found["rows"] if each["agent"] == row["agent"]]
             lines.append([
-                f"`{task}`", f"`{row.agent}`", str(row.n_problems), f"{row.before.accuracy:.2f}" if row.before else "",
-                f"{row.accuracy:.2f} [{low:.2f}, {high:.2f}]", f"{sampled.avg:.2f}" if sampled else "", f"{sampled.pass_:.2f}" if sampled else "",
-                f"{row.total_seconds:,.0f}" if row.total_seconds else "", f"{row.trainable_parameters / 1e6:.2f}" if row.trainable_parameters else "",
-                f"{row.general.loss:.2f}" if row.general else "",
+                f"`{task}`", f"`{row['agent']}`", str(row["n_problems"]), f"{row['before']['accuracy']:.2f}" if row.get("before") else "",
+                f"{row['accuracy']:.2f} [{low:.2f}, {high:.2f}]", ", ".join(f"{a:.2f}" for a in seeds) if len(seeds) > 1 else "",
+                _two(row.get(f"avg@{k}")), _two(row.get(f"pass@{k}")),
+                f"{row['total_seconds']:,.0f}" if row.get("total_seconds") else "",
+                _two(row["trainable_parameters"] / 1e6) if row.get("trainable_parameters") else "",
+                _two(row["general"]["loss"]) if row.get("general") else "",
             ])  # fmt: skip
     return _markdown(Text("", "", head, lines))
+
+
+def out_of_distribution(figures: Figures) -> list[str]:
+    """A row for each variant of each task, a column for each of the learners in question."""
+    there = {row["agent"] for found in figures.values() for row in found["pooled"] if row.get("ood")}
+    agents = [agent for agent in MAIN if agent in there]
+    lines = []
+    for task, found in figures.items():
+        of = {row["agent"]: row.get("ood") or {} for row in found["pooled"]}
+        for variant in dict.fromkeys(name for each in of.values() for name in each):
+            n = next(each[variant]["n"] for each in of.values() if variant in each)
+            shares = [_two(of[a][variant]["accuracy"]) if variant in of.get(a, {}) else "" for a in agents]
+            lines.append([f"`{task}`", variant, str(n), *shares])
+    return _markdown(Text("", "", ["task", "variant", "n", *(f"`{a}`" for a in agents)], lines))
+
+
+def _two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def put_between(page: Path, name: str, lines: list[str]) -> None:
