@@ -219,10 +219,16 @@ def _solutions(settings: Settings) -> str:
         parts.append(f"not paid in full:\n{_lines([f'{e.problem.id}: {_given(e)}' for e in lost])}")
         least = min(lost, key=lambda e: e.reward)
         parts.append(f"the least got {_shortened(least.text)} (problem {least.problem.id}): {_given(least)}")
+    budget = settings.config.engine.max_new_tokens or task.max_new_tokens
+    if long := [e for e in episodes if len(e.tokens) > budget]:
+        parts.append(
+            f"{len(long)} have more than {budget} tokens, so texts like them are cut off before their answers: a larger engine.max_new_tokens"
+        )
     full = f"The full reward is {settings.config.reward.get('solved_at', SOLVED_AT):g} (reward.solved_at)."
     remedy = f"{full} Mend the reward, or the solutions that it does not find right."
     mixed = type(task) in TASKS.values() and not has_end(task)  # ours that generate solutions of several qualities
-    return _graded(len(episodes) - len(lost), len(episodes), parts, remedy, 0.0 if mixed else 0.5)
+    found = _graded(len(episodes) - len(lost), len(episodes), parts, remedy, 0.0 if mixed else 0.5)
+    return Doubtful(found) if len(long) > len(episodes) / 2 else found
 
 
 def _shortened(text: str, most: int = 200) -> str:

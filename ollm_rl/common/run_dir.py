@@ -22,6 +22,7 @@ from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 
 log = logging.getLogger(__name__)
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+POLICY = "policy"  # directory of the trained agent
 RESULTS = "results.json"  # of a run that is done
 CONVERSION = "conversion.json"  # what its options are worth
 SOLUTIONS = "solutions.json"  # how those were sampled that the options were made from
@@ -266,6 +267,25 @@ class NoRun(Run):
         return None
 
     def close(self) -> None: ...
+
+
+def policy_dir(place: str | Path) -> Path:
+    """Where the policy is: in that directory, or in `policy/` of that run.
+
+    Raises:
+        CheckpointError: it is a run, and none of an agent that left a policy.
+    """
+    path = Path(place).expanduser()
+    if not (path / CONFIG).is_file():
+        return path
+    if (path / POLICY).is_dir():
+        return path / POLICY
+    inside = sorted(str(found) for depth in ("*", "*/*") for found in path.glob(f"{depth}/{POLICY}"))
+    found = f" There are {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}." if inside else ""
+    raise CheckpointError(
+        f"{path} is a run without a policy; expected the run of an agent that was trained to its end (runs/<name>/{POLICY}), or a directory "
+        f"that agent.save wrote.{found}"
+    )
 
 
 def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]], bool]:

@@ -23,6 +23,7 @@ from ollm_rl.common.config_files import (
     suggestion,
 )
 from ollm_rl.common.locate import dotted_name, locate
+from ollm_rl.common.run_dir import policy_dir
 from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
@@ -119,7 +120,7 @@ def _of_groups(groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
 
 
 def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: dict[str, str]) -> None:
-    """Values that referred to others, and home directories."""
+    """Values that referred to others, home directories, and the policy of a run."""
     for key, text in given.items():
         if "${" in text and key in known and not known[key].rules.get("literal"):
             known[key].check(key, OmegaConf.select(config, key), text)
@@ -127,6 +128,8 @@ def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: d
         value = OmegaConf.select(config, key) if found.rules.get("path") else None
         if isinstance(value, str) and value.startswith("~"):
             OmegaConf.update(config, key, os.path.expanduser(value))
+    if config.policy is not None and (found := str(policy_dir(config.policy))) != os.path.normpath(config.policy):
+        config.policy = found  # a run's directory stands for its policy
 
 
 def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -186,7 +189,7 @@ def preflight(settings: Settings) -> None:
         path = OmegaConf.select(config, key)
         if path is not None and not os.path.exists(Path(path) / file if file else path):
             raise CheckpointError(
-                f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote."
+                f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote, such as runs/<name>/{'plugin' if key == 'plugin.path' else 'policy'}."
             )
     for name in (config.oracle.search, *config.oracle.also):
         if "." in name:

@@ -3,6 +3,7 @@
 `evaluate_agent` is all of it in one call; `evaluate` and its neighbours are the parts that a run puts together.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,9 @@ from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session
 from ollm_rl.session.value import give_values
 from ollm_rl.tasks import Problem, make_task
+
+log = logging.getLogger(__name__)
+MANY = 0.5  # share of greedy texts without an end, from which on that is said
 
 
 @dataclass
@@ -79,6 +83,8 @@ def evaluate(
     first = episodes[:: k + 1]
     rest = [e for i, e in enumerate(episodes) if i % (k + 1)]
     row = results_row(name, first, rest, k, seed, ks)
+    if (cut := sum(e.truncated for e in first)) > MANY * len(first):
+        log.warning("%s: the token budget (engine.max_new_tokens) cut off %d of %d greedy texts", name, cut, len(first))
     if value is not None and not agent.acts_on_logits:
         give_values(value, episodes)
         row.value = verify(groups_of(first, rest, [p.problem for p in problems]), ks)

@@ -187,7 +187,7 @@ def _say_what_lacks(report: dict[str, Any], config: ConversionConfig) -> None:
     listed, covered = report["gold_on_shortlist"]["all"], report["coverage"]["uncertain"]
     if listed < ENOUGH:
         log.warning(
-            "at %.0f%% of the positions the solutions' token is not among the backbone's %d likeliest, so no option can say it there. "
+            "at %.0f%% of the positions the solutions' token is not among the backbone's %d likeliest, so no option can say it there (gold_on_shortlist). "
             "Take a larger plugin.shortlist, or solutions that are more like what the backbone writes.",
             100 * (1 - listed), config.plugin.shortlist,
         )  # fmt: skip

@@ -168,7 +168,7 @@ class Judge:
         if twice := next((name for name in getattr(self.reward, "keywords", ()) if name in columns), None):
             raise ConfigurationError(
                 f"reward.{twice} is set, and the data has a column '{twice}', which reward '{self.name}' is handed for each problem. "
-                f"Leave reward.{twice} out, or give the column another name: task.columns={{<name>: {twice}}}."
+                f"Leave reward.{twice} out, or give the column another name: 'task.columns={{<new name>: {twice}}}'."
             )
         given: dict[str, Any] = columns | {
             "prompts": prompts, "completions": completions, "completion_ids": [list(e.tokens) for e in episodes],

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ollm_rl.common.locate import dotted_name, locate
-from ollm_rl.common.run_dir import CONFIG
+from ollm_rl.common.run_dir import CONFIG, policy_dir
 from ollm_rl.config.compose import check_taken, to_dict
 from ollm_rl.errors import CheckpointError, OLLMError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
@@ -48,7 +48,7 @@ def load_agent(
     what code is imported: classes of the toolkit are, one from elsewhere has to be named by `agent`.
 
     Args:
-        path: the directory. Of a run of a release without `agent.json`, the `config.yaml` of the run around it is read.
+        path: the directory, or that of the run which wrote it. Of a run of a release without `agent.json`, the `config.yaml` of the run around it is read.
         session: where it shall act; None opens the backbone, plug-in and task that it was made for.
         agent: the class to load it into, or `<module>.<Class>`, in place of the one that was saved.
         reward: of the session that is opened, in place of the one that was saved; needed if that is none of the toolkit's.
@@ -56,7 +56,7 @@ def load_agent(
     Raises:
         CheckpointError: there is no agent, it is damaged, belongs to another backbone, or cannot be opened without `session`.
     """
-    path = Path(path).expanduser()
+    path = policy_dir(path)
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is no directory; expected one that agent.save or a run wrote (runs/<name>/policy)"

@@ -271,12 +271,12 @@ class Jsonl(Task):
                 hint = did_you_mean(field, [str(k) for k in row])
                 raise DataError(
                     f"{where} has no field '{field}'; found fields {sorted(row)}.{hint} Say which column is meant: "
-                    f"task.columns={{{field}: <column>}}."
+                    f"'task.columns={{{field}: <column>}}'."
                 )
             if not is_of(value, kinds) or not (optional or canonical(str(value))):
                 other = ""
                 if optional:  # a column that happens to have the name of a field
-                    other = f" If it means something else, give it another name: task.columns={{<name>: {field}}}."
+                    other = f" If it means something else, give it another name: 'task.columns={{<name>: {field}}}'."
                 raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.{other}")
         if row.get("split") and known_mark(row["split"]) is None:
             hint = did_you_mean(row["split"], MARKS)

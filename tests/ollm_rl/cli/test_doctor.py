@@ -84,6 +84,11 @@ def test_fewer_than_half_are_a_warning(doctor):
     assert code == 0 and found["solutions"].startswith("ok") and "the least got" in found["solutions"]
 
 
+def test_solutions_that_do_not_fit_the_token_budget_are_a_warning(doctor):
+    code, found = doctor("my_rewards.most", "engine.max_new_tokens=2")
+    assert code == 0 and found["solutions"].startswith("warn") and "38 have more than 2 tokens" in found["solutions"]
+
+
 @pytest.mark.parametrize(
     ("reward", "words"),
     [

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ollm_rl.cli.app import main
-from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, whole_lines
+from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, policy_dir, whole_lines
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.experiments.single import SessionCache, run_trial
@@ -236,6 +236,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how, caplog):
         CheckpointError, match=r"no checkpoint in .* is whole \(step_4: .*step_3: counters.json is missing.*delete"
     ):
         run.latest_checkpoint()
+
+
+def test_a_run_stands_for_its_policy(tmp_path):
+    part = Run(tmp_path / "both", "grpo-0", "a: 1\n")
+    part.log_metrics(1, {})
+    Run(tmp_path, "both", "a: 1\n").log_metrics(1, {})
+    with pytest.raises(CheckpointError, match="is a run without a policy.*runs/<name>/policy"):
+        policy_dir(part.path)
+    (part.path / "policy").mkdir()
+    assert policy_dir(part.path) == policy_dir(part.path / "policy") == part.path / "policy"
+    with pytest.raises(CheckpointError, match="both is a run without a policy.*There are .*grpo-0/policy"):
+        policy_dir(tmp_path / "both")
+    assert policy_dir(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    assert compose([f"policy={part.path}"]).config.policy == str(part.path / "policy")
 
 
 def test_a_run_that_goes_on_says_so(tmp_path, caplog):

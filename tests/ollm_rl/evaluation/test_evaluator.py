@@ -138,6 +138,11 @@ def test_an_agent_is_evaluated_in_one_call(tiny, tmp_path):
         evaluate_agent(tiny, Prior(tiny), num_problems=0)
 
 
+def test_texts_that_are_cut_off_are_said(tiny, caplog):
+    evaluate_agent(tiny, Prior(tiny), num_problems=3, samples=0)
+    assert "prior: the token budget (engine.max_new_tokens) cut off 3 of 3 greedy texts" in caplog.text
+
+
 def test_what_is_evaluated_where_it_was_learned_is_kept_there(tiny, tmp_path):
     agent = Prior(tiny)
     agent.run_dir = tmp_path / "run"
