@@ -275,7 +275,7 @@ def policy_dir(place: str | Path) -> Path:
     Raises:
         CheckpointError: it is a run, and none of an agent that left a policy.
     """
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))  # Path.expanduser raises where there is no such user
     if not (path / CONFIG).is_file():
         return path
     if (path / POLICY).is_dir():
