@@ -128,8 +128,8 @@ def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: d
         value = OmegaConf.select(config, key) if found.rules.get("path") else None
         if isinstance(value, str) and value.startswith("~"):
             OmegaConf.update(config, key, os.path.expanduser(value))
-    if config.policy is not None and (found := str(policy_dir(config.policy))) != os.path.normpath(config.policy):
-        config.policy = found  # a run's directory stands for its policy
+    if config.policy is not None and (policy := str(policy_dir(config.policy))) != os.path.normpath(config.policy):
+        config.policy = policy  # a run's directory stands for it
 
 
 def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

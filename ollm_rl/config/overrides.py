@@ -32,8 +32,11 @@ def pair(override: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         raise ConfigurationError(f"{ascii(override):.{SHOWN}} is not a UTF-8 text; expected key=value") from None
     if not sign or not key.strip():
+        torn = override.endswith(("}", "]", ",")) or override.startswith(("{", "["))
+        hint = ". Put quotes around what has brackets, or the shell takes it apart: 'task.columns={problem: question}'"
         raise ConfigurationError(
             f"cannot read '{override:.{SHOWN}}'; expected key=value or group=choice, such as agent=grpo"
+            f"{hint if torn else ''}"
         )
     if (now := new_name(key)) != key:
         raise ConfigurationError(f"'{key}' is called '{now}' now; expected {now}={text:.{SHOWN}}")

@@ -130,7 +130,7 @@ def test_names_that_cannot_be_directories(name, nothing_starts, tmp_path, capsys
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("seed", "cannot read 'seed'; expected key=value"), ("=x", "cannot read '=x'"), (" =x", "cannot read ' =x'"), ("", "cannot read ''"),
+        ("seed", "cannot read 'seed'; expected key=value"), ("q}", "agent=grpo. Put quotes around what has brackets"), ("=x", "cannot read '=x'"), (" =x", "cannot read ' =x'"), ("", "cannot read ''"),
         ("seed=", "seed= has no value; expected an integer from 0"), ("~seed", "cannot read '~seed'"), ("~seed=1", "unknown key '~seed'"),
         ("+sead=1", "Did you mean 'seed'?"), ("agents=[1,", "cannot read agents=[1,; expected a list such as [prior,grpo]"),
         ("agents={a:1", "expected a list"), ('agents="abc', "expected a list"), ("agents=grpo", "agents=grpo; expected a list such as"),
