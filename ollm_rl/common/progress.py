@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ollm_rl.common.cost import count_phase
 from ollm_rl.common.heartbeat import beat
 
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)  # as what is printed, in a file or a pipe
 
 
 class Bar:
