@@ -12,6 +12,7 @@ those of `<name>_ood` accuracy out of distribution, where it has them.
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--into", help="published figures that get this run's arms")
+    parser.add_argument(
+        "--keep", nargs="*", default=[], help="arms of it whose published figures stay; their tests are added"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--note", default="")
     given = parser.parse_args()
@@ -59,7 +63,7 @@ def main() -> None:
     target = given.into or name
     path = given.out / "results" / f"{target}.json"
     if given.into:
-        published = with_arms(json.loads(path.read_text()), published)
+        published = with_arms(json.loads(path.read_text()), published, given.keep)
     path.write_text(json.dumps(published, indent=1) + "\n")
     write_page(given.run, given.out, name, target, tasks)
     put_tables(page, target, published)
@@ -75,17 +79,30 @@ def figures_of(tasks: dict[str, Results]) -> Figures:
     return figures
 
 
-def with_arms(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Published figures with the arms of another run, whose figures take the place of those of the same name."""
+def with_arms(before: dict[str, Any], new: dict[str, Any], keep: Sequence[str] = ()) -> dict[str, Any]:
+    """Published figures with the arms of another run, whose figures take the place of those of the same name.
+
+    Args:
+        keep: arms that were run again and answered the same, whose figures stay, such as seconds that were measured with less beside them.
+    """
     found = dict(before)
     found["command"] = f"{before['command']}; {new['command']}"
     found["note"] = " ".join(note for note in (before["note"], new["note"]) if note)
     for task in (key for key in new if isinstance(new[key], dict)):
         old = before.get(task, {"rows": [], "pooled": [], "tests": []})
-        agents = {row["agent"] for row in new[task]["pooled"]}
-        others = {key: [row for row in old[key] if row["agent"] not in agents] for key in ("rows", "pooled")}
-        tests = [test for test in old["tests"] if not agents & {*test["agents"]}]
-        found[task] = {key: others[key] + new[task][key] for key in others} | {"tests": tests + new[task]["tests"]}
+        agents = {row["agent"] for row in new[task]["pooled"]} - {*keep}
+        here: dict[str, Any] = {}
+        for key in ("rows", "pooled"):
+            stays = [row for row in old[key] if row["agent"] not in agents]
+            here[key] = stays + [row for row in new[task][key] if row["agent"] in agents]
+        for row in here["rows"]:
+            again = next((r for r in new[task]["rows"] if (r["agent"], r["seed"]) == (row["agent"], row["seed"])), row)
+            if again["accuracy"] != row["accuracy"]:
+                raise SystemExit(f"{task}: {row['agent']}, seed {row['seed']}, answered otherwise; do not keep it")
+            row["right"] = again.get("right", "")
+        done = [{*test["agents"]} for test in new[task]["tests"]]
+        here["tests"] = [test for test in old["tests"] if {*test["agents"]} not in done] + new[task]["tests"]
+        found[task] = here
     return found
 
 
