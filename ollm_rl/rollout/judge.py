@@ -165,7 +165,8 @@ class Judge:
         if self.conversational:
             completions = [[{"role": "assistant", "content": c}] for c in completions]
         columns = _columns(episodes)
-        if twice := next((name for name in getattr(self.reward, "keywords", ()) if name in columns), None):
+        set_before = self.reward.keywords if isinstance(self.reward, partial) else {}
+        if twice := next((name for name in set_before if name in columns), None):
             raise ConfigurationError(
                 f"reward.{twice} is set, and the data has a column '{twice}', which reward '{self.name}' is handed for each problem. "
                 f"Leave reward.{twice} out, or give the column another name: 'task.columns={{<new name>: {twice}}}'."

@@ -338,6 +338,18 @@ def test_a_setting_that_is_a_column_of_the_data_is_refused():
         judge(episodes("calm", tone="angry"))
 
 
+def test_an_attribute_called_keywords_is_no_setting():
+    class Mentions:
+        __name__, keywords = "mentions", ("answer",)
+
+        def __call__(self, completions, answer, **columns):
+            return [float(a in c) for c, a in zip(completions, answer, strict=True)]
+
+    played = episodes("it is 5", "no")
+    Judge(Mentions())(played)
+    assert [e.reward for e in played] == [1.0, 0.0]
+
+
 def test_a_reward_is_tried_before_anything_long_begins():
     asked = list[str]()
 
