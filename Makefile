@@ -14,7 +14,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 demo: $(READY)
 	$(BIN)/ollm-rl demo
 
-# The comparison with LoRA, its tables, plots and page (benchmarks/README.md): hours, and it goes on where it was interrupted.
+# The comparison with LoRA, its plots and the tables of its page (benchmarks/README.md): hours, and it goes on where it was interrupted.
 headline: $(READY_DEV)
 	$(BIN)/ollm-rl compare experiment=headline name=headline
 	$(BIN)/python benchmarks/published.py runs/headline

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.common.run_dir import whole_lines
+from ollm_rl.evaluation.comparison import solved, texts_of
 from ollm_rl.evaluation.overview import Text
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
@@ -65,9 +65,9 @@ def main() -> None:
     if given.into:
         published = with_arms(json.loads(path.read_text()), published, given.keep)
     path.write_text(json.dumps(published, indent=1) + "\n")
-    write_page(given.run, given.out, name, target, tasks)
+    if not given.into:
+        print(write_page(given.run, given.out, name, tasks))
     put_tables(page, target, published)
-    print(given.out / f"{name}.md")
 
 
 def figures_of(tasks: dict[str, Results]) -> Figures:
@@ -106,12 +106,12 @@ def with_arms(before: dict[str, Any], new: dict[str, Any], keep: Sequence[str] =
     return found
 
 
-def write_page(run: Path, out: Path, name: str, target: str, tasks: dict[str, Results]) -> None:
+def write_page(run: Path, out: Path, name: str, tasks: dict[str, Results]) -> Path:
     """The tables and plots that a comparison printed, on a page of their own."""
     page = [
         f"# Tables of `{name}`",
         "",
-        f"Written by `python benchmarks/published.py {run}`; figures in `results/{target}.json`.",
+        f"Written by `python benchmarks/published.py {run}`; figures in `results/{name}.json`.",
     ]
     for task, results in tasks.items():
         page += ["", f"## `{task}`"]
@@ -123,7 +123,9 @@ def write_page(run: Path, out: Path, name: str, target: str, tasks: dict[str, Re
                 continue  # fewer than two learners
             shutil.copy(drawn, copy)
             page += ["", f"![{plot.replace('_', ' ')}](plots/{copy.name})"]
-    (out / f"{name}.md").write_text("\n".join(page) + "\n")
+    written = out / f"{name}.md"
+    written.write_text("\n".join(page) + "\n")
+    return written
 
 
 def put_tables(page: Path, name: str, published: dict[str, Any]) -> None:
@@ -134,8 +136,7 @@ def put_tables(page: Path, name: str, published: dict[str, Any]) -> None:
 
 def right(row: Row) -> str:
     """Its greedy answers in the order of the problems, 1 for right and 0 for wrong: a later run can be compared with them, paired."""
-    lines = whole_lines(row.directory / "rollouts" / "greedy.jsonl") if row.directory else []
-    return "".join(str(int(line.get("solved", line["reward"] >= 1.0))) for line in lines)
+    return "".join(str(int(solved(line))) for line in texts_of(row, "greedy"))
 
 
 def ordered(pooled: list[dict[str, Any]]) -> list[dict[str, Any]]:

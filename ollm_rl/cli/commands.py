@@ -9,16 +9,15 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from ollm_rl.common.distributed import processes
 from ollm_rl.common.run_dir import CONVERSION, RESULTS, Run
+from ollm_rl.common.terminal import console
 from ollm_rl.config.compose import Settings, preflight
 
 if TYPE_CHECKING:
     from ollm_rl.evaluation.results import Results
 
-out = Console(width=None if sys.stdout.isatty() else 150)
+out = console()
 log = logging.getLogger(__name__)
 
 

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ollm_rl.common.cost import count_phase
 from ollm_rl.common.heartbeat import beat
+from ollm_rl.common.terminal import console as console_of
 
-console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)  # as what is printed, in a file or a pipe
+console = console_of(stderr=True)
 
 
 class Bar:

@@ -1,4 +1,16 @@
-"""Texts of models in a terminal."""
+"""What is shown in a terminal, or in the file or pipe that stands for one."""
+
+import sys
+
+from rich.console import Console
+
+WIDTH = 150  # of lines in a file or a pipe
+
+
+def console(stderr: bool = False) -> Console:
+    """Standard output, or standard error."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else WIDTH)
 
 
 def plain(text: str) -> str:

@@ -33,7 +33,7 @@ def pool(rows: Sequence[Row]) -> list[PooledRow]:
 
 
 def _pooled(mine: list[Row]) -> PooledRow:
-    texts = [_texts(r, "greedy") for r in mine]
+    texts = [texts_of(r, "greedy") for r in mine]
     lines = [line for some in texts for line in some] if all(texts) else []
     # Seeds share problems where a file has no more; those that a task draws anew are different, whatever their texts.
     different = len({line.get("problem_id", line["problem"]) for line in lines}) / len(lines) if lines else 1.0
@@ -94,7 +94,7 @@ def _pooled_shares(parts: Sequence[Mapping[str, Share]], different: float) -> di
 
 def _stored_groups(row: Row) -> list[Group]:
     """A row's texts with their values, from its run's files; none where these are gone."""
-    greedy, sampled = _texts(row, "greedy"), _texts(row, "sampled")
+    greedy, sampled = texts_of(row, "greedy"), texts_of(row, "sampled")
     if not greedy or len(sampled) % len(greedy):
         return []
     return groups_of([*map(Stored, greedy)], [*map(Stored, sampled)], [line["problem"] for line in greedy])
@@ -178,12 +178,9 @@ def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
         asked[agent] = []
         for row in sorted((r for r in rows if r.agent == agent and r.directory), key=lambda r: r.seed):
             for kind, part in parts.items():
-                lines = _texts(row, "sampled" if kind == "sampled" else "greedy")
+                lines = texts_of(row, "sampled" if kind == "sampled" else "greedy")
                 if lines and len(lines) % row.n_problems == 0:
-                    values = [
-                        line["reward"] if kind == "reward" else line.get("solved", line["reward"] >= 1.0)
-                        for line in lines
-                    ]
+                    values = [line["reward"] if kind == "reward" else solved(line) for line in lines]
                     part.append(np.array(values, dtype=float).reshape(row.n_problems, -1).mean(1))
                     samples.setdefault((agent, kind), set()).add(len(lines) // row.n_problems)
                     if kind == "greedy":
@@ -209,7 +206,12 @@ def paired_tests(rows: Sequence[Row]) -> list[PairedTest]:
     return tests
 
 
-def _texts(row: Row, kind: str) -> list[dict[str, Any]]:
+def solved(line: dict[str, Any]) -> bool:
+    """Whether a stored text solved its problem; those of an early release do not say so."""
+    return bool(line.get("solved", line["reward"] >= 1.0))
+
+
+def texts_of(row: Row, kind: str) -> list[dict[str, Any]]:
     """The greedy or the sampled texts of a row; none where its run's files are gone."""
     return [] if row.directory is None else whole_lines(row.directory / "rollouts" / f"{kind}.jsonl")
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ollm_rl.common.locate import locate
-from ollm_rl.common.run_dir import RESULTS, Run, stored_json
+from ollm_rl.common.run_dir import POLICY, RESULTS, Run, stored_json
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.errors import CheckpointError, DataError
 from ollm_rl.evaluation.evaluator import evaluate, evaluate_hand_over, evaluate_ood, kl_from_start
@@ -153,7 +153,7 @@ def _run_trial(
                 sessions.known[begun, seed] = before
         every, n = config.evaluate.every, config.evaluate.every_problems
         learned = train(agent, run, [*([EvaluateWhileTraining(every, n)] if every is not None else []), *callbacks])
-        store(agent, run.path / "policy")
+        store(agent, run.path / POLICY)
     value = _value(settings, run, session, agent, seed, learn)
     found = evaluate(
         session, agent, settings.agent_name, problems, config.evaluate.samples, seed, config.evaluate.ks, value
@@ -224,7 +224,7 @@ def _value(settings: Settings, run: Run, session: BaseSession, agent: Agent, see
         "task": session.task.name, "agent": agent.identity(), "seed": seed, "settings": asdict(config),
     }  # fmt: skip
     for place in [
-        run.path / "policy",
+        run.path / POLICY,
         *([] if learn or settings.config.policy is None else [Path(settings.config.policy)]),
     ]:
         if (
@@ -239,7 +239,7 @@ def _value(settings: Settings, run: Run, session: BaseSession, agent: Agent, see
     except DataError as error:  # the policy is there, and can be evaluated
         log.warning("no learned verifier: %s", error)
         return None
-    value.save_pretrained(run.path / "policy", **facts)
+    value.save_pretrained(run.path / POLICY, **facts)
     return value
 
 

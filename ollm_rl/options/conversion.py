@@ -146,7 +146,7 @@ def _converted(
     """Make the plug-in, measure it, and write both to `path`."""
     if len(train) < min(FEW, config.num_solutions):
         log.warning(
-            "conversion learns from %d worked solutions, all that split sft has. On sums 800 were too few and 2,000 enough (docs/tasks.md). "
+            "conversion learns from %d worked solutions, all that split sft has. On sums GRPO reaches 0.57 with 1,000 and 0.71 with 2,000 (docs/tasks.md). "
             "More: 'task.split={sft: 0.7, test: 0.1}' for files, or convert.solutions=sampled",
             len(train),
         )

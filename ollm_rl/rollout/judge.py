@@ -136,7 +136,6 @@ class Judge:
             for episode in episodes:
                 episode.tokens = prompter.encode_solution(episode.text)
         self(episodes, prompter)
-        self.seconds = 0.0
 
     def read(self, episodes: Sequence[Episode]) -> None:
         """Set `answer` from the texts alone: by the reward's `stated(text)`, if it has one, or else the final answer that the text states.

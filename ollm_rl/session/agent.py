@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ollm_rl.common.locate import dotted_name
-from ollm_rl.common.run_dir import NoRun, Run
+from ollm_rl.common.run_dir import POLICY, NoRun, Run
 from ollm_rl.common.settings import Config
 from ollm_rl.errors import ConfigurationError
 from ollm_rl.rollout.acting import PolicyAdapter
@@ -331,7 +331,7 @@ def opened_run(agent: Agent, run: RunLike) -> Iterator[Run]:
             with opened.unless_refused():
                 opened.write_json("conversion.json", agent.session.conversion)
                 yield opened
-                store(agent, opened.path / "policy")
+                store(agent, opened.path / POLICY)
         finally:
             opened.close()
 
