@@ -1,0 +1,57 @@
+"""Tables of published figures, and arms of another run in them."""
+
+import pytest
+
+from benchmarks.published import in_one_table, out_of_distribution, put_tables, with_arms
+
+
+def arm(agent, accuracies, seconds, ood=None):
+    rows = [{"agent": agent, "seed": s, "accuracy": a, "right": "10"} for s, a in enumerate(accuracies)]
+    mean = sum(accuracies) / len(accuracies)
+    pooled = {
+        "agent": agent,
+        "n_problems": 200,
+        "accuracy": mean,
+        "accuracy_ci95": [0.1, 0.9],
+        "avg@4": 0.5,
+        "avg@4_ci95": [0.4, 0.6],
+    }
+    variants = {"harder": {"n": 60, "accuracy": ood}} if ood is not None else {}
+    return {"rows": rows, "pooled": [pooled | {"total_seconds": seconds, "ood": variants}], "tests": []}
+
+
+def figures(*arms, tests=()):
+    task = {key: [x for each in arms for x in each[key]] for key in ("rows", "pooled")} | {"tests": [*tests]}
+    return {"command": "c", "note": "n", "sums": task}
+
+
+BEFORE = figures(
+    arm("lora_grpo", [0.7, 0.8], 900), arm("grpo", [0.6, 0.7], 300, 0.25), tests=[{"agents": ["lora_grpo", "grpo"]}]
+)
+
+
+def test_tables_are_in_order_by_seed_and_out_of_distribution(tmp_path):
+    found = {"sums": BEFORE["sums"]}
+    first, second = in_one_table(found)[2:]
+    assert "`grpo`" in first and "0.60, 0.70" in first and "| 300 |" in first and "`lora_grpo`" in second
+    assert out_of_distribution(found)[-1] == "| `sums` | harder | 60 | 0.25 |"
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb\n")
+    put_tables(page, "x", BEFORE)
+    assert "0.60, 0.70" in page.read_text() and "old" not in page.read_text() and page.read_text().endswith("b\n")
+
+
+def test_arms_of_another_run_come_in_and_those_that_are_kept_stay():
+    new = figures(
+        arm("grpo", [0.6, 0.7], 500), arm("lora_grpo_2", [0.8, 0.8], 2000), tests=[{"agents": ["lora_grpo_2", "grpo"]}]
+    )
+    found = with_arms(BEFORE, new, ["grpo"])["sums"]
+    assert {p["agent"]: p["total_seconds"] for p in found["pooled"]} == {
+        "lora_grpo": 900,
+        "grpo": 300,
+        "lora_grpo_2": 2000,
+    }
+    assert [t["agents"] for t in found["tests"]] == [["lora_grpo", "grpo"], ["lora_grpo_2", "grpo"]]
+    assert {p["agent"]: p["total_seconds"] for p in with_arms(BEFORE, new)["sums"]["pooled"]}["grpo"] == 500
+    with pytest.raises(SystemExit, match="answered otherwise"):
+        with_arms(BEFORE, figures(arm("grpo", [0.6, 0.9], 500)), ["grpo"])
