@@ -39,7 +39,7 @@ from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
 FEWEST_SOLUTIONS = 64
-FIRST_TOKENS = 4000  # of a first piece, at most
+FIRST_TOKENS = 12_000  # of a first piece, at most
 PLOTS = 4  # of a report, about
 ITERATIVE = (
     "total_episodes",
@@ -50,6 +50,10 @@ ITERATIVE = (
 
 class Commands(Measuring):
     """Measures what the commands are made of."""
+
+    def __init__(self, seconds: float):
+        super().__init__(seconds)
+        self.asked: dict[str, tuple[Phase, Phase | None]] = {}  # evaluations by the identity that an agent begins with
 
     def opened(self, settings: Settings) -> Session:
         """The session, with a plug-in of a piece of the conversion if the real one is not there."""
@@ -119,10 +123,12 @@ class Commands(Measuring):
 
     @staticmethod
     def _first(session: Session, texts: int) -> int:
-        """Problems of a first piece of an evaluation with so many texts each: a quarter of the engine's slots, for a step of few rows takes
-        about as long as one of many; fewer where texts are long."""
+        """Problems of a first piece of an evaluation with so many texts each: they fill the engine's slots, for a step of few rows takes
+        about as long as one of many; a quarter of them for one text each, where reading the prompts is most of the work; fewer where
+        texts are long."""
         slots, longest = session.engine.num_slots, session.engine.max_new_tokens
-        return max(FEWEST, min(slots // (4 * texts), FIRST_TOKENS // (longest * texts)))
+        fill = slots // (4 if texts == 1 else texts)
+        return max(FEWEST, min(fill, FIRST_TOKENS // (longest * texts)))
 
     def trial(
         self, settings: Settings, session: Session, label: str, share: float
@@ -139,7 +145,7 @@ class Commands(Measuring):
         extra = wanted.num_ood * len(session.task.ood_variants) + len(wanted.hand_over) * n
         once: Phase | None = None
         before = None
-        if learns or extra:
+        if extra or (learns and (wanted.every is not None or begun not in self.asked)):
             once = self.grown(
                 f"{name}: evaluate before",
                 lambda at, m: evaluate(session, agent, name, problems[at : at + m], 0),
@@ -157,12 +163,7 @@ class Commands(Measuring):
                 phases.append(
                     replace(once, name=f"{name}: evaluate while training") * (rounds * wanted.every_problems / n)
                 )
-        kept: list[Any] = []
-
-        def answers(at: int, m: int) -> None:
-            kept[:] = [evaluate(session, agent, name, problems[at : at + m], wanted.samples, 0).greedy]
-
-        asked = self.grown(f"{name}: evaluate", answers, n, 0.3 * share, self._first(session, wanted.samples + 1))
+        asked, looked = self._answers(session, agent, name, begun, wanted, problems, share)
         phases.append(asked)
         if extra and once is not None:
             phases.append(replace(once, name=f"{name}: other problems") * (extra * (2 if learns else 1) / n))
@@ -170,19 +171,44 @@ class Commands(Measuring):
         if config.value.enabled:
             more = config.value.num_problems * config.value.samples / texts
             phases.append(replace(asked, name=f"{name}: learned verifier") * more)
-        if not agent.acts_on_logits:
-            greedy = [e for e in kept[0] if e.tokens]
-            if greedy:
-                looked = self.grown(
-                    f"{name}: look again",
-                    lambda at, m: changes(session, greedy[at : at + m]),
-                    len(greedy),
-                    0.1 * share,
-                    self._first(session, 1),  # texts are replayed side by side, as they are generated
-                )
-                count = min(2 * SHOWN, n) + (n if learns else 0)
-                phases.append(looked * (count / len(greedy)))
+        if looked is not None:
+            phases.append(looked * (min(2 * SHOWN, n) + (n if learns else 0)))
         return phases, before, begun
+
+    def _answers(
+        self,
+        session: Session,
+        agent: Agent,
+        name: str,
+        begun: str,
+        wanted: Any,
+        problems: Sequence[Problem],
+        share: float,
+    ) -> tuple[Phase, Phase | None]:
+        """The evaluation of an agent, and looking at one of its texts again. Of agents that begin alike the first one's stand for all."""
+        if begun and begun in self.asked:
+            asked, looked = self.asked[begun]
+            named = looked and replace(looked, name=f"{name}: look again")
+            return replace(asked, name=f"{name}: evaluate"), named
+        kept: list[Any] = []
+
+        def answers(at: int, m: int) -> None:
+            kept[:] = [evaluate(session, agent, name, problems[at : at + m], wanted.samples, 0).greedy]
+
+        first = self._first(session, wanted.samples + 1)
+        asked, looked = self.grown(f"{name}: evaluate", answers, len(problems), 0.3 * share, first), None
+        greedy = [] if agent.acts_on_logits else [e for e in kept[0] if e.tokens]
+        if greedy:
+            looked = self.grown(
+                f"{name}: look again",
+                lambda at, m: changes(session, greedy[at : at + m]),
+                len(greedy),
+                0.1 * share,
+                self._first(session, 1),  # texts are replayed side by side, as they are generated
+            ) * (1 / len(greedy))
+        if begun:
+            self.asked[begun] = asked, looked
+        return asked, looked
 
     @staticmethod
     def _per_iteration(config: Any) -> int:
@@ -217,7 +243,7 @@ class Commands(Measuring):
                 self.found.rates["seconds of an update"] = sum(line["time/update_s"] for line in lines) / len(lines)
             last[:] = [learner]
 
-        phase = self.grown(f"{name}: train", learn, total, share, first=1)
+        phase = self.grown(f"{name}: train", learn, total, share, first=1, least=2)
         return last[0], phase
 
     def search(self, settings: Settings, session: Session, share: float) -> list[Phase]:

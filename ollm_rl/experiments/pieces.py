@@ -93,16 +93,24 @@ class Measuring:
         return piece
 
     def grown(
-        self, name: str, do: Callable[[int, int], object], total: int, share: float, first: int = FEWEST
+        self,
+        name: str,
+        do: Callable[[int, int], object],
+        total: int,
+        share: float,
+        first: int = FEWEST,
+        least: int = 1,
     ) -> Phase:
         """The phase of `do(0, total)` from pieces `do(at, n)`, n units from one that was not looked at yet, as far as there are some; each
-        has twice as many as the one before, until `share` of the time is used up. Of what is not looked at, every unit takes what a unit more
-        took in the pieces, since what comes once, and a batch that drains, costs a large piece no more than a small one."""
+        has twice as many as the one before, until `share` of the time is used up, and there are at least `least` of them. Of what is not
+        looked at, every unit takes what a unit more took in the pieces, since what comes once, and a batch that drains, costs a large piece
+        no more than a small one."""
         n, at, limit = min(first, total), 0, self.spent + share * self.budget
         pieces: list[Piece] = []
-        # At least two, that what comes once is told from what every unit takes; unless one has taken it all.
+        # Two if they fit, that what comes once is told from what every unit takes.
         while not pieces or (
-            pieces[-1].units < total and self.spent + (0 if len(pieces) < 2 else 2 * pieces[-1].seconds) < limit
+            pieces[-1].units < total
+            and (len(pieces) < least or self.spent + (0 if len(pieces) < 2 else 2 * pieces[-1].seconds) < limit)
         ):
             at = at if at + n <= total else 0
             pieces.append(self.run(lambda at=at, n=n: do(at, n), n))  # type: ignore[misc]
