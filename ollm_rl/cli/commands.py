@@ -246,11 +246,14 @@ def _run(settings: Settings, command: str) -> Run:
 def _present(run: Run, results: "Results") -> None:
     """Write the results (those of an earlier release under today's names) and the report, and print the tables."""
     from ollm_rl.report.html import write_report
-    from ollm_rl.report.tables import all_tables
+    from ollm_rl.report.tables import short_tables
 
     run.write_json(RESULTS, results.to_dict())
     page = write_report(run.path)
-    for table in all_tables(results):
-        out.print(table.to_rich())
+    tables, others = short_tables(results)
+    for table in tables:
+        out.print(table.to_rich(notes=True))
+    if others:
+        out.print(f"the report has more tables: {', '.join(others)}", soft_wrap=True)
     out.print(f"results: {run.path / RESULTS}\nreport:  {page}", soft_wrap=True)
     run.close()

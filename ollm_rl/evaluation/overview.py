@@ -25,9 +25,9 @@ class Text:
     body: list[list[str]] = field(default_factory=list)
     bold: int = 0
 
-    def to_rich(self) -> Table:
-        """For the terminal."""
-        table = Table(title=self.title)
+    def to_rich(self, notes: bool = False) -> Table:
+        """For the terminal; with `notes` the note stands below."""
+        table = Table(title=self.title, caption=escape(self.note) if notes else None, caption_justify="left")
         for i, title in enumerate(self.head):
             table.add_column(title, justify="right" if i else "left")
         for i, row in enumerate(self.body):
@@ -94,7 +94,27 @@ def results_table(title: str, rows: Sequence[Row], pooled: Sequence[PooledRow] =
         cells += [num(getattr(scores, name, 0), 0) for name in ("train_episodes", "train_seconds")]
         cells += [num(v) for v in (scores.no_answer_rate, scores.repetition_rate, scores.foreign_script_rate)]
         body.append(cells)
-    return Text(title, "", head, body, len(pooled))
+    return Text(title, _results_note(ks, graded), head, body, len(pooled))
+
+
+def _results_note(ks: Sequence[int], graded: bool) -> str:
+    """What the columns of the results are."""
+    said = [
+        "accuracy: the share of n test problems whose greedy text is right, with its 95% Wilson interval; an oracle's or a search's is the "
+        "share for which it found a right text."
+    ]
+    if ks:
+        said.append(
+            "Of k sampled texts a problem, avg@k is the share that is right, pass@k the share of problems with a right one, maj@k that of "
+            "problems whose most frequent answer is right."
+        )
+    if graded:
+        said.append("reward: the mean of greedy texts.")
+    said.append(
+        "episodes, train s: what learning from rewards took. no ans., repet., foreign: shares of greedy texts without an answer, that repeat "
+        "themselves, with letters of another script than the problem's."
+    )
+    return " ".join(said)
 
 
 def _is_shown(row: Row, rows: Sequence[Row]) -> bool:

@@ -1,4 +1,4 @@
-"""The tables of a comparison beside that of its rows: the terminal, the report and the documents print the same."""
+"""The tables of a comparison beside that of its rows, the same in the terminal, the report and the documents; the terminal has the chief ones."""
 
 from ollm_rl.evaluation.comparison import WINDOW
 from ollm_rl.evaluation.overview import Text, num, share_cell
@@ -12,6 +12,13 @@ def all_tables(results: Results) -> list[Text]:
     """The rows, and all that there are figures for."""
     cost = cost_table(results)
     return [results.table(), *comparison_tables(results), *breakdown_tables(results), *([cost] if cost else [])]
+
+
+def short_tables(results: Results) -> tuple[list[Text], list[str]]:
+    """Those that say who is better, why and what it cost, for the terminal; titles of the others."""
+    details = [t for t in (_degeneration(results.pooled), _samples(results), _where(results)) if t is not None]
+    left_out = [t.title for t in [*details, *breakdown_tables(results)]]
+    return [t for t in all_tables(results) if t.title not in left_out], left_out
 
 
 def comparison_tables(results: Results) -> list[Text]:
@@ -218,7 +225,7 @@ def _where(results: Results) -> Text | None:
     return Text(
         "Where learned latents decide",
         "The share of decisions at which the agent says another token than the prior's likeliest, by quarter of a text's decisions, and "
-        "after which tokens.",
+        "after which tokens; “(beginning)” is where a text has none yet.",
         ["agent", "seed", "1st quarter", "2nd", "3rd", "4th", "after"],
         body,
     )
