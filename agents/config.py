@@ -59,7 +59,9 @@ class GRPOConfig(AgentConfig):
     max_decisions: int = setting(32, "the constant that `dr_grpo` divides by", at_least=1)
     num_problems: int = setting(2000, "training problems drawn from split `train`", at_least=1)
     save_every: int = setting(1, "iterations between checkpoints", at_least=1)
-    path: str | None = setting(None, "directory of a policy to start from instead of the prior", path=True)
+    path: str | None = setting(
+        None, "directory of a policy, or of its run, to start from instead of the prior", of_run="policy"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,7 +157,9 @@ class PPOConfig(AgentConfig):
     num_problems: int = setting(2000, "training problems drawn from split `train`", at_least=1)
     training: dict[str, Any] = setting({}, "further settings of RLlib's algorithm, as its `training()` takes them")
     save_every: int = setting(1, "iterations between checkpoints", at_least=1)
-    path: str | None = setting(None, "directory of a policy to start from instead of the prior", path=True)
+    path: str | None = setting(
+        None, "directory of a policy, or of its run, to start from instead of the prior", of_run="policy"
+    )
 
 
 @dataclass(frozen=True)
@@ -262,9 +266,13 @@ class SearchAgentConfig(AgentConfig):
     """Of `agents.search.SearchAgent`; the settings of searches are those of `SearchConfig`."""
 
     policy: str | None = setting(
-        None, "directory of a trained policy, `{seed}` in it being the run's seed; null: the prior", path=True
+        None,
+        "directory of a trained policy, or of its run, `{seed}` in it being the run's seed; null: the prior",
+        of_run="policy",
     )
-    value: str | None = setting(None, "directory of a learned verifier; null: the policy's", path=True)
+    value: str | None = setting(
+        None, "directory of a learned verifier, or of its run; null: the policy's", of_run="policy"
+    )
     search: str = setting(SearchConfig.search, "where its texts come from", choices=DEPLOYED_SEARCHES)
     judge: str = setting("value", "what chooses among them", choices=DEPLOYED_JUDGES)
     budget: int = setting(SearchConfig.budget, "generated tokens per problem", at_least=1)

@@ -27,7 +27,7 @@ from agents.config import GRPOConfig
 from agents.objective import decision_weights, group_advantages, grpo_loss, pass_at_k_rewards
 from ollm_rl.common.finite import check_finite, descend
 from ollm_rl.common.progress import track
-from ollm_rl.common.run_dir import Run
+from ollm_rl.common.run_dir import Run, policy_dir
 from ollm_rl.options.policies import Sampling
 from ollm_rl.rollout.episode import Decisions, Episode
 from ollm_rl.rollout.sampler import Request
@@ -49,7 +49,7 @@ class GRPO(PolicyAgent):
         super().__init__(session, **settings)
         self.start()
         if self.config.path is not None:
-            self.load(self.config.path)
+            self.load(policy_dir(self.config.path))
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 
     def learn_from(self, policy: Any) -> None:

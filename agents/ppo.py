@@ -21,7 +21,7 @@ from agents.base import PolicyAgent
 from agents.config import PPOConfig
 from ollm_rl.common.finite import check_finite, check_weights
 from ollm_rl.common.progress import track
-from ollm_rl.common.run_dir import Run
+from ollm_rl.common.run_dir import Run, policy_dir
 from ollm_rl.errors import ConfigurationError, WorkerError
 from ollm_rl.options.policies import Critic, LatentPolicy
 from ollm_rl.session.callbacks import Callbacks
@@ -63,7 +63,7 @@ class PPO(PolicyAgent):
         self.policy = LatentPolicy.from_prior(session.plugin)
         self.critic = Critic.beside(session.plugin, self.config.value_width)
         if self.config.path is not None:
-            self.load(self.config.path)
+            self.load(policy_dir(self.config.path))
         self.errors: Any = None  # what went wrong in runners that are other processes
         self.counters: dict[str, Any] = {"iteration": 0, "train_episodes": 0, "train_tokens": 0, "train_seconds": 0.0}
 

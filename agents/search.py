@@ -10,6 +10,7 @@ from typing import Any
 from agents.base import PolicyAgent
 from agents.config import NO_VALUE, SearchAgentConfig
 from ollm_rl.common.locate import dotted_name
+from ollm_rl.common.run_dir import policy_dir
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.options.policies import LatentPolicy
 from ollm_rl.options.value import Value
@@ -99,8 +100,8 @@ class SearchAgent(PolicyAgent):
             self.value = self._value_in(path)
 
 
-def _of_seed(path: str, seed: int) -> str:
-    return path.replace("{seed}", str(seed))
+def _of_seed(path: str, seed: int) -> Path:
+    return policy_dir(path.replace("{seed}", str(seed)))
 
 
 def _is_mine(path: Path) -> bool:

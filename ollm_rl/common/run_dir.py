@@ -23,6 +23,7 @@ from ollm_rl.errors import CheckpointError, ConfigurationError, OLLMError
 log = logging.getLogger(__name__)
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 POLICY = "policy"  # directory of the trained agent
+PLUGIN = "plugin"  # and of a plug-in's copy
 RESULTS = "results.json"  # of a run that is done
 CONVERSION = "conversion.json"  # what its options are worth
 SOLUTIONS = "solutions.json"  # how those were sampled that the options were made from
@@ -286,6 +287,16 @@ def policy_dir(place: str | Path) -> Path:
         f"{path} is a run without a policy; expected the run of an agent that was trained to its end (runs/<name>/{POLICY}), or a directory "
         f"that agent.save wrote.{found}"
     )
+
+
+def plugin_dir(place: str | Path) -> Path:
+    """Where the plug-in is: in that directory, in `plugin/` of that run, or beside that run's policy."""
+    path = Path(os.path.expanduser(place))
+    inside = [path / PLUGIN, path / POLICY / PLUGIN] if (path / CONFIG).is_file() else []
+    return next((found for found in inside if found.is_dir()), path)
+
+
+PARTS = {"policy": policy_dir, "plugin": plugin_dir}  # what a run's directory may stand for, by `of_run` of a setting
 
 
 def may_continue(path: Path, config: str) -> tuple[dict[str, tuple[float, float]], bool]:

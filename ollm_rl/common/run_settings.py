@@ -16,7 +16,9 @@ class RunConfig(Config):
     seed: int = setting(0, "of training and sampling; comparisons use `seeds`", at_least=0, at_most=MOST_SEEDS)
     runs_dir: str = setting("runs", "where runs are", path=True)
     resume: str = setting("auto", "whether an existing run is continued", choices=("auto", "never", "must"))
-    policy: str | None = setting(None, "directory of a saved policy to start from, evaluate or search with", path=True)
+    policy: str | None = setting(
+        None, "directory of a saved policy, or of its run, to start from, evaluate or search with", of_run="policy"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,7 @@ def setting(
     at_most: float | None = None,
     choices: Sequence[str] = (),
     path: bool = False,
+    of_run: str = "",
     literal: bool = False,
 ) -> Any:
     """A field of a `Config`.
@@ -37,11 +38,12 @@ def setting(
         at_least, above, at_most: limits of a number.
         choices: the texts that are allowed.
         path: it names a file or directory: `~` is the home directory, commas are part of it.
+        of_run: where in a run's directory such a one is, `policy` or `plugin`: the run's directory stands for it.
         literal: a text in which nothing has a meaning, not even `${...}`.
     """
     metadata = {
-        "doc": doc, "at_least": at_least, "above": above, "at_most": at_most, "choices": tuple(choices), "path": path,
-        "literal": literal,
+        "doc": doc, "at_least": at_least, "above": above, "at_most": at_most, "choices": tuple(choices),
+        "path": path or bool(of_run), "of_run": of_run, "literal": literal,
     }  # fmt: skip
     if isinstance(default, list | dict):
         kept = default

@@ -23,7 +23,7 @@ from ollm_rl.common.config_files import (
     suggestion,
 )
 from ollm_rl.common.locate import dotted_name, locate
-from ollm_rl.common.run_dir import policy_dir
+from ollm_rl.common.run_dir import CONFIG, PARTS
 from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
@@ -120,16 +120,18 @@ def _of_groups(groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
 
 
 def _after_resolution(config: DictConfig, known: Mapping[str, Setting], given: dict[str, str]) -> None:
-    """Values that referred to others, home directories, and the policy of a run."""
+    """Values that referred to others, home directories, and runs that stand for what is in them."""
     for key, text in given.items():
         if "${" in text and key in known and not known[key].rules.get("literal"):
             known[key].check(key, OmegaConf.select(config, key), text)
     for key, found in known.items():
         value = OmegaConf.select(config, key) if found.rules.get("path") else None
         if isinstance(value, str) and value.startswith("~"):
-            OmegaConf.update(config, key, os.path.expanduser(value))
-    if config.policy is not None and (policy := str(policy_dir(config.policy))) != os.path.normpath(config.policy):
-        config.policy = policy  # a run's directory stands for it
+            value = os.path.expanduser(value)
+            OmegaConf.update(config, key, value)
+        part = found.rules.get("of_run")
+        if part and isinstance(value, str) and "{" not in value and (Path(value) / CONFIG).is_file():
+            OmegaConf.update(config, key, str(PARTS[part](value)))  # a run's directory stands for it
 
 
 def _split(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -105,7 +105,7 @@ def _results_note(ks: Sequence[int], graded: bool) -> str:
     ]
     if ks:
         said.append(
-            "Of k sampled texts a problem, avg@k is the share that is right, pass@k the share of problems with a right one, maj@k that of "
+            f"Of k = {' and '.join(map(str, ks))} sampled texts a problem, avg@k is the share that is right, pass@k the share of problems with a right one, maj@k that of "
             "problems whose most frequent answer is right."
         )
     if graded:

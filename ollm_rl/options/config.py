@@ -42,7 +42,11 @@ class PlugInConfig(Config):
 class PlugInChoice(PlugInConfig):
     """Which plug-in: one that is there, or the sizes of a new one."""
 
-    path: str | None = setting(None, "directory of a plug-in; null converts one, or takes it from the cache", path=True)
+    path: str | None = setting(
+        None,
+        "directory of a plug-in, or of a run with one; null converts one, or takes it from the cache",
+        of_run="plugin",
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ConvertConfig(Config):
         choices=("given", "sampled", "both"),
     )
     sampled_by: str | None = setting(
-        None, "sampled: directory of a trained agent (runs/<name>/policy) that is asked; null: the backbone", path=True
+        None, "sampled: directory of a trained agent, or of its run, that is asked; null: the backbone", of_run="policy"
     )
     sampling_temperature: float = setting(0.7, "sampled: of the backbone", above=0)
     rounds: int = setting(

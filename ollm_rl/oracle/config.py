@@ -74,13 +74,11 @@ class SearchConfig(Config):
 class OracleConfig(SearchConfig):
     """What the command `oracle` does."""
 
-    critic: str | None = setting(
-        None, "puct: directory of a critic, such as runs/<name>/policy of agent=ppo", path=True
-    )
+    critic: str | None = setting(None, "puct: directory of a critic, such as a run's of agent=ppo", of_run="policy")
     value: str | None = setting(
         None,
-        "judge=value, weighted_vote: directory of a learned verifier, such as runs/<name>/policy of value.enabled=true; null: policy's",
-        path=True,
+        "judge=value, weighted_vote: directory of a learned verifier, such as a run's with value.enabled=true; null: policy's",
+        of_run="policy",
     )
     num_problems: int = setting(200, "problems that are searched", at_least=1)
     also: list[str] = setting(

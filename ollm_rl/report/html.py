@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from ollm_rl.common.run_config import today
 from ollm_rl.common.run_dir import CONFIG, METRICS, RESULTS, SOLUTIONS, stored_json, whole_lines
 from ollm_rl.errors import CheckpointError
-from ollm_rl.evaluation.overview import sample_counts
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
 from ollm_rl.report.pages import verdict_text, write_page
@@ -51,7 +50,6 @@ def write_report(directory: str | Path) -> Path:
         plots=[_image(plot) for plot in draw(results, root / "plots")] if whole else [],
         tables=(all_tables(results) if whole else [results.table()]) if done else [],
         pages=[(task, write_report(root / task).relative_to(root).as_posix()) for task in results.tasks],
-        samples=" and ".join(map(str, sample_counts(results.rows))),
         verdicts=_verdicts(results) if whole else "",
         oracle=oracle and {"search": oracle.search, "seed": oracle.seed, "mean": pooled or oracle.search},
         teachers=[row for row in results.rows if row.teacher and whole],

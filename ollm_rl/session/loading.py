@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ollm_rl.common.locate import dotted_name, locate
-from ollm_rl.common.run_dir import CONFIG, policy_dir
+from ollm_rl.common.run_dir import CONFIG, PLUGIN, policy_dir
 from ollm_rl.config.compose import check_taken, to_dict
 from ollm_rl.errors import CheckpointError, OLLMError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
@@ -19,7 +19,7 @@ from ollm_rl.rollout.judge import OUR_REWARDS, Judge, make_judge
 from ollm_rl.session.agent import Agent, adapt
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.local import Session, shared_backbone
-from ollm_rl.session.saving import DESCRIPTION, PLUGIN, read_description
+from ollm_rl.session.saving import DESCRIPTION, read_description
 from ollm_rl.tasks import Task, make_task
 from ollm_rl.tasks.records import told_of_boxes
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ollm_rl.common.locate import locate
-from ollm_rl.common.run_dir import Run
+from ollm_rl.common.run_dir import PLUGIN, Run
 from ollm_rl.config.compose import MATH_VERIFY, Settings, to_dict
 from ollm_rl.models.adapters import FITTED, adapter_dir
 from ollm_rl.models.backbone import Backbone
@@ -19,7 +19,7 @@ from ollm_rl.rollout.engine import check_room, slots_within
 from ollm_rl.rollout.judge import Judge, make_judge
 from ollm_rl.session.loading import build_agent
 from ollm_rl.session.local import Session, session_with, shared_backbone
-from ollm_rl.session.saving import ADAPTER, PLUGIN
+from ollm_rl.session.saving import ADAPTER
 from ollm_rl.session.solutions import with_solutions
 from ollm_rl.session.transport import SerializedSettings, make_current
 from ollm_rl.tasks import Task, make_task

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ollm_rl.common.run_dir import PLUGIN
 from ollm_rl.config.compose import compose, to_dict
 from ollm_rl.config.overrides import pair
 from ollm_rl.config.typed import CHOSEN, typed
 from ollm_rl.errors import CheckpointError
 from ollm_rl.models.loading import resolve
 from ollm_rl.session.loading import OF_BACKBONES, not_ours
-from ollm_rl.session.saving import ADAPTER, PLUGIN, read_description
+from ollm_rl.session.saving import ADAPTER, read_description
 
 log = logging.getLogger(__name__)
 

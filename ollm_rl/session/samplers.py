@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ollm_rl.common.run_dir import PLUGIN, policy_dir
 from ollm_rl.errors import CheckpointError
 from ollm_rl.options.config import ConversionConfig, PlugInConfig
 from ollm_rl.options.modules import PlugIn
@@ -19,7 +19,7 @@ from ollm_rl.rollout.episode import Episode
 from ollm_rl.rollout.sampler import Act, Request
 from ollm_rl.session.base import BaseSession
 from ollm_rl.session.loading import load_agent
-from ollm_rl.session.saving import PLUGIN, read_description
+from ollm_rl.session.saving import read_description
 from ollm_rl.tasks import Problem
 
 NO_OPTIONS = PlugInConfig(
@@ -76,7 +76,7 @@ def sampler_of(open_with: Opens, plugin: PlugIn | None, config: ConversionConfig
             key = ["backbone", config.sampling_temperature]
             yield Sampler("the backbone", key, session, session, Plain(config.sampling_temperature), True)
     else:
-        folder = Path(where).expanduser()
+        folder = policy_dir(where)
         known = read_description(folder) if folder.is_dir() else None
         if known is None or known.get(PLUGIN) is None:
             raise CheckpointError(

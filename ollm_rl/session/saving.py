@@ -20,12 +20,11 @@ from omegaconf import OmegaConf
 
 from ollm_rl.common.config_files import RENAMED_TARGETS
 from ollm_rl.common.run_config import today
-from ollm_rl.common.run_dir import CONFIG, stored_json
+from ollm_rl.common.run_dir import CONFIG, PLUGIN, stored_json
 from ollm_rl.errors import CheckpointError
 from ollm_rl.models.adapters import keep_adapter
 
 DESCRIPTION = "agent.json"
-PLUGIN = "plugin"  # directory of the plug-in's copy
 ADAPTER = "adapter"  # and of that of the adapter that the backbone has
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from ollm_rl.cli.app import main
@@ -250,6 +251,30 @@ def test_a_run_stands_for_its_policy(tmp_path):
         policy_dir(tmp_path / "both")
     assert policy_dir(tmp_path / "elsewhere") == tmp_path / "elsewhere"
     assert compose([f"policy={part.path}"]).config.policy == str(part.path / "policy")
+
+
+@pytest.mark.parametrize(
+    "key, choice", [("convert.sampled_by", []), ("oracle.critic", []), ("oracle.value", []), ("agent.path", []), ("agent.value", ["agent=search"])]
+)  # fmt: skip
+def test_a_run_stands_for_its_policy_wherever_one_is_asked_for(tmp_path, key, choice):
+    run = Run(tmp_path, "run", "a: 1\n")
+    run.log_metrics(1, {})
+    (run.path / "policy").mkdir()
+    assert OmegaConf.select(compose([*choice, f"{key}={run.path}"]).config, key) == str(run.path / "policy")
+    [kept] = [OmegaConf.select(compose(["agent=search", f"agent.policy={run.path}{{seed}}"]).config, "agent.policy")]
+    assert kept == f"{run.path}{{seed}}"  # which run it is, every seed says for itself
+
+
+def test_a_run_stands_for_its_plug_in(tmp_path):
+    run = Run(tmp_path, "run", "a: 1\n")
+    run.log_metrics(1, {})
+    assert compose([f"plugin.path={run.path}"]).config.plugin.path == str(
+        run.path
+    )  # it has none: said by what looks for it
+    (run.path / "policy" / "plugin").mkdir(parents=True)
+    assert compose([f"plugin.path={run.path}"]).config.plugin.path == str(run.path / "policy" / "plugin")
+    (run.path / "plugin").mkdir()
+    assert compose([f"plugin.path={run.path}"]).config.plugin.path == str(run.path / "plugin")
 
 
 def test_a_run_that_goes_on_says_so(tmp_path, caplog):

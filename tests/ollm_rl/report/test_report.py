@@ -123,7 +123,7 @@ def test_columns_say_how_many_samples_and_do_not_mix_them(tmp_path):
         ["0.400", "0.600", "0.500", "-", "-", "-"], ["-", "-", "-", "0.200", "0.700", "-"], ["-"] * 6,
     ]  # fmt: skip
     page = write_report(tmp_path).read_text()
-    assert "k = 4 and 8 sampled answers per problem" in page
+    assert "Of k = 4 and 8 sampled texts a problem" in page
     greedy = reported(tmp_path, {**results, "rows": [row("c")]})
     assert "@" not in "".join(greedy.table().head) and "sampled answers" not in write_report(tmp_path).read_text()
 
