@@ -109,8 +109,9 @@ def compare(overrides: list[str], settings: Settings, run: Run) -> Results:
     try:
         with run.unless_refused():
             run_parts([(overrides, settings, run)])
-            for name, do, each, seed in parts_of(overrides, settings):
-                log.info("%s", name)
+            every = parts_of(overrides, settings)
+            for i, (name, do, each, seed) in enumerate(every, 1):
+                log.info("part %d of %d: %s", i, len(every), name)
                 part = Run(run.path, name, each.yaml())
                 try:
                     parts.append(do(each, part, sessions, seed))
