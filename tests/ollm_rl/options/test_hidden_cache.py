@@ -111,6 +111,19 @@ def test_hidden_states_are_progress(tiny, problems):
     assert tiny.heartbeat > before
 
 
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_entropies_are_the_same_with_any_number_of_threads(rows):
+    logits = 3 * torch.randn(20, rows, 49_152, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(torch.stack([hidden_cache._entropy(few) for few in logits]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_solutions_that_the_backbone_cannot_read_are_left_out(tiny, problems, monkeypatch, caplog):
     from ollm_rl.options.conversion import _fitting
 
