@@ -23,6 +23,7 @@ from ollm_rl.common.cache import cache_dir, key_of, made_by_one
 from ollm_rl.common.finite import check_weights, descend
 from ollm_rl.common.progress import track
 from ollm_rl.common.run_dir import Run
+from ollm_rl.common.spent import spent
 from ollm_rl.errors import CheckpointError, ConfigurationError
 from ollm_rl.models.backbone import Backbone
 from ollm_rl.options.hidden_states import HiddenStates
@@ -124,7 +125,8 @@ class ShortlistHead(GRPO):
 
     acts_on_logits = True
     needs_model = True
-    setup_seconds = 0.0  # of fitting the head
+    reads_reader = True  # of the plug-in, which was trained for it as well
+    setup_seconds = 0.0  # of the states that the head is fitted to, and of fitting it
 
     label = "shortlist_head"
     config_class = ShortlistHeadConfig
@@ -175,10 +177,9 @@ class ShortlistHead(GRPO):
         path = cache_dir() / "heads" / key_of(*parts, self.config.sft_seed, num_tokens, shortlist, *read)
         with made_by_one(path):
             if not (path / "head.json").exists():
-                states = read_states(
-                    session.backbone, session.prompter, problems, shortlist, session.plugin.reader
-                ).all()
-                fitted, seconds = self._fitted(states, num_tokens)
+                store = read_states(session.backbone, session.prompter, problems, shortlist, session.plugin.reader)
+                fitted, seconds = self._fitted(store.all(), num_tokens)
+                seconds += sum(spent(folder) for folder in (store.path, store.read) if folder is not None)
                 check_weights("the head fitted to solutions", fitted.net)
                 path.mkdir(parents=True, exist_ok=True)
                 (path / "seconds.json").write_text(json.dumps({"seconds": seconds}))

@@ -25,6 +25,7 @@ from ollm_rl.evaluation.while_training import EvaluateWhileTraining
 from ollm_rl.models.adapters import COST, adapter_size
 from ollm_rl.options.config import ValueConfig
 from ollm_rl.options.policies import LatentPolicy
+from ollm_rl.options.reader import Reader
 from ollm_rl.options.value import Value
 from ollm_rl.session.agent import Agent, answers_itself, declared, store, train
 from ollm_rl.session.base import BaseSession, problems_of
@@ -193,12 +194,21 @@ def seconds_from_nothing(session: BaseSession, agent: Agent, row: Row) -> float 
         parts.append(stored_json(fit)["seconds"] if fit.is_file() else None)
     if not agent.acts_on_logits:
         parts.append(session.conversion.get("seconds"))
+    elif reader_of(session, agent) is not None:
+        parts.append(session.conversion.get("reader", {}).get("seconds"))
     return None if None in parts else sum(p for p in parts if p is not None)
+
+
+def reader_of(session: BaseSession, agent: Agent) -> Reader | None:
+    """The plug-in's reader, if an agent over the vocabulary reads what it gives, though it chooses among no options."""
+    return session.plugin.reader if getattr(agent, "reads_reader", False) else None
 
 
 def parameters_trained(session: BaseSession, agent: Agent) -> int | None:
     """How many numbers were trained for an agent, those of a merged adapter included; None if an adapter's are not known."""
     own = 0 if agent.acts_on_logits else session.plugin.num_parameters
+    if (reader := reader_of(session, agent)) is not None:
+        own += sum(p.numel() for p in reader.parameters())
     if isinstance(agent.policy, nn.Module):
         net = agent.policy.state_dict()
         prior = LatentPolicy.from_prior(session.plugin).state_dict()  # which the plug-in has already

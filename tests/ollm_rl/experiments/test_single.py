@@ -4,6 +4,7 @@ import pytest
 
 import ollm_rl as ol
 from agents.prior import Prior
+from ollm_rl.common.run_dir import NoRun
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.rows import Row
 from ollm_rl.experiments.single import open_workers, parameters_trained, seconds_from_nothing
@@ -56,3 +57,19 @@ def test_what_was_trained_is_counted(tiny):
     row = Row(agent="prior", n_problems=1, accuracy=0, accuracy_ci95=(0, 1), train_seconds=3.0, setup_seconds=2.0)
     assert seconds_from_nothing(tiny, lora, row) == 5
     assert seconds_from_nothing(tiny, Prior(tiny), row) == 5 + tiny.conversion["seconds"]
+
+
+def test_a_head_that_reads_what_the_reader_gives_has_its_parameters_and_seconds(tiny):
+    """And nothing of the options, among which it does not choose."""
+    head, row = (
+        ol.make_agent("shortlist_head", tiny, num_solutions=40, sft_epochs=1),
+        Row(agent="a", n_problems=1, accuracy=0, accuracy_ci95=(0, 1), train_seconds=5.0),
+    )
+    head.prepare(NoRun())
+    reader = tiny.plugin.reader
+    read = 0 if reader is None else sum(p.numel() for p in reader.parameters())
+    assert parameters_trained(tiny, head) == read + sum(p.numel() for p in head.policy.parameters())
+    assert head.setup_seconds > 0
+    row.setup_seconds = head.setup_seconds
+    of_reader = tiny.conversion["reader"]["seconds"] if read else 0.0
+    assert seconds_from_nothing(tiny, head, row) == pytest.approx(5 + head.setup_seconds + of_reader)
