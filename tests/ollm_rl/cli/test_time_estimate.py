@@ -10,6 +10,7 @@ from ollm_rl.cli.app import main
 from ollm_rl.cli.time_estimate import gpu_lines, is_here
 from ollm_rl.common.cache import cache_dir
 from ollm_rl.config.compose import compose
+from ollm_rl.experiments.pieces import Measuring
 from tests.conftest import QUICK_KEYS
 
 KEYS = [
@@ -62,6 +63,19 @@ def test_tasks_are_measured_one_after_another_and_a_fitted_backbone_is_left_out(
     assert whole and len(each) == 2 and abs(int(whole[1].replace(",", "")) - sum(each)) <= 1
     assert "What chain_sum would take" in said and "What shortest_path would take" in said
     assert said.count("fitted is not estimated: its backbone is another") == 2
+
+
+def test_agents_that_begin_alike_are_measured_once(capsys, monkeypatch):
+    """Their evaluations take the same, but for what is added to that of one that learns."""
+    measured, grown = [], Measuring.grown
+    monkeypatch.setattr(
+        Measuring, "grown", lambda self, name, *a, **k: measured.append(name) or grown(self, name, *a, **k)
+    )
+    main(["compare", "agents=[prior,grpo]", "seeds=[0]", *KEYS, "--dry-run"])
+    said = capsys.readouterr().out
+    assert measured == ["prior: evaluate", "prior: look again", "grpo: train"]
+    row = {name: re.search(rf"{name} +│ +([\d.]+)", said)[1] for name in ("prior: evaluate", "grpo: evaluate")}
+    assert row["prior: evaluate"] == row["grpo: evaluate"]
 
 
 @pytest.mark.slow
