@@ -34,9 +34,24 @@ def of_tasks(overrides: list[str], settings: Settings) -> dict[str, tuple[Settin
         settings = compose(shared(overrides))
     if one or not settings.config.tasks:  # task= takes the place of an experiment's tasks
         return {"": _of_its_task(settings.choices["task"], overrides, comparison)}
-    return {
+    found = {
         task: _of_its_task(task, [*overrides, f"task={task}", "tasks=[]"], comparison) for task in settings.config.tasks
     }
+    return {task: (mine, _without_others(given, mine, found)) for task, (mine, given) in found.items()}
+
+
+def _without_others(overrides: list[str], mine: Settings, tasks: dict[str, tuple[Settings, list[str]]]) -> list[str]:
+    """The overrides without those for agents that other tasks have and this one has not, which it would refuse."""
+    common = shared(overrides)  # backbone.name= is among them, and no setting of the agent of that name
+
+    def takes(settings: Settings, override: str) -> bool:
+        names, arms = list(settings.config.agents), to_dict(settings.config.arms)
+        owner, _ = _owner(override, names)
+        return any(owner in (name, _agent_of(name, arms)[0]) for name in names)
+
+    return [
+        o for o in overrides if o in common or takes(mine, o) or not any(takes(each, o) for each, _ in tasks.values())
+    ]
 
 
 def _of_its_task(task: str, overrides: list[str], comparison: ComparisonConfig) -> tuple[Settings, list[str]]:

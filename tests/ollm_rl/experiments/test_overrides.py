@@ -98,6 +98,28 @@ def test_a_task_of_a_comparison_has_agents_of_its_own():
     assert list(of_tasks(one, compose(shared(one)))[""][0].config.agents) == ["prior", "ppo"]
 
 
+def test_what_is_for_an_agent_of_one_task_is_not_said_to_the_others():
+    tasks = [
+        "tasks=[chain_sum,jugs]",
+        "agents=[prior,grpo]",
+        "task_agents={jugs:[prior,long]}",
+        "arms={long:['agent=grpo']}",
+    ]
+    given = [*tasks[:1], *tasks[2:], "long.total_episodes=64", "agent.beta=0.3", "backbone.dtype=float32"]
+    found = of_tasks(given, compose(shared(given)))
+    settings, overrides = found["jugs"]
+    long = trial_settings(overrides, settings, "long").config
+    assert (long.agent.total_episodes, long.agent.beta, long.backbone.dtype) == (64, 0.3, "float32")
+    settings, overrides = found["chain_sum"]
+    assert all(name in settings.config.agents for name in ("prior", "grpo"))
+    grpo = trial_settings(overrides, settings, "grpo").config
+    assert grpo.agent.beta == 0.3 and grpo.agent.total_episodes != 64 and grpo.backbone.dtype == "float32"
+    wrong = [*given, "ppo.learning_rate=1e-4"]  # of an agent that no task has
+    settings, overrides = of_tasks(wrong, compose(shared(wrong)))["jugs"]
+    with pytest.raises(ConfigurationError, match="has no agent 'ppo', only prior, long"):
+        trial_settings(overrides, settings, "prior")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
