@@ -60,7 +60,7 @@ def test_a_plug_in_and_a_policy_find_their_backbone_again(tiny, adapter, tmp_pat
     assert [e.tokens for e in found[0]] == [e.tokens for e in found[1]]
 
 
-def test_an_adapter_is_fitted_first_and_once(tiny, cache):
+def test_an_adapter_is_fitted_first_and_once(tiny):
     keys = ["backbone=tiny", "backbone.dtype=float32", "backbone.adapter=sft", "backbone.sft={rank:2,sft_epochs:1}"]
     keys += ["convert.num_solutions=40", "convert.num_heldout=20", "convert.epochs=1", "plugin.reader_depth=0"]
     session = open_session(compose(keys))
