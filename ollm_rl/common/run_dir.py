@@ -14,6 +14,7 @@ from typing import Any
 
 from ollm_rl.common.checkpoints import newest_whole, seal
 from ollm_rl.common.cost import COST, Cost, Meter
+from ollm_rl.common.interrupts import interrupt_waits
 from ollm_rl.common.run_config import LIMITS, changes, read
 from ollm_rl.common.run_lock import LOCK, OWNER, hold, release
 from ollm_rl.common.run_settings import RunConfig
@@ -118,18 +119,19 @@ class Run:
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`, and log the same to TensorBoard and to the tracker."""
-        self._adopt()
-        with (self.path / METRICS).open("a") as out:
-            out.write(_json({"step": step, **values}) + "\n")
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter
+        with interrupt_waits():
+            self._adopt()
+            with (self.path / METRICS).open("a") as out:
+                out.write(_json({"step": step, **values}) + "\n")
+            if self._tensorboard is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-        for key, value in values.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(key, value, step)
-        if self._tracker is not None:
-            self._tracker.metrics(step, values)
+                self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(key, value, step)
+            if self._tracker is not None:
+                self._tracker.metrics(step, values)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget metrics and rollouts after `step`: a resumed run writes them again."""
