@@ -122,7 +122,8 @@ def _text(key: str, text: str) -> str | None:
 def _read(key: str, text: str, found: Setting) -> Any:
     value = parsed(key, text)
     if value is UNREADABLE:
-        raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; expected {found.expected}")
+        quotes = " A text with = in it needs quotes: ['agent=grpo']." if "=" in text else ""
+        raise ConfigurationError(f"cannot read {key}={text:.{SHOWN}}; expected {found.expected}.{quotes}")
     return value
 
 

@@ -133,6 +133,7 @@ def test_names_that_cannot_be_directories(name, nothing_starts, tmp_path, capsys
         ("seed", "cannot read 'seed'; expected key=value"), ("q}", "agent=grpo. Put quotes around what has brackets"), ("=x", "cannot read '=x'"), (" =x", "cannot read ' =x'"), ("", "cannot read ''"),
         ("seed=", "seed= has no value; expected an integer from 0"), ("~seed", "cannot read '~seed'"), ("~seed=1", "unknown key '~seed'"),
         ("+sead=1", "Did you mean 'seed'?"), ("agents=[1,", "cannot read agents=[1,; expected a list such as [prior,grpo]"),
+        ("arms={a:[agent=grpo]}", "A text with = in it needs quotes: ['agent=grpo']"),
         ("agents={a:1", "expected a list"), ('agents="abc', "expected a list"), ("agents=grpo", "agents=grpo; expected a list such as"),
         ("agents=[]", "expected at least one"), ("agents=[[grpo]]", "expected a list such as"), ("agents=[null]", "expected a list such as"),
         ("agents=[grpo,prior,grpo]", "has grpo twice"), ("seeds=[0,0]", "has 0 twice"), ("seeds=[a]", "seeds=[a]; expected a list such as [0]"), ("seeds=[1.5]", "expected a list such as [0]"),
