@@ -1,9 +1,6 @@
 """Tasks whose problems are records: rows of files, or of a data set on the hub."""
 
-import decimal
-import json
 import logging
-import math
 import random
 import re
 from collections.abc import Iterator
@@ -27,8 +24,9 @@ from ollm_rl.tasks.base import (
     values_of,
 )
 from ollm_rl.tasks.conversations import from_trl
+from ollm_rl.tasks.fields import checked, renamed, shown, text_of
 from ollm_rl.tasks.formats import read_rows
-from ollm_rl.tasks.marks import MARKS, VALIDATION, known_mark
+from ollm_rl.tasks.marks import VALIDATION, known_mark
 from ollm_rl.tasks.reading import read_hub
 from ollm_rl.tasks.twins import Row, canonical, separate, whole, with_own_ids
 
@@ -57,20 +55,6 @@ def told_of_boxes(task: Task, read: bool) -> Task:
         if isinstance(task, Jsonl):
             task.take_back_last_lines()
     return task
-
-
-TEXT = (str, int, float)  # numbers are written out
-# Fields of a row: whether it may be missing or null, of which kinds it is, and that in words.
-FIELDS: tuple[tuple[str, bool, tuple[type, ...], str], ...] = (
-    ("problem", False, TEXT, "a text"),
-    ("answer", True, TEXT, "a text or a finite number"),
-    ("id", True, TEXT, "a text or a number"),
-    ("solution", True, (str,), "a text"),
-    ("split", True, (str,), "a text such as train or test"),
-    ("difficulty", True, (int, float), "a finite number"),
-    ("source", True, (str,), "a text"),
-    ("domain", True, (str, list), "a text or a list of texts"),
-)
 
 
 @dataclass(frozen=True)
@@ -239,50 +223,12 @@ class Jsonl(Task):
         parts += [f"{solved:,} with a solution"] if here else []
         return f"{split} {len(here):,} problems" + (f" ({', '.join(parts)})" if parts else "")
 
-    def _renamed(self, row: dict[str, Any], where: str) -> dict[str, Any]:
-        """The row with our names for its columns (`task.columns`)."""
-        if not self._columns:
-            return row
-        found = {key: value for key, value in row.items() if key not in self._columns.values()}
-        for ours, theirs in self._columns.items():
-            value: Any = row
-            for key in [theirs] if theirs in row else theirs.split("."):
-                if not isinstance(value, dict) or key not in value:
-                    hint = did_you_mean(theirs, [str(k) for k in row])
-                    raise DataError(
-                        f"{where} has no column '{theirs}', which task.columns names; found {', '.join(sorted(map(str, row)))}.{hint}"
-                    )
-                value = value[key]
-            found[ours] = value
-        return found
-
     def _parse(self, row: Any, where: str) -> tuple[Problem, str | None]:
         """The problem and the split that the row is marked with."""
         if not isinstance(row, dict):
             raise DataError(f"{where} holds {type(row).__name__}, expected an object with 'problem' and 'answer'.")
-        row, before = from_trl(self._renamed(row, where), where)
-        if isinstance(row.get("difficulty"), str) and _is_number(row["difficulty"]):  # of a CSV file
-            row = {**row, "difficulty": float(row["difficulty"])}
-        for field, optional, kinds, expected in FIELDS:
-            value = row.get(field)
-            if optional and value is None:
-                continue
-            if field not in row:
-                hint = did_you_mean(field, [str(k) for k in row])
-                raise DataError(
-                    f"{where} has no field '{field}'; found fields {sorted(row)}.{hint} Say which column is meant: "
-                    f"'task.columns={{{field}: <column>}}'."
-                )
-            if not is_of(value, kinds) or not (optional or canonical(str(value))):
-                other = ""
-                if optional:  # a column that happens to have the name of a field
-                    other = f" If it means something else, give it another name: 'task.columns={{<name>: {field}}}'."
-                raise DataError(f"{where} has {_shown(value)} in the field '{field}', expected {expected}.{other}")
-        if row.get("split") and known_mark(row["split"]) is None:
-            hint = did_you_mean(row["split"], MARKS)
-            raise DataError(
-                f"{where} has {_shown(row['split'])} in the field 'split', expected one of {', '.join(MARKS)} or none.{hint}"
-            )
+        row, before = from_trl(renamed(row, self._columns, where), where)
+        row = checked(row, where)
         problem = repair_escapes(text_of(row["problem"]))
         solution = repair_escapes(row["solution"]) if canonical(row.get("solution") or "") else None
         answer = self._answer(row, solution, where)
@@ -302,7 +248,7 @@ class Jsonl(Task):
         if row.get("answer") is not None:
             if not canonical(given := text_of(row["answer"])):
                 raise DataError(
-                    f"{where} has {_shown(given)} in the field 'answer', expected a text or a finite number."
+                    f"{where} has {shown(given)} in the field 'answer', expected a text or a finite number."
                 )
             return repair_escapes(given).strip(" \t\r\n")
         stated = extract_answer(solution) if solution is not None else None
@@ -412,35 +358,6 @@ class Jsonl(Task):
         if key == "max_difficulty":
             return [p for p in having if p.extra[field] <= value]
         return [p for p in having if any(value.casefold() in str(v).casefold() for v in values_of(p, field))]
-
-
-def is_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a field's value is of one of these kinds: a number that is one, a list of texts."""
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        return False
-    if isinstance(value, list):
-        return all(isinstance(x, str) for x in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _shown(value: Any) -> str:
-    """A field's value as a JSON file has it, shortened."""
-    return f"{json.dumps(value, ensure_ascii=False, default=repr):.60}"
-
-
-def text_of(value: Any) -> str:
-    """A field as text: a number with the digits it was written with, and no exponent; 42.0 is 42."""
-    if not isinstance(value, float):
-        return str(value)
-    digits = format(decimal.Decimal(getattr(value, "digits", repr(value))), "f")
-    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 @cache  # a task is made several times in a run

@@ -9,7 +9,8 @@ from ollm_rl.common.settings import setting
 from ollm_rl.errors import DataError, did_you_mean
 from ollm_rl.reward.answers import extract_answer
 from ollm_rl.tasks.base import Problem, Task, TaskConfig, bucket, check_split, format_answer
-from ollm_rl.tasks.records import EXAMPLES, TEXT, is_of, text_of
+from ollm_rl.tasks.fields import TEXT, is_of, text_of
+from ollm_rl.tasks.records import EXAMPLES
 from ollm_rl.tasks.twins import canonical
 
 
