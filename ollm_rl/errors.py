@@ -84,7 +84,12 @@ def _of_user(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSu
     return [f for f in theirs if f not in installed and not f.filename.startswith(STANDARD)] or installed
 
 
+def close(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
+    """The choices that are most like a word, at most n of them."""
+    return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.5)
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A clause such as ``" Did you mean 'seed'?"``, or an empty string if nothing is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    near = close(word, choices, 1)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -2,7 +2,7 @@
 # # 1. Your first latent policy
 #
 # **Claim: a small network that only chooses among a frozen model's options learns to solve sums from 768 episodes.** That takes
-# 15 seconds on two cores that have nothing else to do. Here you train the network and look at what it learned.
+# 20 to 40 seconds on two cores. Here you train the network and look at what it learned.
 #
 # Words that you need:
 #

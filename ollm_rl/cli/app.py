@@ -1,6 +1,6 @@
 """The entry point of `ollm-rl`: arguments, errors and exit codes.
 
-Exit code 0: done; 1: a failure of ours; 2: a user error; 130: interrupted (run it again to continue).
+Exit code 0: done; 1: a failure of ours; 2: a user error; 130, 143: interrupted, by Ctrl-C or SIGTERM (run it again to continue).
 """
 
 import logging
@@ -12,14 +12,16 @@ from rich.text import Text
 from ollm_rl.cli.commands import COMMANDS, out
 from ollm_rl.cli.sweep import SWEPT, combinations, gather, run_all
 from ollm_rl.common.config_files import GROUPS, members, section
+from ollm_rl.common.interrupts import Terminations
 from ollm_rl.common.own_packages import check_own_packages
 from ollm_rl.common.progress import console as err
+from ollm_rl.common.run_config import COMPARISON
 from ollm_rl.common.settings import settings_of
 from ollm_rl.config.checks import check_values
 from ollm_rl.config.compose import check_classes, compose, preflight
 from ollm_rl.errors import ConfigurationError, OLLMError, WorkerError, did_you_mean
 
-OWN = ("export", "chat", "play", "serve", "view")  # commands whose settings need no prefix
+OWN = ("inspect", "export", "chat", "play", "serve", "view")  # commands whose settings need no prefix
 ON_POLICY = ("evaluate", "oracle")  # commands that take over what a policy was trained on
 NO_RUN = ("doctor", "view")  # commands that say by themselves what is missing
 
@@ -45,8 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     for noisy in ("httpx", "datasets", "transformers", "matplotlib", "latex2sympy2_extended"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    ended = Terminations()
     try:
-        _dispatch(arguments)
+        with ended:
+            _dispatch(arguments)
     except (OLLMError, WorkerError) as error:
         if isinstance(error, OLLMError) and error.traceback:
             err.print(Text(_printable(error.traceback)), soft_wrap=True)
@@ -54,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2 if isinstance(error, OLLMError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted; the same command continues from the last checkpoint", soft_wrap=True)
-        sys.exit(130)
+        sys.exit(143 if ended.came else 130)
 
 
 def _printable(text: str) -> str:
@@ -83,7 +87,13 @@ def _dispatch(arguments: list[str]) -> None:
     if command == "tune":
         overrides = tuned_agents(overrides)
     overrides = own_settings(command, overrides)
+    if command in SWEPT:
+        refuse_comparisons(command, overrides)
     jobs = [of_policy(command, job) for job in (combinations(overrides) if command in SWEPT else [overrides])]
+    if command == "train":
+        from ollm_rl.experiments.overrides import of_experiment
+
+        jobs = [of_experiment(job) for job in jobs]
     if len(jobs) > 1 and "--dry-run" not in flags:
         results = gather(run_all(command, jobs, lambda name, settings, given: COMMANDS[name](settings, given)))
         if results.rows:
@@ -126,6 +136,19 @@ def of_policy(command: str, overrides: list[str]) -> list[str]:
     from ollm_rl.session.policy_settings import with_policy
 
     return with_policy(overrides)
+
+
+def refuse_comparisons(command: str, overrides: list[str]) -> None:
+    """Refuse settings of comparisons, which this command would not heed.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for key, _, value in (override.partition("=") for override in overrides):
+        if key.lstrip("+") in COMPARISON:
+            own = {"agents": "agent=a,b", "seeds": "seed=0,1", "tasks": "task=a,b"}.get(key.lstrip("+"))
+            remedy = f"{command} takes {own}, a run for each" if own else "leave it out"
+            raise ConfigurationError(f"{key}={value:.60} is a setting of compare; {remedy}")
 
 
 def own_settings(command: str, overrides: list[str]) -> list[str]:

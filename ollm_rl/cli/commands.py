@@ -7,18 +7,21 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ollm_rl.common.distributed import processes
-from ollm_rl.common.run_dir import CONVERSION, RESULTS, Run
+from ollm_rl.common.run_dir import CONFIG, CONVERSION, METRICS, RESULTS, Run
 from ollm_rl.common.terminal import console
 from ollm_rl.config.compose import Settings, preflight
+from ollm_rl.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from ollm_rl.evaluation.results import Results
 
 out = console()
 log = logging.getLogger(__name__)
+INSPECTION = "inspect.html"
 
 
 def convert(settings: Settings, overrides: list[str]) -> None:
@@ -46,6 +49,14 @@ def train(settings: Settings, overrides: list[str]) -> None:
 
 def evaluate(settings: Settings, overrides: list[str]) -> None:
     """evaluate an agent (policy=<directory> loads a trained one)"""
+    from ollm_rl.common.locate import locate
+    from ollm_rl.session.agent import declared
+
+    if settings.config.policy is None and declared(locate(settings.config.agent._target_), "learns_from_rewards"):
+        raise ConfigurationError(
+            f"evaluate needs policy=<run, or directory of a trained policy> for agent={settings.agent_name}, which has learned nothing yet. "
+            "What it begins as is agent=prior (of LoRA: agent=lora_sft); `train` trains it."
+        )
     _one(settings, "evaluate", learn=False)
 
 
@@ -126,28 +137,33 @@ def demo(settings: Settings, overrides: list[str]) -> None:
 
 
 def inspect(settings: Settings, overrides: list[str]) -> None:
-    """show what the options say on gold solutions, or in the answer to inspect.prompt=<text>"""
-    from ollm_rl.errors import DataError
+    """show what the options say on gold solutions, or in the answer (of policy=<directory>) to prompt=<text>"""
     from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
     from ollm_rl.report.inspection_page import prompt_table, write_inspection
-    from ollm_rl.session.opening import open_session
+    from ollm_rl.serving.opening import opened
 
     config = settings.config
-    session = open_session(settings)
+    session, agent = opened(settings, overrides, judged=False)
     try:
+        if agent is not None and (agent.acts_on_logits or agent.acting_session is not None):
+            raise ConfigurationError(
+                f"policy={config.policy} is of {type(agent).__name__}, which chooses tokens; inspect shows options, and expects the policy of an "
+                "agent that chooses latents"
+            )
         if config.inspect.prompt is not None:
-            out.print(prompt_table(inspect_prompt(session, str(config.inspect.prompt))))
+            whose = "the prior" if agent is None else f"the policy in {config.policy}"
+            out.print(prompt_table(inspect_prompt(session, str(config.inspect.prompt), agent), whose))
             return
         problems = session.problems(config.inspect.split, config.inspect.num_problems, config.seed)
         problems = [p for p in problems if p.solution]
         if not problems:
             raise DataError(f"task '{session.task.name}' has no solutions in split '{config.inspect.split}' to look at")
-        run = _run(settings, "inspect")
+        run = _page_anew(settings)
         positions = inspect_problems(session, problems)
         facts = f"{len(problems)} problems of split {config.inspect.split}, seed {config.seed}; plug-in {session.plugin_path}"
         title = f"Options of {session.backbone.name} on {session.task.name}"
         meanings = latent_meanings(positions, session.plugin.num_options)
-        page = write_inspection(run.path / "inspect.html", title, facts, problems, positions, meanings)
+        page = write_inspection(run.path / INSPECTION, title, facts, problems, positions, meanings)
         out.print(f"page: {page}", soft_wrap=True)
     finally:
         session.close()
@@ -162,7 +178,6 @@ def play(settings: Settings, overrides: list[str]) -> None:
 
 def export(settings: Settings, overrides: list[str]) -> None:
     """write a trained policy as a model that transformers loads: policy=<directory> out=<directory>"""
-    from ollm_rl.errors import ConfigurationError
     from ollm_rl.serving.export import export as write
     from ollm_rl.serving.opening import opened_agent
 
@@ -180,8 +195,6 @@ def export(settings: Settings, overrides: list[str]) -> None:
 
 def chat(settings: Settings, overrides: list[str]) -> None:
     """talk to a trained policy or an exported model in the terminal: policy=<directory>"""
-    from pathlib import Path
-
     from ollm_rl.serving.chat import Conversation, load_model, talk
     from ollm_rl.serving.export import exported, is_export
     from ollm_rl.serving.opening import opened_agent
@@ -202,8 +215,6 @@ def chat(settings: Settings, overrides: list[str]) -> None:
 
 def serve(settings: Settings, overrides: list[str]) -> None:
     """offer a trained policy or an exported model to clients of the OpenAI API: policy=<directory>"""
-    from ollm_rl.errors import ConfigurationError
-
     try:
         from ollm_rl.serving.serve import serve as run
     except ModuleNotFoundError as error:
@@ -241,6 +252,14 @@ COMMANDS: dict[str, Callable[[Settings, list[str]], None]] = {
 def _run(settings: Settings, command: str) -> Run:
     config = settings.config
     return Run(config.runs_dir, config.name or command, settings.yaml(), config.resume)
+
+
+def _page_anew(settings: Settings) -> Run:
+    """The directory of an inspection; a page that is there was made in seconds, and is replaced whatever its settings were."""
+    path = Path(settings.config.runs_dir) / (settings.config.name or "inspect")
+    if (path / INSPECTION).is_file() and not (path / RESULTS).exists() and not (path / METRICS).exists():
+        (path / CONFIG).unlink(missing_ok=True)
+    return _run(settings, "inspect")
 
 
 def _present(run: Run, results: "Results") -> None:

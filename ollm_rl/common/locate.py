@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ollm_rl.errors import ConfigurationError, did_you_mean, place_of, with_traceback_of
+from ollm_rl.errors import ConfigurationError, OLLMError, did_you_mean, place_of, with_traceback_of
 
 
 def dotted_name(target: Any) -> str:
@@ -25,6 +25,8 @@ def locate(target: str, key: str = "agent._target_") -> Any:
     remedy = "Expected <module>.<name>, the module importable from the working directory or installed."
     try:
         found = getattr(import_module(module), name, None) if module.strip(".") else None
+    except OLLMError:  # it says what it lacks
+        raise
     except Exception as error:  # a module may raise anything
         said = (
             error if isinstance(error, ModuleNotFoundError) else f"importing it raised {type(error).__name__}: {error}"

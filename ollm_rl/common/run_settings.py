@@ -13,7 +13,12 @@ class RunConfig(Config):
     """What every command takes."""
 
     name: str | None = setting(None, "directory of the run under runs_dir; null: the command's name")
-    seed: int = setting(0, "of training and sampling; comparisons use `seeds`", at_least=0, at_most=MOST_SEEDS)
+    seed: int = setting(
+        0,
+        "of training, of sampling, and of which problems are drawn; comparisons use `seeds`",
+        at_least=0,
+        at_most=MOST_SEEDS,
+    )
     runs_dir: str = setting("runs", "where runs are", path=True)
     resume: str = setting("auto", "whether an existing run is continued", choices=("auto", "never", "must"))
     policy: str | None = setting(

@@ -27,7 +27,7 @@ from ollm_rl.common.run_dir import CONFIG, PARTS
 from ollm_rl.common.settings import Setting, settings_of
 from ollm_rl.config.checks import check_folders, check_values
 from ollm_rl.config.overrides import pair, value_of
-from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, did_you_mean
+from ollm_rl.errors import BackboneError, CheckpointError, ConfigurationError, close, did_you_mean
 from ollm_rl.models.adapters import check_adapter
 from ollm_rl.reward.taken import check_settings
 from ollm_rl.tasks import make_task
@@ -59,6 +59,18 @@ class Settings:
 
     def yaml(self) -> str:
         return OmegaConf.to_yaml(self.config, resolve=True)
+
+
+def _beside(path: str | Path) -> str:
+    """A path like one that is not there, where one of its parts is mistyped."""
+    parts = Path(path).parts
+    for depth, part in enumerate(parts):
+        above = Path(*parts[:depth])
+        if not (above / part).exists():
+            names = [found.name for found in above.iterdir() if found.is_dir()] if above.is_dir() else []
+            near = [Path(*parts[:depth], name, *parts[depth + 1 :]) for name in close(part, names)]
+            return next((f" Did you mean '{found}'?" for found in near if found.exists()), "")
+    return ""
 
 
 def compose(overrides: list[str]) -> Settings:
@@ -190,8 +202,9 @@ def preflight(settings: Settings) -> None:
     ):
         path = OmegaConf.select(config, key)
         if path is not None and not os.path.exists(Path(path) / file if file else path):
+            wrong = f"does not hold {file or 'a policy'}" if os.path.exists(path) else "is not there"
             raise CheckpointError(
-                f"{key}={path} does not hold {file or 'a policy'}. Give a directory that a run wrote, such as runs/<name>/{'plugin' if key == 'plugin.path' else 'policy'}."
+                f"{key}={path} {wrong}.{_beside(path)} Give a directory that a run wrote, such as runs/<name>/{'plugin' if key == 'plugin.path' else 'policy'}."
             )
     for name in (config.oracle.search, *config.oracle.also):
         if "." in name:

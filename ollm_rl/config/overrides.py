@@ -156,9 +156,17 @@ def parsed(key: str, text: str) -> Any:
     return read.value()
 
 
+# Words that other programs have for a setting.
+WORDS = {
+    "lr": "agent.learning_rate", "episodes": "agent.total_episodes", "steps": "agent.total_episodes", "model": "backbone",
+    "dataset": "task", "data": "task.path", "output_dir": "runs_dir", "out": "name", "device": "backbone.device",
+    "max_tokens": "engine.max_new_tokens", "k": "plugin.num_options", "num_options": "plugin.num_options",
+}  # fmt: skip
+
+
 def _unknown(key: str, known: Mapping[str, Setting]) -> str:
     last, tails = key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1]: name for name in known}
-    near = did_you_mean(key, known)
+    near = f" Did you mean '{WORDS[key]}'?" if key in WORDS else did_you_mean(key, known)
     if not near and (hit := did_you_mean(last, tails)):
         tail = hit.split("'")[1]
         near = hit.replace(tail, tails[tail])

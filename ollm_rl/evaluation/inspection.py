@@ -14,6 +14,7 @@ from torch import Tensor
 from ollm_rl.evaluation.replay import replay
 from ollm_rl.options.enumeration import Options
 from ollm_rl.rollout.sampler import Request, rollout
+from ollm_rl.session.agent import Agent
 from ollm_rl.session.local import Session
 from ollm_rl.tasks import Problem
 
@@ -144,13 +145,18 @@ def latent_meanings(positions: list[list[Position]], num_options: int, shown: in
     return meanings
 
 
-def inspect_prompt(session: Session, prompt: str) -> dict[str, Any]:
-    """The prior's greedy answer to a prompt, with what every option would have said; as `replay` gives it."""
+def inspect_prompt(session: Session, prompt: str, agent: Agent | None = None) -> dict[str, Any]:
+    """The greedy answer of an agent, or of the prior, to a prompt, with what every option would have said; as `replay` gives it.
+
+    Args:
+        agent: one that chooses latents in this session; None: the prior.
+    """
 
     def act(hidden: Tensor, mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         z = session.plugin.prior_logits(hidden, mask).argmax(-1)
         return z, torch.zeros(len(z), device=z.device)
 
-    request = Request(Problem("prompt", prompt, ""))
+    problem = Problem("prompt", prompt, "")
+    request = Request(problem) if agent is None else agent.request(problem, 0, True)
     _, episode = next(iter(rollout(session.engine, [request], act, keep_hidden=False)))
     return replay(session, [episode])[0]

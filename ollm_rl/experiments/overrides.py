@@ -104,6 +104,20 @@ def _owner(override: str, names: list[str]) -> tuple[str, str]:
     return owner, rest
 
 
+def of_experiment(overrides: list[str]) -> list[str]:
+    """The overrides of a run of one agent, after what its `experiment=` has for that agent (`agent_overrides`)."""
+    if not any(o.startswith("experiment=") for o in overrides):
+        return overrides
+    settings = compose(overrides)
+    name = settings.agent_name
+    known = agent_settings(name) if name in members("agent") and name != "custom" else []
+    given = [_owner(str(override), [name]) for override in settings.config.agent_overrides]
+    return [
+        *(f"agent.{rest}" for owner, rest in given if owner in ("agent", name) and rest.partition("=")[0] in known),
+        *overrides,
+    ]
+
+
 def with_overrides(settings: Settings, overrides: list[str]) -> Settings:
     """A comparison's configuration as it is kept: with what was given for its agents, and without `agent`, which is nobody's."""
     kept = settings.without_agent()

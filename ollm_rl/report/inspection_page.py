@@ -42,9 +42,11 @@ def _share(points: list[Position], true: Callable[[Position], bool]) -> str:
     return f"{sum(map(true, points)) / max(1, len(points)):.1%}"
 
 
-def prompt_table(record: dict[str, Any]) -> Table:
+def prompt_table(record: dict[str, Any], whose: str = "the prior") -> Table:
     """The answer to a prompt, token by token, for the terminal."""
-    table = Table("token", "latent", "what the options say (latent: token, prior)", title="the prior's greedy answer")
+    table = Table(
+        "token", "latent", "what the options say (latent: token, prior)", title=f"the greedy answer of {whose}"
+    )
     for step in record["steps"]:
         offered = sorted(step["options"], key=lambda option: -option[2])
         said = (

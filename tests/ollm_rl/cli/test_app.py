@@ -243,8 +243,12 @@ def test_the_doctor_says_once_what_is_wrong_with_data(tmp_path, capsys):
         (["train", "task=jsonl", "task.path=missing.jsonl"], "no such file"),
         (["train", "agent._target_=nowhere.Agent"], "No module named"),
         (["train", "backbone=./nowhere"], "not a model directory"),
-        (["train", "plugin.path=nowhere"], "plugin.json"),
-        (["train", "convert.solutions=sampled", "convert.sampled_by=nowhere"], "agent.json"),
+        (["train", "plugin.path=nowhere"], "plugin.path=nowhere is not there"),
+        (
+            ["train", "convert.solutions=sampled", "convert.sampled_by=nowhere"],
+            "convert.sampled_by=nowhere is not there",
+        ),
+        (["train", "plugin.path=."], "plugin.json"),
         (["train", "convert.rounds=2"], "together with convert.solutions=sampled"),
         (["compare", "agents=[prior,gropo]"], "Did you mean 'grpo'?"),
         (["train", "--fast"], "unknown option"),
@@ -320,6 +324,46 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path, capsys):
         main(["train", "plugin.path=runs/convert/plugin", *QUICK_KEYS])
     assert stopped.value.code == 2
     assert "was made for backbone" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "agents=[prior,grpo]"], "agents=[prior,grpo] is a setting of compare; train takes agent=a,b, a run for each"),
+        (["evaluate", "agent=prior", "seeds=[0,1]"], "evaluate takes seed=0,1, a run for each"),
+        (["oracle", "with_oracle=true"], "with_oracle=true is a setting of compare; leave it out"),
+        (["evaluate"], "evaluate needs policy=<run, or directory of a trained policy> for agent=grpo"),
+        (["evaluate", "agent=lora_grpo"], "What it begins as is agent=prior (of LoRA: agent=lora_sft)"),
+        (["train", "lr=1e-3"], "Did you mean 'agent.learning_rate'?"),
+        (["evaluate", "policy=rnus/first"], "policy=rnus/first is not there."),
+    ],
+)  # fmt: skip
+def test_what_a_command_would_not_heed_is_refused(words, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *QUICK_KEYS])
+    assert stopped.value.code == 2 and told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_path_with_a_mistyped_part_gets_the_one_that_was_meant(tmp_path, capsys):
+    (tmp_path / "runs/first/policy").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "policy=runs/frist/policy", *QUICK_KEYS])
+    assert "Did you mean 'runs/first/policy'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_agent_is_trained_with_what_the_experiment_has_for_it():
+    """`train experiment=smoke` did not heed the experiment's episodes."""
+    from ollm_rl.experiments.overrides import of_experiment
+
+    def trained(*words: str):
+        return compose(of_experiment(list(words))).config.agent
+
+    assert trained("experiment=smoke", "agent=grpo").total_episodes == 128
+    assert trained("experiment=smoke", "agent=grpo", "agent.total_episodes=64").total_episodes == 64
+    planned = trained("experiment=planning", "agent=steer")
+    assert planned.learning_rate == 0.1 and planned.total_episodes == 2048
+    assert "total_episodes" not in trained("experiment=smoke", "agent=prior")
+    assert of_experiment(["agent=grpo"]) == ["agent=grpo"]
 
 
 def test_a_run_is_not_overwritten_by_another_configuration(capsys):

@@ -122,7 +122,7 @@ def test_what_is_not_measured_is_said_with_the_reason(keys, why, capsys):
 def test_a_command_that_would_fail_is_measured_as_such(capsys, tmp_path):
     main(["evaluate", "backbone=tiny", "policy=nothing/here", "--dry-run"])
     said = capsys.readouterr().out
-    assert "time: not measured, for the command would fail (policy=nothing/here does not hold a policy." in said
+    assert "time: not measured, for the command would fail (policy=nothing/here is not there." in said
 
 
 def test_gpu_hours_are_those_of_the_device_that_was_measured():

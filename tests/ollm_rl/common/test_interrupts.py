@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from ollm_rl.common.interrupts import interrupt_waits
+from ollm_rl.common.interrupts import Terminations, interrupt_waits
 
 
 def interrupt() -> None:
@@ -79,3 +79,12 @@ def test_a_run_that_is_interrupted_while_it_logs_can_be_closed(tmp_path):
     """Of 150 interrupts a few came while TensorBoard's queue was locked, and closing the run never ended."""
     done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_sigterm_is_an_interrupt_while_a_command_runs():
+    before = signal.getsignal(signal.SIGTERM)
+    ended, done = Terminations(), []
+    with pytest.raises(KeyboardInterrupt), ended, interrupt_waits():
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("all")
+    assert ended.came and done == ["all"] and signal.getsignal(signal.SIGTERM) is before

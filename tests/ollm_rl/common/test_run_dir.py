@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from ollm_rl.cli.app import main
+from ollm_rl.common.cost import COST
 from ollm_rl.common.run_dir import CONFIG, RESULTS, Run, policy_dir, whole_lines
 from ollm_rl.config.compose import compose
 from ollm_rl.errors import CheckpointError, ConfigurationError
@@ -52,7 +53,7 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(uninterrupted, tmp_path, kind, code):
     process = train(tmp_path)
     metrics = tmp_path / "runs/train/metrics.jsonl"
@@ -65,6 +66,7 @@ def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(uninterrupted, 
     assert process.returncode == code, errors
     assert not (tmp_path / "runs/train/results.json").exists()
     assert kind is signal.SIGKILL or "continues from the last checkpoint" in " ".join(errors.split())
+    assert (tmp_path / "runs/train" / COST).exists() == (kind is not signal.SIGKILL)
     _, errors = (process := train(tmp_path)).communicate(timeout=120)
     assert process.returncode == 0, errors
     assert steps_of(tmp_path) == steps_of(uninterrupted) == list(range(1, STEPS + 1))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from markupsafe import escape
+from safetensors.torch import load_file, save_file
 
+import ollm_rl as ol
 from ollm_rl.cli.app import main
 from ollm_rl.config.compose import compose
 from ollm_rl.evaluation.inspection import inspect_problems, inspect_prompt, latent_meanings
@@ -76,5 +78,31 @@ def test_verb_writes_the_page_and_prints_a_prompt(tmp_path, capsys):
     keys = [*QUICK_KEYS, f"runs_dir={tmp_path}", "inspect.num_problems=3"]
     main(["inspect", *keys])
     assert (tmp_path / "inspect" / "inspect.html").exists()
-    main(["inspect", *keys, "inspect.prompt=1 + 2"])
-    assert "greedy answer" in capsys.readouterr().out
+    main(
+        ["inspect", *keys, "num_problems=2", "seed=1"]
+    )  # without its prefix; the page is made anew, whatever was there
+    assert "2 problems of split tune, seed 1" in (tmp_path / "inspect" / "inspect.html").read_text()
+    main(["inspect", *keys, "prompt=1 + 2"])
+    assert "the greedy answer of the prior" in capsys.readouterr().out
+
+
+def test_a_policy_answers_the_prompt_it_is_given(tmp_path, capsys):
+    keys = [*QUICK_KEYS, f"runs_dir={tmp_path}"]
+    main(["train", "agent=steer", "agent.total_episodes=16", "agent.num_generations=4", "name=steered", *keys])
+    weights = tmp_path / "steered/policy/policy.safetensors"
+    tensors = load_file(weights)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():  # far from the prior
+        tensor.copy_(100 * torch.randn(tensor.shape, generator=generator))
+    save_file(tensors, weights)
+    capsys.readouterr()
+    main(["inspect", f"policy={tmp_path / 'steered'}", "prompt=1 + 2", *keys])
+    said = capsys.readouterr().out
+    assert f"the greedy answer of the policy in {tmp_path / 'steered'}" in " ".join(said.split())
+    agent = ol.load_agent(weights.parent)
+    mine = inspect_prompt(agent.session, "1 + 2", agent)["steps"]
+    prior = inspect_prompt(agent.session, "1 + 2")["steps"]
+    agent.session.close()
+    assert [step["latent"] for step in mine] != [step["latent"] for step in prior]
+    printed = [line.split("│")[2].strip() for line in said.splitlines() if line.startswith("│")]
+    assert [row for row in printed if row] == [str(step["latent"]) if step["latent"] >= 0 else "–" for step in mine]

@@ -117,7 +117,7 @@ def test_the_commands_of_the_card_run_word_for_word(tmp_path, monkeypatch):
     main([*again, "name=again"])
     [measured] = json.loads((tmp_path / "runs/again/results.json").read_text())["rows"]
     same = ("accuracy", "avg@8", "pass@8", "mean_reward")
-    assert 0 < row["accuracy"] < 1 and [measured[key] for key in same] == [row[key] for key in same]
+    assert 0 < row["avg@8"] < 1 and [measured[key] for key in same] == [row[key] for key in same]
     before = (tmp_path / "runs/mine/metrics.jsonl").read_text()
     (tmp_path / "runs/mine/config.yaml").write_text(
         (tmp_path / "runs/mine/config.yaml").read_text().replace(f"{tmp_path}/", "")
@@ -247,7 +247,7 @@ def test_from_the_command_line(agent, tmp_path, capsys):
     for arguments, words in (
         ([f"policy={tmp_path / 'policy'}"], "out=<directory>"),
         ([f"out={tmp_path / 'x'}"], "needs policy="),
-        ([f"policy={tmp_path / 'no'}", f"out={tmp_path / 'x'}"], "does not hold a policy"),
+        ([f"policy={tmp_path / 'no'}", f"out={tmp_path / 'x'}"], "is not there"),
         ([f"policy={tmp_path / 'policy'}", f"out={tmp_path / 'x'}", "kind=critic"], "policy, mixture"),
         ([f"policy={tmp_path / 'policy'}", f"ot={tmp_path / 'x'}"], "out"),
     ):
