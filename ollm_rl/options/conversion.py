@@ -71,6 +71,10 @@ def convert(
         if (path / REPORT).exists():
             log.info("plug-in: from the cache (%s)", path)
             return PlugIn.from_pretrained(path, backbone)
+        log.info(
+            "conversion: a plug-in is fitted to %d solutions of task '%s', once; it is kept in %s",
+            len(train), task.name, cache_dir(),
+        )  # fmt: skip
         return _converted(backbone, prompter, train, heldout, config, path, run)
 
 
