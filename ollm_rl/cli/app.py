@@ -4,6 +4,7 @@ Exit code 0: done; 1: a failure of ours; 2: a user error; 130, 143: interrupted,
 """
 
 import logging
+import os
 import sys
 
 from rich.logging import RichHandler
@@ -42,6 +43,8 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `ollm-rl` and `python -m ollm_rl`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Threads that spin while they wait stall whatever else the machine does, each other included. Heeded if torch is not loaded yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_level=False)]
     )

@@ -49,15 +49,33 @@ def train(settings: Settings, overrides: list[str]) -> None:
 
 def evaluate(settings: Settings, overrides: list[str]) -> None:
     """evaluate an agent (policy=<directory> loads a trained one)"""
-    from ollm_rl.common.locate import locate
-    from ollm_rl.session.agent import declared
+    check_evaluated(settings)
+    _one(settings, "evaluate", learn=False)
 
-    if settings.config.policy is None and declared(locate(settings.config.agent._target_), "learns_from_rewards"):
+
+def check_evaluated(settings: Settings) -> None:
+    """Whether what is evaluated is what its row will be called.
+
+    Raises:
+        ConfigurationError: an agent that has learned nothing yet, or the policy of another agent under the name of one that loads none.
+    """
+    from ollm_rl.common.locate import dotted_name, locate
+    from ollm_rl.session.agent import declared
+    from ollm_rl.session.saving import read_description
+
+    kind, name, policy = locate(settings.config.agent._target_), settings.agent_name, settings.config.policy
+    learns = declared(kind, "learns_from_rewards")
+    if policy is None and learns:
         raise ConfigurationError(
-            f"evaluate needs policy=<run, or directory of a trained policy> for agent={settings.agent_name}, which has learned nothing yet. "
+            f"evaluate needs policy=<run, or directory of a trained policy> for agent={name}, which has learned nothing yet. "
             "What it begins as is agent=prior (of LoRA: agent=lora_sft); `train` trains it."
         )
-    _one(settings, "evaluate", learn=False)
+    found = None if policy is None or learns else read_description(Path(policy))
+    if found is not None and found["_target_"] != dotted_name(kind):
+        raise ConfigurationError(
+            f"policy={policy} is of {found['_target_']}, and not of agent={name}; leave agent= out. For the prior of its plug-in: "
+            f"agent=prior plugin.path={policy}, without policy="
+        )
 
 
 def _one(settings: Settings, command: str, learn: bool) -> None:
@@ -150,9 +168,13 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
                 f"policy={config.policy} is of {type(agent).__name__}, which chooses tokens; inspect shows options, and expects the policy of an "
                 "agent that chooses latents"
             )
+        if config.inspect.prompt is not None and not str(config.inspect.prompt).strip():
+            raise ConfigurationError("inspect.prompt is empty; expected a problem, such as prompt='3 + 9 - 4'")
         if config.inspect.prompt is not None:
             whose = "the prior" if agent is None else f"the policy in {config.policy}"
-            out.print(prompt_table(inspect_prompt(session, str(config.inspect.prompt), agent), whose))
+            answered = inspect_prompt(session, str(config.inspect.prompt), agent)
+            out.print(prompt_table(answered, whose))
+            out.print(f"{answered['text']}", markup=False, highlight=False, soft_wrap=True)
             return
         problems = session.problems(config.inspect.split, config.inspect.num_problems, config.seed)
         problems = [p for p in problems if p.solution]

@@ -438,3 +438,14 @@ def test_a_dry_run_refuses_what_the_run_would(agent, capsys):
         main(["train", f"agent={agent}", "backbone=tiny", "--dry-run"])
     assert stopped.value.code == 2
     assert "unknown agent" in capsys.readouterr().err
+
+
+def test_a_policy_is_not_evaluated_under_another_agents_name(capsys):
+    """`evaluate policy=<of grpo> agent=prior` had a row `prior` with the policy's answers."""
+    main(["train", "agent=steer", "agent.total_episodes=16", "agent.num_generations=4", "name=steered", *QUICK_KEYS])
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "policy=runs/steered", "agent=prior", "name=other", *QUICK_KEYS])
+    said = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and "is of agents.controls.Steer, and not of agent=prior" in said
+    main(["evaluate", "agent=prior", "plugin.path=runs/steered", "name=before", *QUICK_KEYS])
+    main(["evaluate", "policy=runs/steered", "agent=steer", "name=after", *QUICK_KEYS])
