@@ -11,6 +11,14 @@ import pytest
 from ollm_rl.common.interrupts import Terminations, interrupt_waits
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """A suite that runs in the background of a shell ignores SIGINT, and its children would as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -60,6 +68,7 @@ MANY = """
 import faulthandler, random, signal, sys
 from ollm_rl.common.run_dir import Run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
 for i in range(150):
     faulthandler.dump_traceback_later(20, exit=True)
