@@ -147,9 +147,9 @@ def refuse_comparisons(command: str, overrides: list[str]) -> None:
     Raises:
         ConfigurationError: there is one.
     """
-    for key, _, value in (override.partition("=") for override in overrides):
-        if key.lstrip("+") in COMPARISON:
-            own = {"agents": "agent=a,b", "seeds": "seed=0,1", "tasks": "task=a,b"}.get(key.lstrip("+"))
+    for key, _, value in (override.lstrip("+").partition("=") for override in overrides):
+        if key in COMPARISON:
+            own = {"agents": "agent=a,b", "seeds": "seed=0,1", "tasks": "task=a,b"}.get(key)
             remedy = f"{command} takes {own}, a run for each" if own else "leave it out"
             raise ConfigurationError(f"{key}={value:.60} is a setting of compare; {remedy}")
 

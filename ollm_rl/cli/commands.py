@@ -161,6 +161,8 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
     from ollm_rl.serving.opening import opened
 
     config = settings.config
+    if config.inspect.prompt is not None and not str(config.inspect.prompt).strip():
+        raise ConfigurationError("inspect.prompt is empty; expected a problem, such as prompt='3 + 9 - 4'")
     session, agent = opened(settings, overrides, judged=False)
     try:
         if agent is not None and (agent.acts_on_logits or agent.acting_session is not None):
@@ -168,13 +170,11 @@ def inspect(settings: Settings, overrides: list[str]) -> None:
                 f"policy={config.policy} is of {type(agent).__name__}, which chooses tokens; inspect shows options, and expects the policy of an "
                 "agent that chooses latents"
             )
-        if config.inspect.prompt is not None and not str(config.inspect.prompt).strip():
-            raise ConfigurationError("inspect.prompt is empty; expected a problem, such as prompt='3 + 9 - 4'")
         if config.inspect.prompt is not None:
             whose = "the prior" if agent is None else f"the policy in {config.policy}"
             answered = inspect_prompt(session, str(config.inspect.prompt), agent)
             out.print(prompt_table(answered, whose))
-            out.print(f"{answered['text']}", markup=False, highlight=False, soft_wrap=True)
+            out.print(answered["text"], markup=False, highlight=False, soft_wrap=True)
             return
         problems = session.problems(config.inspect.split, config.inspect.num_problems, config.seed)
         problems = [p for p in problems if p.solution]

@@ -332,6 +332,7 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path, capsys):
         (["train", "agents=[prior,grpo]"], "agents=[prior,grpo] is a setting of compare; train takes agent=a,b, a run for each"),
         (["evaluate", "agent=prior", "seeds=[0,1]"], "evaluate takes seed=0,1, a run for each"),
         (["oracle", "with_oracle=true"], "with_oracle=true is a setting of compare; leave it out"),
+        (["inspect", "prompt= "], "inspect.prompt is empty; expected a problem"),
         (["evaluate"], "evaluate needs policy=<run, or directory of a trained policy> for agent=grpo"),
         (["evaluate", "agent=lora_grpo"], "What it begins as is agent=prior (of LoRA: agent=lora_sft)"),
         (["train", "lr=1e-3"], "Did you mean 'agent.learning_rate'?"),

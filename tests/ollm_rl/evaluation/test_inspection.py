@@ -78,9 +78,8 @@ def test_verb_writes_the_page_and_prints_a_prompt(tmp_path, capsys):
     keys = [*QUICK_KEYS, f"runs_dir={tmp_path}", "inspect.num_problems=3"]
     main(["inspect", *keys])
     assert (tmp_path / "inspect" / "inspect.html").exists()
-    main(
-        ["inspect", *keys, "num_problems=2", "seed=1"]
-    )  # without its prefix; the page is made anew, whatever was there
+    # Settings need no prefix, and the page is made anew, whatever was there.
+    main(["inspect", *keys, "num_problems=2", "seed=1"])
     assert "2 problems of split tune, seed 1" in (tmp_path / "inspect" / "inspect.html").read_text()
     main(["inspect", *keys, "prompt=1 + 2"])
     assert "the greedy answer of the prior" in capsys.readouterr().out
