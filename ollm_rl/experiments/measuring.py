@@ -351,7 +351,7 @@ def measure(
             found.rates["prompt tokens a second"] = read / spent["prefill"] * measuring.stretch
         for phase in found.phases[2:]:  # what comes before was timed by the clock
             phase.seconds = phase.cpu_seconds * measuring.stretch
-        for child in psutil.Process().children(recursive=True):  # the judge's, which start beside the model's loading
+        for child in psutil.Process().children(recursive=True):  # the judge's
             found.phases[1].cpu_seconds += sum(child.cpu_times()[:2])
         found.took, found.memory_gib = time.monotonic() - measuring.begun, max(peak_memory())
         return found

@@ -20,7 +20,8 @@ import time
 import weakref
 
 MEMORY_LIMIT = 768 << 20  # bytes of address space of a worker
-START_LIMIT_S = 60.0  # for the fork server's imports, which are not the answer's fault
+START_LIMIT_S = 60.0  # for the fork server's imports and its first formulas, which are not the answer's fault
+LEAST_S = 0.05  # of a limit, where killed workers have used it up
 GRACE_S = 0.3  # beyond the limit, before a worker that does not even die is given up
 SLOW_S = 0.25  # after which a comparison gives way to others
 ATTEMPTS = 5
@@ -42,34 +43,26 @@ class WorkerPool:
         self._lock = threading.Lock()
         _POOLS.add(self)
 
-    def start(self) -> None:
-        """Begin to start the fork server, without waiting for it."""
-        with self._lock:
-            if self._server is None or not self._server.alive:
-                if self._server is not None:
-                    self._server.close()
-                self._server = _ForkServer(self.memory_limit)
-
     def ask(self, gold: str, answer: str | None, limit_s: float) -> str:
         """The reason of a verdict, or without an answer whether the gold is `understood`; `timeout` after `limit_s`.
 
-        Waiting for a start takes at most half of the limit away.
+        The first question starts the fork server (about 3 s of a processor); waiting for that does not count.
         A worker that was killed from outside is replaced and the question asked again; if they die `ATTEMPTS` times, it
         is the answer's doing, `too_large`.
         """
-        begin, generation, first = time.monotonic(), self._generation, True
+        generation, begin = self._generation, None
         for _ in range(ATTEMPTS):
             if generation != self._generation:
                 raise RuntimeError("the verifier was closed while it judged")
             worker = self._take()
             try:
                 worker.wait_until_ready()
+                begin = begin or time.monotonic()
                 left = limit_s - (time.monotonic() - begin)
-                reason = worker.ask(gold, answer, max(left, limit_s / 2) if first else left)
+                reason = worker.ask(gold, answer, max(left, LEAST_S))
             except EOFError:
                 worker.close()
-                first = False
-                if time.monotonic() - begin >= limit_s:
+                if begin is not None and time.monotonic() - begin >= limit_s:
                     return "timeout"
                 continue
             except BaseException:
@@ -88,9 +81,10 @@ class WorkerPool:
                 if (worker := self._idle.pop()).alive:
                     return worker
                 worker.close()
-        self.start()
-        with self._lock:
-            assert self._server is not None
+            if self._server is not None and not self._server.alive:
+                self._server.close()
+                self._server = None
+            self._server = self._server or _ForkServer(self.memory_limit)
             return _Worker(self._server)
 
     def _give_back(self, worker: "_Worker") -> None:
@@ -267,15 +261,12 @@ def fork_server(memory_limit: int) -> None:
     from ollm_rl.reward.latex import parse
 
     logging.disable(logging.CRITICAL)
-    warm_up = list(_WARM_UP)
+    for formula in _WARM_UP:  # the parser learns as it goes; workers inherit what it knows
+        parse(formula)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: the kernel reaps what has ended
     control = socket.socket(fileno=os.dup(0))
-    asked = select.poll()
-    asked.register(control, select.POLLIN)
     while True:
-        while warm_up and not asked.poll(0):  # the parser learns as it goes; workers inherit what it knows
-            parse(warm_up.pop(0))
         try:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         except OSError:

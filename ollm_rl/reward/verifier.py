@@ -48,8 +48,7 @@ class Verifier:
             raise ConfigurationError(f"timeout_s={timeout_s}; expected a positive number of seconds")
         self.timeout_s, self.num_workers = timeout_s, num_workers or os.cpu_count() or 1
         self._cache: dict[tuple[str, str], Verdict] = {}
-        self._pool = WorkerPool()
-        self._pool.start()  # it is ready when it is needed, which may be never
+        self._pool = WorkerPool()  # started by the first question to it, which may never come
 
     def check(self, gold: str, text: str) -> Verdict:
         """Judge one text against one gold answer."""
