@@ -4,8 +4,8 @@
 
 (a) latents over the frozen backbone: the points of LoRA's curves of accuracy against seconds from nothing that are within three points of
 theirs, or above, in less than five times their seconds. Points of a curve are the fit alone, the evaluations while it learned (split
-tune), and the accuracy at the end. (b) latents over the fitted backbone less the best LoRA arm of each task, pooled over tasks.
-(c) latents less each control over the same backbone.
+tune), and the accuracy at the end. (b) latents over the fitted backbone less the best LoRA arm of each task at equal fits (one epoch and
+the conversion, two epochs), pooled over tasks; and both after three epochs. (c) latents less each control over the same backbone.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from ollm_rl.evaluation.rows import Row
 from ollm_rl.report.learning_plots import against_seconds
 
 NEAR, TIMES = 0.03, 5.0
-LORA = ("lora_sft", "lora_grpo", "lora_sft_2", "lora_grpo_2", "lora_rank1")
+EQUAL = ("lora_sft", "lora_grpo", "lora_sft_2", "lora_grpo_2", "lora_rank1")
+THREE = ("lora_grpo_3", "fitted_grpo_3")
+LORA = (*EQUAL, "lora_sft_3", "lora_grpo_3")
 FROZEN, FITTED = ("grpo", "grpo_long"), ("fitted_grpo", "fitted_grpo_long")
 CONTROLS = ("best_prefix", "steer", "first_decisions", "shortlist_head")
 
@@ -68,12 +70,13 @@ def fitted(tasks: dict[str, Results]) -> dict[str, Any]:
     best, rows = {}, list[Row]()
     for task, results in tasks.items():
         pooled = {row.agent: row for row in results.pooled}
-        names = [max((n for n in of if n in pooled), key=lambda n: pooled[n].accuracy) for of in (LORA, FITTED)]
+        names = [max((n for n in of if n in pooled), key=lambda n: pooled[n].accuracy) for of in (EQUAL, FITTED)]
         best[task] = dict(zip(("lora", "latents"), names, strict=True)) | {"above": above(results.rows, *names)}
         rows += [
             replace(r, agent="lora" if r.agent == names[0] else "latents") for r in results.rows if r.agent in names
         ]
-    return {"tasks": best, "pooled": above(rows, "lora", "latents")}
+    three = {task: above(results.rows, *THREE) for task, results in tasks.items()}
+    return {"tasks": best, "pooled": above(rows, "lora", "latents"), "three_epochs": {k: v for k, v in three.items() if v}}
 
 
 def controls(results: Results) -> dict[str, Any]:

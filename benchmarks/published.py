@@ -33,8 +33,9 @@ LEFT_OUT = {
 Figures = dict[str, dict[str, list[dict[str, Any]]]]  # by task: rows, pooled, tests
 # The order of arms in tables; others come last.
 ORDER = (
-    "prior", "best_prefix", "steer", "first_decisions", "shortlist_head", "grpo", "grpo_long", "lora_sft", "lora_sft_2",
-    "lora_grpo", "lora_grpo_2", "fitted_prior", "fitted_best_prefix", "fitted_steer", "fitted_first_decisions", "fitted_grpo",
+    "prior", "best_prefix", "steer", "first_decisions", "shortlist_head", "grpo", "grpo_long", "lora_sft", "lora_sft_2", "lora_sft_3",
+    "lora_grpo", "lora_grpo_2", "lora_grpo_3", "fitted_prior", "fitted_best_prefix", "fitted_steer", "fitted_first_decisions",
+    "fitted_grpo", "fitted_prior_3", "fitted_steer_3", "fitted_grpo_3",
 )  # fmt: skip
 
 MAIN = ("grpo", "grpo_long", "lora_grpo", "lora_grpo_2", "fitted_grpo")  # whose accuracy out of distribution is shown
