@@ -76,7 +76,11 @@ def fitted(tasks: dict[str, Results]) -> dict[str, Any]:
             replace(r, agent="lora" if r.agent == names[0] else "latents") for r in results.rows if r.agent in names
         ]
     three = {task: above(results.rows, *THREE) for task, results in tasks.items()}
-    return {"tasks": best, "pooled": above(rows, "lora", "latents"), "three_epochs": {k: v for k, v in three.items() if v}}
+    return {
+        "tasks": best,
+        "pooled": above(rows, "lora", "latents"),
+        "three_epochs": {k: v for k, v in three.items() if v},
+    }
 
 
 def controls(results: Results) -> dict[str, Any]:

@@ -12,12 +12,16 @@ those of `<name>_ood` accuracy out of distribution, where it has them.
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ollm_rl.evaluation.comparison import solved, texts_of
+from ollm_rl.evaluation.metrics import bootstrap
 from ollm_rl.evaluation.overview import Text
+from ollm_rl.evaluation.records import PairedTest
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
 from ollm_rl.report.tables import all_tables
@@ -31,6 +35,7 @@ LEFT_OUT = {
     "directory",
 }  # of rows: long, and in the tables where they say something
 Figures = dict[str, dict[str, list[dict[str, Any]]]]  # by task: rows, pooled, tests
+Asked = dict[int, list[str]]  # by seed: the texts of the problems
 # The order of arms in tables; others come last.
 ORDER = (
     "prior", "best_prefix", "steer", "first_decisions", "shortlist_head", "grpo", "grpo_long", "lora_sft", "lora_sft_2", "lora_sft_3",
@@ -64,7 +69,9 @@ def main() -> None:
     target = given.into or name
     path = given.out / "results" / f"{target}.json"
     if given.into:
-        published = with_arms(json.loads(path.read_text()), published, given.keep)
+        published = with_arms(
+            json.loads(path.read_text()), published, given.keep, {t: asked(r) for t, r in tasks.items()}
+        )
     path.write_text(json.dumps(published, indent=1) + "\n")
     if not given.into:
         print(write_page(given.run, given.out, name, tasks))
@@ -80,11 +87,14 @@ def figures_of(tasks: dict[str, Results]) -> Figures:
     return figures
 
 
-def with_arms(before: dict[str, Any], new: dict[str, Any], keep: Sequence[str] = ()) -> dict[str, Any]:
+def with_arms(
+    before: dict[str, Any], new: dict[str, Any], keep: Sequence[str] = (), problems: Mapping[str, Asked] | None = None
+) -> dict[str, Any]:
     """Published figures with the arms of another run, whose figures take the place of those of the same name.
 
     Args:
         keep: arms that were run again and answered the same, whose figures stay, such as seconds that were measured with less beside them.
+        problems: of the other run, by task: its arms are compared with the published ones on them, where which of them these solved is known.
     """
     found = dict(before)
     found["command"] = f"{before['command']}; {new['command']}"
@@ -102,9 +112,30 @@ def with_arms(before: dict[str, Any], new: dict[str, Any], keep: Sequence[str] =
                 raise SystemExit(f"{task}: {row['agent']}, seed {row['seed']}, answered otherwise; do not keep it")
             row["right"] = again.get("right", "")
         done = [{*test["agents"]} for test in new[task]["tests"]]
-        here["tests"] = [test for test in old["tests"] if {*test["agents"]} not in done] + new[task]["tests"]
+        stays = [test for test in old["tests"] if {*test["agents"]} not in done and not agents & {*test["agents"]}]
+        others = {row["agent"] for row in here["pooled"]} - {row["agent"] for row in new[task]["pooled"]}
+        pairs = [(one, other) for one in sorted(others) for other in sorted(agents)]
+        across = [paired(here["rows"], *pair, (problems or {}).get(task, {})) for pair in pairs]
+        here["tests"] = stays + new[task]["tests"] + [test for test in across if test]
         found[task] = here
     return found
+
+
+def asked(results: Results) -> Asked:
+    """The problems of each seed, in the order in which they were evaluated."""
+    return {row.seed: [line["problem"] for line in texts_of(row, "greedy")] for row in results.rows}
+
+
+def paired(rows: list[dict[str, Any]], one: str, other: str, problems: Asked) -> dict[str, Any]:
+    """What `other` solves more than `one` greedily, from what is published of two runs; {} where that is not enough."""
+    right = {(row["agent"], row["seed"]): row.get("right", "") for row in rows}
+    seeds = sorted(seed for agent, seed in right if agent == other)
+    strings = [(right.get((one, seed), ""), right[other, seed], problems.get(seed, [])) for seed in seeds]
+    if not strings or any(not a or len({*map(len, three)}) > 1 for three in strings for a in three):
+        return {}
+    a, b = (np.array([*map(int, "".join(each[i] for each in strings))], dtype=float) for i in (0, 1))
+    found = bootstrap(b - a, [text for *_, texts in strings for text in texts])
+    return _short(PairedTest(agents=[one, other], n=len(a), greedy=found).to_dict())
 
 
 def write_page(run: Path, out: Path, name: str, tasks: dict[str, Results]) -> Path:

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 5. Beside LoRA, honestly
 #
-# **Claim: LoRA answers better, latents are cheaper, and latents over a model that was fitted first are as good.** An adapter changes what the model knows; a
+# **Claim: which answers better depends on the task, latents are cheaper, and latents over a model that was fitted first are as good or better.** An adapter changes what the model knows; a
 # latent policy chooses among what it knows. This page runs both, small, and then shows the measured comparison.
 #
 # It needs `pip install -c constraints.txt -e '.[trl]'`.
@@ -75,11 +75,11 @@ for name, agent in agents.items():
 # ## The measured comparison
 #
 # Three seeds of 100 problems, 2,000 solutions for both sides, three tasks. The figures are in `benchmarks/results/headline.json`, with the commands in
-# `benchmarks/README.md`. `fitted_grpo` is `grpo` over the backbone that `lora_sft` fitted.
+# `benchmarks/README.md`. `fitted_grpo` is `grpo` over the backbone that `lora_sft` fitted; `_2` and `_3` are epochs of that fit.
 
 # %%
 stored = json.loads((Path(ol.__file__).parent.parent / "benchmarks" / "results" / "headline.json").read_text())
-SHOWN = ("prior", "grpo", "grpo_long", "lora_grpo", "lora_grpo_2", "fitted_grpo")
+SHOWN = ("prior", "grpo", "grpo_long", "lora_grpo", "lora_grpo_2", "lora_grpo_3", "fitted_grpo", "fitted_grpo_3")
 measured = {}
 for task in ("chain_sum", "leg_counting", "shortest_path"):
     measured[task] = [row for row in stored[task]["pooled"] if row["agent"] in SHOWN]
@@ -87,7 +87,7 @@ for task in ("chain_sum", "leg_counting", "shortest_path"):
     for row in measured[task]:
         low, high = row["accuracy_ci95"]
         print(
-            f"   {row['agent']:12} {row['accuracy']:.3f} [{low:.2f}, {high:.2f}]  {row['total_seconds']:5.0f} s from nothing"
+            f"   {row['agent']:13} {row['accuracy']:.3f} [{low:.2f}, {high:.2f}]  {row['total_seconds']:5.0f} s from nothing"
         )
 
 # %%
@@ -96,7 +96,7 @@ for axes, (name, rows) in zip(panels, measured.items(), strict=True):
     for row in rows:
         kind = "latents" if "lora" not in row["agent"] else "LoRA"
         axes.plot([row["total_seconds"]], [row["accuracy"]], "o" if kind == "latents" else "s", label=row["agent"])
-    axes.set(title=name, xlabel="seconds from nothing", ylim=(0, 1), xlim=(0, 3600))
+    axes.set(title=name, xlabel="seconds from nothing", ylim=(0, 1), xlim=(0, 3900))
     axes.legend(fontsize=6)
 panels[0].set_ylabel("greedy accuracy")
 plt.show()
@@ -112,7 +112,7 @@ session.close()
 #   epochs of its fit (0.78 on sums, 0.94 on word problems) that is ahead on sums (0.84) and grid paths (0.41 against 0.29); on word problems (0.96) it is not settled.
 #   With three epochs, on sums, latents have 0.89, LoRA-RL 0.83.
 #
-# **What this does not show.** Larger models: all of it is a model of 135 million parameters. LoRA's fit was not tuned, and has one epoch on sums and word
+# **What this does not show.** Larger models: all of it is a model of 135 million parameters. LoRA's fit was hardly tuned; unless another number is said, it has one epoch on sums and word
 # problems, two on grid paths.
 #
 # Take latents if the model knows how and does not do it; take LoRA if it does not know how.

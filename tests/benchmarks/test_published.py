@@ -55,3 +55,17 @@ def test_arms_of_another_run_come_in_and_those_that_are_kept_stay():
     assert {p["agent"]: p["total_seconds"] for p in with_arms(BEFORE, new)["sums"]["pooled"]}["grpo"] == 500
     with pytest.raises(SystemExit, match="answered otherwise"):
         with_arms(BEFORE, figures(arm("grpo", [0.6, 0.9], 500)), ["grpo"])
+
+
+def test_arms_of_two_runs_are_compared_on_the_problems_of_both():
+    new = figures(arm("fitted_grpo", [1.0, 0.5], 500))
+    for row, right in zip(new["sums"]["rows"], ("11", "10"), strict=True):
+        row["right"] = right
+    problems = {"sums": {0: ["1+1", "1+2"], 1: ["1+3", "1+2"]}}
+    tests = {tuple(t["agents"]): t for t in with_arms(BEFORE, new, [], problems)["sums"]["tests"]}
+    assert tests["grpo", "fitted_grpo"]["n"] == 4 and tests["grpo", "fitted_grpo"]["greedy"] == 0.25
+    assert {*tests} == {("lora_grpo", "grpo"), ("grpo", "fitted_grpo"), ("lora_grpo", "fitted_grpo")}
+    fewer = {"sums": {0: ["1+1"], 1: ["1+3", "1+2"]}}
+    assert len(with_arms(BEFORE, new, [], fewer)["sums"]["tests"]) == 1
+    replaced = with_arms(BEFORE, figures(arm("grpo", [0.6, 0.7], 500)))["sums"]
+    assert replaced["tests"] == []  # what it was compared with before is another's
