@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ollm_rl.common.distributed import processes
-from ollm_rl.common.run_dir import CONFIG, CONVERSION, METRICS, RESULTS, Run
+from ollm_rl.common.run_dir import CONFIG, CONVERSION, INSPECTION, METRICS, RESULTS, Run
 from ollm_rl.common.terminal import console
 from ollm_rl.config.compose import Settings, preflight
 from ollm_rl.errors import ConfigurationError, DataError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 out = console()
 log = logging.getLogger(__name__)
-INSPECTION = "inspect.html"
 
 
 def convert(settings: Settings, overrides: list[str]) -> None:

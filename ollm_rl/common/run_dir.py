@@ -27,6 +27,7 @@ POLICY = "policy"  # directory of the trained agent
 PLUGIN = "plugin"  # and of a plug-in's copy
 RESULTS = "results.json"  # of a run that is done
 CONVERSION = "conversion.json"  # what its options are worth
+INSPECTION = "inspect.html"  # the page of `inspect`
 SOLUTIONS = "solutions.json"  # how those were sampled that the options were made from
 
 

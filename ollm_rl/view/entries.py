@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ollm_rl.common.run_dir import INSPECTION
 from ollm_rl.view.runs import REPORT, TRAINING, TUNING, Facts, Folder, is_running, short
 
 
@@ -48,11 +49,12 @@ def _entry(
     agent = given.get("agent") or own.agent
     shown = folder.path.resolve().name if folder.name == "." else folder.name
     command, done = _command(folder, own, [facts[f.name] for f in above]), bool(row)
-    if own.command in ("convert", "tune") and not done:
-        done = own.command == "convert" or bool(own.agent and TUNING in folder.files)
+    if own.command in ("convert", "inspect", "tune") and not done:
+        done = own.command != "tune" or bool(own.agent and TUNING in folder.files)
     first = given["search"] and f"oracle_{given['search']}" if row else None
     newest = max((time for time, _ in folder.files.values()), default=0)
-    report = next((f for f in (folder, *above) if REPORT in f.inside), None)
+    pages = (f.path / name for f in (folder, *above) for name in (REPORT, INSPECTION) if name in f.inside)
+    report = next(pages, None)
     return {
         "id": short(f"{folder.name}|{agent}|{given.get('seed')}")[:8],
         "run": folder.uid,
@@ -70,7 +72,7 @@ def _entry(
         "curve": own.curve,
         "training": sum(name.startswith(f"rollouts/{TRAINING}") for name in folder.files),
         "first": first,
-        "report": quote(os.fsencode(os.path.relpath(report.path / REPORT, out))) if report else None,
+        "report": quote(os.fsencode(os.path.relpath(report, out))) if report else None,
     }
 
 

@@ -18,14 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ollm_rl.common.config_files import group_file, members
 from ollm_rl.common.run_config import read
-from ollm_rl.common.run_dir import CONFIG, METRICS, RESULTS, stored_json
+from ollm_rl.common.run_dir import CONFIG, CONVERSION, INSPECTION, METRICS, RESULTS, stored_json
 from ollm_rl.common.run_lock import OWNER
 from ollm_rl.errors import CheckpointError
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
 
 MARKER = "view.json"  # of a directory that `view` has written
-CONVERSION, TUNING, REPORT = "conversion.json", "tune.json", "report.html"
+TUNING, REPORT = "tune.json", "report.html"
 FILES = (RESULTS, CONFIG, METRICS, CONVERSION, TUNING)
 INSIDE = {"checkpoints", "policy", "plugin", "plots", "tensorboard", "rollouts"}  # of a run, and no runs
 DEEPEST = 8  # directories below the first
@@ -230,6 +230,8 @@ def _command(folder: Folder, facts: Facts) -> str | None:
         return "train"
     if folder.rollouts or facts.rows:
         return "evaluate"
+    if INSPECTION in folder.inside:
+        return "inspect"
     return "convert" if "plugin" in folder.inside else None
 
 

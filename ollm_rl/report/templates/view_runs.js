@@ -1,5 +1,5 @@
 const COLUMNS = [
-  {key: "name", text: true, cell: run => Object.assign(make("td", "left name", run.name), {title: run.name})},
+  {key: "name", text: true, cell: nameCell},
   {key: "command", text: true}, {key: "task", text: true}, {key: "backbone", text: true}, {key: "agent", text: true, cell: run => Object.assign(make("td", "left cut", run.agent ?? "–"), {title: run.agent ?? ""})},
   {key: "seed", cell: run => make("td", "num", run.seed ?? "–")},
   {key: "accuracy", title: "one greedy answer a problem, with its 95% Wilson interval; of a search the solved share", cell: accuracyCell},
@@ -16,6 +16,10 @@ function dateOf(seconds) {
 }
 const FILTERS = ["command", "task", "backbone", "agent", "state"];
 
+// Runs of a comparison begin alike: the beginning is what is cut off.
+function nameCell(run) {
+  return Object.assign(make("td", "left name", null, make("bdi", "", run.name)), {title: run.name});
+}
 const stateOf = run => make("span", `state ${run.state}`, run.state);
 function sampledCell(run, key) {
   return run[key] === null ? make("td", "none", "–") : Object.assign(make("td", "num", number(run[key]), ...(key === "pass" ? [make("span", "dim", ` @${run.k}`)] : [])), {title: `k = ${run.k}`});

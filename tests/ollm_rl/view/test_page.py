@@ -73,6 +73,14 @@ def test_a_run_whose_process_lives_is_running(runs):
     assert table(write_view(runs))["broken_off"]["state"] == "interrupted"
 
 
+def test_an_inspection_is_no_training_that_was_interrupted(runs):
+    (runs / "look").mkdir()
+    (runs / "look" / "config.yaml").write_text((runs / "both" / "grpo-3" / "config.yaml").read_text())
+    (runs / "look" / "inspect.html").write_text("<p>options")
+    row = table(write_view(runs))["look"]
+    assert (row["command"], row["state"], row["report"]) == ("inspect", "finished", "../look/inspect.html")
+
+
 def test_runs_of_an_earlier_release(old_runs):
     view = write_view(old_runs)
     rows = table(view)
