@@ -23,7 +23,7 @@ NEAR, TIMES = 0.03, 5.0
 EQUAL = ("lora_sft", "lora_grpo", "lora_sft_2", "lora_grpo_2", "lora_rank1")
 THREE = ("lora_grpo_3", "fitted_grpo_3")
 LORA = (*EQUAL, "lora_sft_3", "lora_grpo_3")
-FROZEN, FITTED = ("grpo", "grpo_long"), ("fitted_grpo", "fitted_grpo_long")
+FROZEN, FITTED = ("grpo", "grpo_long"), ("fitted_grpo",)
 CONTROLS = ("best_prefix", "steer", "first_decisions", "shortlist_head")
 
 
@@ -75,12 +75,8 @@ def fitted(tasks: dict[str, Results]) -> dict[str, Any]:
         rows += [
             replace(r, agent="lora" if r.agent == names[0] else "latents") for r in results.rows if r.agent in names
         ]
-    three = {task: above(results.rows, *THREE) for task, results in tasks.items()}
-    return {
-        "tasks": best,
-        "pooled": above(rows, "lora", "latents"),
-        "three_epochs": {k: v for k, v in three.items() if v},
-    }
+    three = {task: found for task, results in tasks.items() if (found := above(results.rows, *THREE))}
+    return {"tasks": best, "pooled": above(rows, "lora", "latents"), "three_epochs": three}
 
 
 def controls(results: Results) -> dict[str, Any]:

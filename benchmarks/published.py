@@ -112,11 +112,11 @@ def with_arms(
                 raise SystemExit(f"{task}: {row['agent']}, seed {row['seed']}, answered otherwise; do not keep it")
             row["right"] = again.get("right", "")
         done = [{*test["agents"]} for test in new[task]["tests"]]
-        stays = [test for test in old["tests"] if {*test["agents"]} not in done and not agents & {*test["agents"]}]
+        tests = [test for test in old["tests"] if {*test["agents"]} not in done and not agents & {*test["agents"]}]
         others = {row["agent"] for row in here["pooled"]} - {row["agent"] for row in new[task]["pooled"]}
         pairs = [(one, other) for one in sorted(others) for other in sorted(agents)]
         across = [paired(here["rows"], *pair, (problems or {}).get(task, {})) for pair in pairs]
-        here["tests"] = stays + new[task]["tests"] + [test for test in across if test]
+        here["tests"] = tests + new[task]["tests"] + [test for test in across if test]
         found[task] = here
     return found
 
@@ -130,12 +130,12 @@ def paired(rows: list[dict[str, Any]], one: str, other: str, problems: Asked) ->
     """What `other` solves more than `one` greedily, from what is published of two runs; {} where that is not enough."""
     right = {(row["agent"], row["seed"]): row.get("right", "") for row in rows}
     seeds = sorted(seed for agent, seed in right if agent == other)
-    strings = [(right.get((one, seed), ""), right[other, seed], problems.get(seed, [])) for seed in seeds]
-    if not strings or any(not a or len({*map(len, three)}) > 1 for three in strings for a in three):
+    parts = [(right.get((one, seed), ""), right[other, seed], problems.get(seed, [])) for seed in seeds]
+    if any(not a or not len(a) == len(b) == len(texts) for a, b, texts in parts):
         return {}
-    a, b = (np.array([*map(int, "".join(each[i] for each in strings))], dtype=float) for i in (0, 1))
-    found = bootstrap(b - a, [text for *_, texts in strings for text in texts])
-    return _short(PairedTest(agents=[one, other], n=len(a), greedy=found).to_dict())
+    more = np.array([int(y) - int(x) for a, b, _ in parts for x, y in zip(a, b, strict=True)], dtype=float)
+    found = bootstrap(more, [text for *_, texts in parts for text in texts])
+    return _short(PairedTest(agents=[one, other], n=len(more), greedy=found).to_dict())
 
 
 def write_page(run: Path, out: Path, name: str, tasks: dict[str, Results]) -> Path:

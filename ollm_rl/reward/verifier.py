@@ -39,7 +39,8 @@ class Verifier:
     ...     verifier.check(gold="1/2", text="so it is \\\\boxed{0.5}").correct
 
     Args:
-        timeout_s: limit of one symbolic comparison, in seconds. A verdict takes at most 0.5 s more.
+        timeout_s: limit of one symbolic comparison, in seconds. A verdict takes at most 0.5 s more; the first one
+            also waits for the workers' start, about 3 s.
         num_workers: comparisons at a time in `check_many`; the number of processors by default.
     """
 
