@@ -7,9 +7,11 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -17,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ollm_rl.common.cost import Meter, peak_memory
+from ollm_rl.common.locate import locate
 from ollm_rl.common.run_dir import Run
 from ollm_rl.config.compose import Settings, to_dict
 from ollm_rl.evaluation.evaluator import evaluate
@@ -30,7 +33,7 @@ from ollm_rl.options.config import ConversionConfig
 from ollm_rl.options.conversion import convert, drawn, is_converted
 from ollm_rl.options.modules import PlugIn
 from ollm_rl.oracle.config import VALUED
-from ollm_rl.session.agent import Agent, train
+from ollm_rl.session.agent import Agent, declared, train
 from ollm_rl.session.loading import agent_of
 from ollm_rl.session.local import Session, shared_backbone
 from ollm_rl.session.opening import backbone_settings, conversion_config, open_session, plugin_path, task_of
@@ -38,8 +41,9 @@ from ollm_rl.tasks import Problem
 from ollm_rl.tasks.prompts import Prompter
 
 log = logging.getLogger(__name__)
-FEWEST_SOLUTIONS = 64
+FEWEST_SOLUTIONS = 32
 FIRST_TOKENS = 12_000  # of a first piece, at most
+ENOUGH = 128  # episodes of an iteration which alone says what the others take
 PLOTS = 4  # of a report, about
 ITERATIVE = (
     "total_episodes",
@@ -54,6 +58,7 @@ class Commands(Measuring):
     def __init__(self, seconds: float):
         super().__init__(seconds)
         self.asked: dict[str, tuple[Phase, Phase | None]] = {}  # evaluations by the identity that an agent begins with
+        self.solutions: list[int] = []  # their tokens, where the conversion was only begun
 
     def opened(self, settings: Settings) -> Session:
         """The session, with a plug-in of a piece of the conversion if the real one is not there."""
@@ -80,9 +85,16 @@ class Commands(Measuring):
         if path is None and not cached:
             found.phases += phases
             found.notes.append(
-                "the options are not converted yet: texts are taken to be as long as those of a plug-in that has seen few solutions"
+                "the options are not converted yet: texts are taken to be as long as the task's solutions are on average"
             )
         return session
+
+    def limit(self, session: Session, length: Callable[[list[int]], float]) -> None:
+        """Let no text be longer than what `length` says of the solutions, where the conversion was only begun: options that have seen
+        few solutions hardly end a text, so that each would run into the token budget."""
+        if self.solutions:
+            engine = session.engine
+            engine.max_new_tokens = max(1, min(session.engine_settings["max_new_tokens"], ceil(length(self.solutions))))
 
     def _conversion(self, backbone: Backbone, task: Any, config: ConversionConfig) -> tuple[PlugIn, list[Phase]]:
         """A conversion on few solutions, twice as many the second time; what all of them would take."""
@@ -93,6 +105,7 @@ class Commands(Measuring):
             return sum(different.values())
 
         every = drawn(task, "sft", config.num_solutions, config.seed)
+        self.solutions = [len(prompter.encode_solution(p.solution or "")) for p in every]
         held = drawn(task, "tune", config.num_heldout, config.seed)
         epochs = {"options": config.epochs, "prior": config.prior_epochs, "reader": config.reader_epochs}
         epochs["without reader"] = config.reader_epochs
@@ -135,6 +148,7 @@ class Commands(Measuring):
     ) -> tuple[list[Phase], Phase | None, str]:
         """An agent with one seed: its phases, the evaluation before it learns apart, and the agent's identity as it begins."""
         config, name = settings.config, settings.agent_name
+        self.limit(session, fmean)
         agent = agent_of(session, config.agent, config.policy)
         begun = agent.identity()
         wanted = config.evaluate
@@ -217,10 +231,10 @@ class Commands(Measuring):
     def _training(
         self, settings: Settings, session: Session, agent: Agent, share: float
     ) -> tuple[Agent | None, Phase | None]:
-        """One iteration of learning, then two; the agent that has learned for a moment, and the phase."""
+        """One iteration of learning, then two if they are small; the agent that has learned for a moment, and the phase."""
         config, name = settings.config, settings.agent_name
         iterative = all(key in config.agent for key in ITERATIVE)
-        if not iterative or agent.needs_model or agent.acts_on_logits or agent.long_setup:
+        if not iterative or agent.needs_model or agent.acts_on_logits:
             self.found.notes.append(
                 f"training of {name} is not estimated: it does not learn in equal iterations on stored states alone"
             )
@@ -243,12 +257,13 @@ class Commands(Measuring):
                 self.found.rates["seconds of an update"] = sum(line["time/update_s"] for line in lines) / len(lines)
             last[:] = [learner]
 
-        phase = self.grown(f"{name}: train", learn, total, share, first=1, least=2)
+        phase = self.grown(f"{name}: train", learn, total, share, first=1, least=1 if per >= ENOUGH else 2)
         return last[0], phase
 
     def search(self, settings: Settings, session: Session, share: float) -> list[Phase]:
         """The oracle's searches with one seed."""
         config, phases = settings.config, []
+        self.limit(session, max)
         problems = session.problems(config.evaluate.split, config.oracle.num_problems, config.seed)
         policy = search_policy(session, settings)
         names = list(dict.fromkeys([config.oracle.search, *config.oracle.also]))
@@ -305,6 +320,16 @@ def _cache_in(folder: str) -> Iterator[None]:
             os.environ["OLLM_RL_CACHE"] = before
 
 
+def _unmeasured(trial: Settings, settings: Settings) -> str:
+    """Why an agent's part cannot be measured in a session of these settings; "" if it can."""
+    if trial.config.backbone != settings.config.backbone:
+        return "its backbone is another"
+    # Before that fit its texts run into the token budget, and would cost more than all that is measured.
+    if not trial.config.policy and declared(locate(trial.config.agent._target_), "needs_model"):
+        return "it is fitted to the solutions first"
+    return ""
+
+
 def measure(
     command: str, settings: Settings, trials: Sequence[Settings], seeds: int, searches: bool, seconds: float
 ) -> Estimate:
@@ -330,11 +355,11 @@ def measure(
 
         engine._prefill = counted_prefill  # type: ignore[method-assign]
         known: set[str] = set()
-        kinds = len(trials) + bool(searches)
-        for each in trials:
-            if each.config.backbone != settings.config.backbone:
-                found.notes.append(f"{each.agent_name} is not estimated: its backbone is another")
-                continue
+        left_out = {each.agent_name: why for each in trials if (why := _unmeasured(each, settings))}
+        found.notes += [f"{name} is not estimated: {why}" for name, why in left_out.items()]
+        measured = [each for each in trials if each.agent_name not in left_out]
+        kinds = len(measured) + bool(searches)
+        for each in measured:
             phases, before, begun = measuring.trial(each, session, command, 1 / kinds)
             if before is not None and begun not in known:
                 phases.insert(0, before)

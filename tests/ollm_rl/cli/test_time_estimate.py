@@ -53,9 +53,10 @@ def test_the_run_has_the_texts_and_about_the_tokens_that_were_said(command, caps
     assert json.loads(Path("runs/first/cost.json").read_text()) == cost
 
 
-def test_tasks_are_measured_one_after_another_and_a_fitted_backbone_is_left_out(capsys):
+def test_tasks_are_measured_one_after_another_and_what_is_fitted_first_is_left_out(capsys):
     arms = "arms={fitted:['agent=prior','backbone.adapter=sft']}"
-    tasks = ["compare", "tasks=[chain_sum,shortest_path]", "agents=[prior,fitted]", arms, "seeds=[0]"]
+    agents = "agents=[prior,fitted,lora_sft,shortlist_head]"
+    tasks = ["compare", "tasks=[chain_sum,shortest_path]", agents, arms, "seeds=[0]"]
     main([*tasks, *QUICK_KEYS, "estimate.seconds=1", "--dry-run"])
     said = capsys.readouterr().out
     each = [int(found[0].replace(",", "")) for found in SAID.findall(said)]
@@ -63,6 +64,7 @@ def test_tasks_are_measured_one_after_another_and_a_fitted_backbone_is_left_out(
     assert whole and len(each) == 2 and abs(int(whole[1].replace(",", "")) - sum(each)) <= 1
     assert "What chain_sum would take" in said and "What shortest_path would take" in said
     assert said.count("fitted is not estimated: its backbone is another") == 2
+    assert said.count(" is not estimated: it is fitted to the solutions first") == 4
 
 
 def test_agents_that_begin_alike_are_measured_once(capsys, monkeypatch):
