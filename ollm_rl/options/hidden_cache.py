@@ -30,6 +30,7 @@ from ollm_rl.tasks.prompts import Prompter
 log = logging.getLogger(__name__)
 SHORTLIST = 64  # candidates that are kept at least: other plug-ins, with other shortlists, share them
 SHARD = 1000  # pairs of a shard
+_announced: set[Path] = set()  # stores that this process made or found: it says of them once where they come from
 
 
 class Recorder:
@@ -61,8 +62,9 @@ def cached_hidden_states(
     path, names = _where(backbone, prompter, problems, most, layers)
     with made_by_one(path):
         missing = [i for i, name in enumerate(names) if not name.exists()]
-        if not missing:
+        if not missing and path not in _announced:
             log.info("hidden states of %d solutions: from the cache", len(problems))
+        _announced.add(path)
         path.mkdir(parents=True, exist_ok=True)
         mine = [i for i in missing if i % us.count == us.index]
         if mine:

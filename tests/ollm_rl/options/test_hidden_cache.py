@@ -77,6 +77,19 @@ def test_equal_pairs_are_run_once_and_an_interrupted_run_continues(tiny, problem
         torch.testing.assert_close(getattr(again, f.name), getattr(before, f.name), atol=1e-2, rtol=1e-2)
 
 
+def test_states_are_said_to_be_from_the_cache_by_a_process_that_did_not_make_them(
+    tiny, problems, small_shards, monkeypatch, caplog
+):
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            cached_hidden_states(tiny.backbone, tiny.prompter, problems[:5], 48)
+        assert "from the cache" not in caplog.text
+        monkeypatch.setattr(hidden_cache, "_announced", set())  # as another process begins
+        for _ in range(2):
+            cached_hidden_states(tiny.backbone, tiny.prompter, problems[:5], 48)
+    assert caplog.text.count("hidden states of 5 solutions: from the cache") == 1
+
+
 def test_an_epoch_shows_every_position_once(tiny, problems, small_shards):
     store = cached_hidden_states(tiny.backbone, tiny.prompter, problems, 48)
     everything = store.all()
