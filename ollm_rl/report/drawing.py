@@ -23,6 +23,16 @@ def new_figure(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     return figure, axes
 
 
+def log_axis(axes: Any) -> None:
+    """A logarithmic horizontal axis with plain numbers, 1, 2 and 5 of each power of ten."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.minorticks_off()
+
+
 def legend(axes: Any, **where: Any) -> None:
     """Beside the axes, or where it is said."""
     axes.legend(frameon=False, fontsize=8, **(where or {"loc": "upper left", "bbox_to_anchor": (1, 1)}))

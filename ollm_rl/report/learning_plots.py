@@ -9,7 +9,7 @@ from ollm_rl.evaluation.metrics import share
 from ollm_rl.evaluation.records import Share
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import PooledRow, Row
-from ollm_rl.report.drawing import colours_of, legend, new_figure, save
+from ollm_rl.report.drawing import colours_of, legend, log_axis, new_figure, save
 
 
 def learning(results: Results, folder: Path) -> Path | None:
@@ -88,7 +88,6 @@ def over_seeds(
 def costs(results: Results, folder: Path) -> Path | None:
     """Training reward against episodes, generated tokens and seconds: mean of the seeds, and their range."""
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator
 
     learners: dict[str, list[list[dict[str, Any]]]] = {}
     for row in results.rows:
@@ -115,10 +114,7 @@ def costs(results: Results, folder: Path) -> Path | None:
             axes.axhline(sum(thresholds) / len(thresholds), color="#8a93a3", linestyle=":", linewidth=1.3)
         axes.set(xlabel=label, ylim=(0, 1.02))
         if key == "train_seconds":
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:,g}")
-            axes.minorticks_off()
+            log_axis(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("share solved in training (sampled)")
@@ -157,7 +153,7 @@ def total_seconds(results: Results, folder: Path) -> Path | None:
         axes.plot(x, y, ".", color=colours[name])
         error = [[row.accuracy - row.accuracy_ci95[0]], [row.accuracy_ci95[1] - row.accuracy]]
         axes.errorbar(row.total_seconds, row.accuracy, yerr=error, fmt="o", color=colours[name], capsize=3, label=name)
-    axes.set_xscale("log")
+    log_axis(axes)
     axes.set_title(f"Accuracy against all seconds: {results.backbone} on {results.task}", fontsize=11)
     legend(axes)
     return save(figure, folder / "total_seconds.png")

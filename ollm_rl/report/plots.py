@@ -9,7 +9,7 @@ from ollm_rl.evaluation.overview import draw_overview
 from ollm_rl.evaluation.records import Curves
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import AgentRow
-from ollm_rl.report.drawing import colours_of, legend, new_figure, save
+from ollm_rl.report.drawing import colours_of, legend, log_axis, new_figure, save
 from ollm_rl.report.learning_plots import costs, learning, total_seconds
 from ollm_rl.report.pages import PALETTE
 
@@ -179,7 +179,6 @@ def _reliability(results: Results, folder: Path) -> Path | None:
 
 def _tokens(results: Results, folder: Path) -> Path | None:
     """Accuracy against generated tokens a problem: without the verdict greedy, votes and searches, and what the verdict could reach."""
-    from matplotlib.ticker import LogLocator
 
     several = any(len(row.seeds) > 1 for row in results.pooled)
     rows: Sequence[AgentRow] = results.pooled if several else results.rows
@@ -220,10 +219,7 @@ def _tokens(results: Results, folder: Path) -> Path | None:
             color="#4a4a4a",
             label=f"with the verdict: {name}",
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:,g}")
-    axes.minorticks_off()
+    log_axis(axes)
     axes.set_title(f"Without the verdict: {results.backbone} on {results.task}, n = {rows[0].n_problems}", fontsize=11)
     legend(axes)
     return save(figure, folder / "tokens.png")
