@@ -97,7 +97,7 @@ def _wanted(
     if not (train and heldout) and not any(task.problems(s, 1) for s in SPLITS if s != "test"):
         raise DataError(
             f"all problems of task '{task.name}' are in split test, marked so or by the hash of their text; conversion does not train on them. "
-            "Convert on another task and come here with what it made: plugin.path=<directory>."
+            "Convert on another task and come here with what it made (plugin.path=<directory>), or read a file with task=jsonl, which splits it."
         )
     train, heldout = (
         worked(problems, task.name, f"conversion (split '{name}')")

@@ -43,7 +43,7 @@ class TaskConfig(Config):
 
     section: ClassVar[str] = "task"
 
-    name: str = setting("task", "for tables and files")
+    name: str = setting("task", "which task it is, as `task=` says it; for tables and files")
     num_examples: int = setting(3, "solved problems in every prompt", at_least=0)
     max_new_tokens: int = setting(256, "token budget of an episode", at_least=1)
     system_prompt: str | None = setting(

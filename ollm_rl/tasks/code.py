@@ -19,7 +19,7 @@ ARGUMENTS = 8  # lists that a function is called with
 class PythonFunctionsConfig(TaskConfig):
     """Of `PythonFunctions`."""
 
-    name: str = setting("python_functions", "for tables and files")
+    name: str = setting("python_functions", "which task it is, as `task=` says it; for tables and files")
     careless_share: float = setting(
         0.65, "share of a solution's lines, where a filter comes later, that filter after a filter, or at first, in place of the next step",
         at_least=0, at_most=1,
@@ -47,7 +47,7 @@ class PythonFunctionsConfig(TaskConfig):
 class HumanEvalConfig(TaskConfig):
     """Of `HumanEval`."""
 
-    name: str = setting("human_eval", "for tables and files")
+    name: str = setting("human_eval", "which task it is, as `task=` says it; for tables and files")
     path: str | None = setting(None, "a file in HumanEval's format; null: the one of the package human-eval", path=True)
     num_examples: int = setting(0, "solved problems in every prompt; only 0", at_least=0, at_most=0)
     max_new_tokens: int = setting(384, "token budget of an episode", at_least=1)

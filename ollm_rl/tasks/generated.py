@@ -19,7 +19,7 @@ CHUNK = 2_000  # problems that are generated at a time
 class ReasoningGymConfig(TaskConfig):
     """Of `ReasoningGym`."""
 
-    name: str = setting("reasoning_gym", "for tables and files")
+    name: str = setting("reasoning_gym", "which task it is, as `task=` says it; for tables and files")
     dataset: str = setting("gsm_symbolic", "a data set of reasoning_gym")
     params: dict[str, Any] = setting({}, "its settings, as task.params.<name>=<value>")
     max_new_tokens: int = setting(128, "token budget of an episode", at_least=1)
@@ -50,7 +50,7 @@ class MixedQualityConfig(WordedConfig):
 class ChainSumConfig(MixedQualityConfig):
     """Of `ChainSum`."""
 
-    name: str = setting("chain_sum", "for tables and files")
+    name: str = setting("chain_sum", "which task it is, as `task=` says it; for tables and files")
     min_terms: int = setting(2, "numbers of a sum, at least", at_least=2)
     max_terms: int = setting(4, "numbers of a sum, at most", at_least=2)
     min_digits: int = setting(1, "digits of a number, at least", at_least=1)
@@ -70,7 +70,7 @@ class ChainSumConfig(MixedQualityConfig):
 class LegCountingConfig(MixedQualityConfig):
     """Of `LegCounting`."""
 
-    name: str = setting("leg_counting", "for tables and files")
+    name: str = setting("leg_counting", "which task it is, as `task=` says it; for tables and files")
     min_animals: int = setting(1, "kinds of animals in a problem, at least", at_least=1)
     max_animals: int = setting(3, "kinds of animals in a problem, at most", at_least=1)
     min_instances: int = setting(1, "animals of a kind, at least", at_least=1)

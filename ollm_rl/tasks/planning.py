@@ -36,7 +36,7 @@ class PlanningConfig(WordedConfig):
 class ShortestPathConfig(PlanningConfig):
     """Of `ShortestPath`."""
 
-    name: str = setting("shortest_path", "for tables and files")
+    name: str = setting("shortest_path", "which task it is, as `task=` says it; for tables and files")
     min_size: int = setting(5, "rows and columns, at least", at_least=2, at_most=10)
     max_size: int = setting(6, "rows and columns, at most", at_least=2, at_most=10)
     walls: float = setting(0.05, "share of blocked cells", at_least=0, at_most=0.9)
@@ -55,7 +55,7 @@ class ShortestPathConfig(PlanningConfig):
 class JugsConfig(PlanningConfig):
     """Of `Jugs`."""
 
-    name: str = setting("jugs", "for tables and files")
+    name: str = setting("jugs", "which task it is, as `task=` says it; for tables and files")
     max_size: int = setting(12, "litres of the largest jug, at most", at_least=3, at_most=30)
     min_moves: int = setting(4, "moves of the shortest plan, at least", at_least=1)
     max_moves: int = setting(8, "moves of the shortest plan, at most", at_least=1)
@@ -68,7 +68,7 @@ class JugsConfig(PlanningConfig):
 class CountdownConfig(PlanningConfig):
     """Of `Countdown`."""
 
-    name: str = setting("countdown", "for tables and files")
+    name: str = setting("countdown", "which task it is, as `task=` says it; for tables and files")
     min_numbers: int = setting(3, "numbers of a problem, at least", at_least=2, at_most=6)
     max_numbers: int = setting(3, "numbers of a problem, at most", at_least=2, at_most=6)
     max_value: int = setting(12, "largest of the numbers", at_least=2)

@@ -61,7 +61,7 @@ def told_of_boxes(task: Task, read: bool) -> Task:
 class JsonlConfig(TaskConfig):
     """Of `Jsonl`."""
 
-    name: str = setting("jsonl", "for tables and files")
+    name: str = setting("jsonl", "which task it is, as `task=` says it; for tables and files")
     path: str | None = setting(
         None,
         'file of {"problem", "answer", "solution"} rows (JSON lines or array, CSV, Parquet, .gz), or a directory',
@@ -115,7 +115,7 @@ class JsonlConfig(TaskConfig):
 class GSM8KConfig(JsonlConfig):
     """Of `GSM8K`."""
 
-    name: str = setting("gsm8k", "for tables and files")
+    name: str = setting("gsm8k", "which task it is, as `task=` says it; for tables and files")
     path: str | None = setting(None, "a local copy; null reads the hub", path=True)
     hub_id: str | None = setting("openai/gsm8k", "the data set on the hub", path=True)
     hub_config: str | None = setting("main", "its configuration, if it has several")
@@ -130,11 +130,19 @@ class GSM8KConfig(JsonlConfig):
 class OmniMathConfig(JsonlConfig):
     """Of `OmniMath`."""
 
-    name: str = setting("omni_math", "for tables and files")
+    name: str = setting("omni_math", "which task it is, as `task=` says it; for tables and files")
     path: str | None = setting(None, "a local copy; null reads the hub", path=True)
     hub_id: str | None = setting("KbsdJames/Omni-MATH", "the data set on the hub", path=True)
     num_examples: int = setting(3, "solved problems of our own that stand in every prompt", at_least=0)
     max_new_tokens: int = setting(512, "token budget of an episode", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split:
+            raise self.refuse(
+                "split",
+                "none, for all problems of this benchmark are in split test; to convert and train on a part of them, read the file with task=jsonl",
+            )
 
 
 class Jsonl(Task):

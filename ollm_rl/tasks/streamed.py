@@ -18,7 +18,7 @@ from ollm_rl.tasks.twins import canonical
 class HubSolutionsConfig(TaskConfig):
     """Of `HubSolutions`."""
 
-    name: str = setting("open_math_reasoning", "for tables and files")
+    name: str = setting("open_math_reasoning", "which task it is, as `task=` says it; for tables and files")
     hub_id: str = setting("nvidia/OpenMathReasoning", "a data set, streamed; a local directory will do", path=True)
     hub_split: str = setting("cot", "its split")
     problem: str = setting("problem", "its column of problems")

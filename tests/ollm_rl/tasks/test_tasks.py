@@ -102,6 +102,8 @@ def test_a_benchmark_is_all_test_and_not_trained_on(tmp_path, tiny):
 
     task = make_task("omni_math", path=write(tmp_path / "o.jsonl", rows_marked("train")))
     assert len(task.problems("test", 999)) == 80 and not task.problems("train", 1) and len(task.examples) == 3
+    with pytest.raises(ConfigurationError, match=r"task\.split=.*in split test.*task=jsonl"):
+        make_task("omni_math", path=str(tmp_path / "o.jsonl"), split={"sft": 0.5})
     with pytest.raises(DataError, match="are in split test"):
         convert(tiny.backbone, task, ConversionConfig())
 
