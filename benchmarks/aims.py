@@ -16,12 +16,12 @@ from typing import Any
 
 from ollm_rl.evaluation.comparison import paired_tests
 from ollm_rl.evaluation.results import Results
-from ollm_rl.evaluation.rows import Row
+from ollm_rl.evaluation.rows import PooledRow, Row
 from ollm_rl.report.learning_plots import against_seconds
 
 NEAR, TIMES = 0.03, 5.0
 EQUAL = ("lora_sft", "lora_grpo", "lora_sft_2", "lora_grpo_2", "lora_rank1")
-THREE = ("lora_grpo_3", "fitted_grpo_3")
+THREE = (("lora_grpo_3",), ("fitted_grpo_3", "fitted_grpo_long_3"))
 LORA = (*EQUAL, "lora_sft_3", "lora_grpo_3")
 FROZEN, FITTED = ("grpo", "grpo_long"), ("fitted_grpo",)
 CONTROLS = ("best_prefix", "steer", "first_decisions", "shortlist_head")
@@ -67,16 +67,25 @@ def fast(results: Results) -> dict[str, Any]:
 
 def fitted(tasks: dict[str, Results]) -> dict[str, Any]:
     """Aim (b): on each task the best arm of latents over the fitted backbone, less the best LoRA arm."""
-    best, rows = {}, list[Row]()
+    best, rows, three = {}, list[Row](), {}
     for task, results in tasks.items():
         pooled = {row.agent: row for row in results.pooled}
-        names = [max((n for n in of if n in pooled), key=lambda n: pooled[n].accuracy) for of in (EQUAL, FITTED)]
-        best[task] = dict(zip(("lora", "latents"), names, strict=True)) | {"above": above(results.rows, *names)}
+        if all(any(n in pooled for n in of) for of in THREE):
+            three[task] = _beside(results, [_best(of, pooled) for of in THREE])
+        names = [_best(of, pooled) for of in (EQUAL, FITTED)]
+        best[task] = _beside(results, names)
         rows += [
             replace(r, agent="lora" if r.agent == names[0] else "latents") for r in results.rows if r.agent in names
         ]
-    three = {task: found for task, results in tasks.items() if (found := above(results.rows, *THREE))}
     return {"tasks": best, "pooled": above(rows, "lora", "latents"), "three_epochs": three}
+
+
+def _best(of: tuple[str, ...], pooled: dict[str, PooledRow]) -> str:
+    return max((name for name in of if name in pooled), key=lambda name: pooled[name].accuracy)
+
+
+def _beside(results: Results, names: list[str]) -> dict[str, Any]:
+    return dict(zip(("lora", "latents"), names, strict=True)) | {"above": above(results.rows, *names)}
 
 
 def controls(results: Results) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def test_the_best_arm_of_each_side_counts_and_tasks_are_pooled(results):
     assert found["tasks"]["sums"]["lora"] == "lora_grpo_2" and found["tasks"]["sums"]["above"]["mean"] == 0.25
     assert found["pooled"]["mean"] == 0.25 and found["pooled"]["n"] == 4
     assert found["three_epochs"] == {}  # nothing over three epochs stands beside it
+    more = results(
+        ("fitted_grpo_3", [1, 0, 0, 0], 1.0, 1.0, None),
+        ("fitted_grpo_long_3", [1, 1, 1, 0], 1.0, 1.0, None),
+    )
+    rows = [*one.rows, *more.rows]
+    three = fitted({"sums": Results(rows=rows, pooled=pool(rows))})["three_epochs"]["sums"]
+    assert three["latents"] == "fitted_grpo_long_3" and three["above"]["mean"] == -0.25
 
 
 def test_controls_stand_beside_arms_over_the_same_backbone(results):
