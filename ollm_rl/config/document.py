@@ -19,8 +19,8 @@ for "not set" where "null or ..." is allowed. In Python the same names are argum
 
 ## What a command would take
 
-`ollm-rl <command> ... --dry-run` says parameters, memory and disk without loading a weight, and then measures for about ten seconds (for each task of a comparison)
-(`estimate.seconds=`) how long the command would take here: it loads the backbone, does small pieces of the command's own work (a conversion
+`ollm-rl <command> ... --dry-run` says parameters, memory and disk without loading a weight, and then measures for about ten seconds for each task
+(`estimate.seconds=`; a minute where the smallest pieces take that long, as in `experiment=headline`) how long the command would take here: it loads the backbone, does small pieces of the command's own work (a conversion
 on a few solutions if there is none in the cache, an iteration of training, some problems of the evaluation and of the search), and prints seconds,
 share, generated tokens and texts of every phase, the sum, decode rows, prompt tokens and solution tokens a second, and the seconds of an
 update. Seconds are those that the processor gives this process: a busy machine takes longer to measure, and longer to run. Nothing that is made is kept.
