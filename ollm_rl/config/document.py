@@ -27,8 +27,8 @@ update. Seconds are those that the processor gives this process: a busy machine 
 
 `estimate.measure=false` leaves the measurement out. It is left out too, with the reason, for a backbone that is not on this machine,
 workers of a cluster, and solutions that are to be sampled first. Training is estimated for agents that learn in equal iterations on
-stored states (`grpo` and its controls); for others the estimate says that it is not in it. Agents that are fitted to the solutions first
-(`lora_sft`, `lora_grpo`, `shortlist_head`) are estimated only with a `policy=` that is. GPU hours are given where this agent was measured on this
+stored states (`grpo` and its controls); for others the estimate says that it is not in it. Agents that train more than a policy over the
+options (`lora_sft`, `lora_grpo`, `shortlist_head`) are estimated only with the `policy=` of one that was trained. GPU hours are given where this agent was measured on this
 backbone and task (`benchmarks/results/gpu.json`, with the device).
 
 What a run did cost stands in its `cost.json`, in its report and in the last table that it prints: seconds, generated tokens, texts and peak memory over all calls

@@ -324,9 +324,9 @@ def _unmeasured(trial: Settings, settings: Settings) -> str:
     """Why an agent's part cannot be measured in a session of these settings; "" if it can."""
     if trial.config.backbone != settings.config.backbone:
         return "its backbone is another"
-    # Before that fit its texts run into the token budget, and would cost more than all that is measured.
+    # An adapter or a head is fitted first, as a rule: before that its texts run into the token budget, and would cost more than all that is measured.
     if not trial.config.policy and declared(locate(trial.config.agent._target_), "needs_model"):
-        return "it is fitted to the solutions first"
+        return "it trains more than a policy over the options"
     return ""
 
 

@@ -64,7 +64,7 @@ def test_tasks_are_measured_one_after_another_and_what_is_fitted_first_is_left_o
     assert whole and len(each) == 2 and abs(int(whole[1].replace(",", "")) - sum(each)) <= 1
     assert "What chain_sum would take" in said and "What shortest_path would take" in said
     assert said.count("fitted is not estimated: its backbone is another") == 2
-    assert said.count(" is not estimated: it is fitted to the solutions first") == 4
+    assert said.count(" is not estimated: it trains more than a policy over the options") == 4
 
 
 def test_agents_that_begin_alike_are_measured_once(capsys, monkeypatch):
