@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import struct
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -141,10 +142,23 @@ def records_of(path):
             at += BLOCK - at % BLOCK
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + size > len(data):  # still being written
+            return
         parts, at = parts + data[at + 7 : at + 7 + size], at + 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
             yield Record.FromString(parts)
             parts = b""
+
+
+def finished(path):
+    """The records of a run that has ended. `finish` does not wait for wandb's service, which closes the file some milliseconds later."""
+    end = time.monotonic() + 60
+    while True:
+        found = list(records_of(path))
+        if any(r.WhichOneof("record_type") == "exit" for r in found):
+            return found
+        assert time.monotonic() < end, f"{path} has no record of the run's end"
+        time.sleep(0.01)
 
 
 def items(found):
@@ -157,7 +171,7 @@ def test_wandb_offline_has_what_the_run_wrote_and_resumes():
     assert first == second
     files = sorted(run.glob(f"wandb/offline-run-*-{first}/run-{first}.wandb"))
     assert len(files) == 2  # one a command; `wandb sync` puts those of one id together
-    records = [record for file in files for record in records_of(file)]
+    records = [record for file in files for record in finished(file)]
     history = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
     by_step = {}
     for row in history:
