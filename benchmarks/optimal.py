@@ -4,8 +4,8 @@
     ollm-rl evaluate task=chain_sum agent=lora_grpo policy=<run>/policy evaluate.samples=96 name=lora
     python -m benchmarks.optimal --searches latents=runs/latents --sampled lora=runs/lora --out benchmarks/results/optimal.json
 
-A sampled text counts where it is right, and `derived` where it also derives its answer (benchmarks/derived.py); searches are judged
-so if their run had that reward. Of sampled texts a budget of T tokens a problem holds as many as fit, in the order in which they were drawn.
+A sampled text counts where it is right, and `derived` where it also derives its answer (benchmarks/derived.py; tasks that are judged by
+the whole text, such as a plan, have no lucky answers); searches are judged so if their run had that reward. Of sampled texts a budget of T tokens a problem holds as many as fit, in the order in which they were drawn.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def sampled(run: Path) -> dict[str, Any]:
     for line in lines:
         problems.setdefault(line["problem_id"], []).append(line)
     facts = facts_of(run, [*problems])
-    curves: dict[str, list[dict]] = {"solved": [], "derived": []}
+    curves: dict[str, list[dict]] = {"solved": [], "derived": []} if can_guess(facts) else {"solved": []}
     shortest = min(sum(len(line["tokens"]) for line in texts) for texts in problems.values())
     for budget in (b for b in BUDGETS if b <= shortest):
         for kind, points in curves.items():
@@ -73,11 +73,16 @@ def sampled(run: Path) -> dict[str, Any]:
     return {"n": len(problems), "texts": len(lines) // len(problems), "seed": row.seed, **curves}
 
 
+def can_guess(facts: dict[str, dict]) -> bool:
+    """Whether an answer alone is judged, so that a text may have guessed it."""
+    return any({"animals", "expression"} & each.keys() for each in facts.values())
+
+
 def facts_of(run: Path, wanted: list[str]) -> dict[str, dict]:
     """What reasoning_gym says of each problem of a run."""
     config = OmegaConf.load(run / "config.yaml")
     problems = task_of(config).problems(config.evaluate.split, config.evaluate.num_problems, config.seed)
-    found = {p.id: p.extra["metadata"] for p in problems}
+    found = {p.id: p.extra.get("metadata", {}) for p in problems}
     return {name: found[name] for name in wanted}
 
 
