@@ -35,8 +35,8 @@ def usage() -> str:
         "common keys\n  name=  seed=  resume=auto|never|must  policy=  agent.total_episodes=  oracle.budget=\n"
         "  agents=[...] seeds=[...] for compare; agents=[...] <agent>.<setting>=a,b tune.search= for tune\n\n"
         "  key=a,b runs the command with each: agent=grpo,ppo seed=0,1,2\n\n"
-        "--dry-run prints the resolved configuration and what it would take: memory, seconds, tokens (measured in about ten seconds;\n"
-        "estimate.measure=false leaves that out)."
+        "--dry-run prints the resolved configuration and what it would take: memory, seconds, tokens (measured in about ten seconds,\n"
+        "for some comparisons in a minute a task; estimate.measure=false leaves that out)."
     )
 
 
