@@ -1,6 +1,7 @@
 """The fields of a row: what they are called, what they may hold, and how they are written out."""
 
 import decimal
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -40,6 +41,18 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str], where: str) -> dict
             value = value[key]
         found[ours] = value
     return found
+
+
+def likely_misspelt(columns: Mapping[str, str]) -> list[str]:
+    """A note on every name of `task.columns` that is almost one of ours. It may be meant, for a column of one's own has any name."""
+    ours = [field for field, *_ in FIELDS]
+    notes = []
+    for name in columns:
+        if name not in ours and (near := difflib.get_close_matches(name, ours, n=1, cutoff=0.75)):
+            notes.append(
+                f"task.columns names '{name}', which is no field of ours, so only rewards get it. Did you mean '{near[0]}'?"
+            )
+    return notes
 
 
 def checked(row: dict[str, Any], where: str) -> dict[str, Any]:

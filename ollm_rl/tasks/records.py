@@ -24,7 +24,7 @@ from ollm_rl.tasks.base import (
     values_of,
 )
 from ollm_rl.tasks.conversations import from_trl
-from ollm_rl.tasks.fields import checked, renamed, shown, text_of
+from ollm_rl.tasks.fields import checked, likely_misspelt, renamed, shown, text_of
 from ollm_rl.tasks.formats import read_rows
 from ollm_rl.tasks.marks import VALIDATION, known_mark
 from ollm_rl.tasks.reading import read_hub
@@ -183,7 +183,7 @@ class Jsonl(Task):
         rows, notes = with_own_ids([Row(*self._parse(row, where), where) for where, row in self._rows()])
         spread = self._spread(rows)
         self.by_split, self.left_out, more = separate(spread)
-        self.notes = [*notes, *more]
+        self.notes = [*likely_misspelt(config.columns), *notes, *more]
         read = {split: len(found) for split, found in self.by_split.items()}
         self.examples = self._take_examples(config.num_examples)
         kept = {split: len(found) for split, found in self.by_split.items()}

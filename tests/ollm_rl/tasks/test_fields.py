@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ollm_rl.errors import DataError
-from ollm_rl.tasks.fields import TEXT, checked, is_of, renamed, text_of
+from ollm_rl.tasks.fields import TEXT, checked, is_of, likely_misspelt, renamed, text_of
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,11 @@ def test_columns_get_our_names():
     assert renamed({"a.b": 1}, {"problem": "a.b"}, "row 1") == {"problem": 1}
     with pytest.raises(DataError, match="row 1 has no column 'questoin'.*Did you mean 'question'"):
         renamed(row, {"problem": "questoin"}, "row 1")
+
+
+def test_names_that_are_almost_ours_are_said():
+    (note,) = likely_misspelt({"problem": "question", "anwser": "ans", "level": "difficulty", "kind": "type"})
+    assert "'anwser'" in note and note.endswith("Did you mean 'answer'?")
 
 
 def test_a_row_is_refused_with_its_place_and_what_was_expected():
