@@ -1,11 +1,11 @@
 """What the documents quote of a comparison over several tasks: its figures, its tables and its plots.
 
-    python benchmarks/published.py runs/headline [--out benchmarks] [--note 'what a reader of the figures has to know']
-    python benchmarks/published.py runs/equal_fits --into headline     # arms that were run on another day, into its figures
-    python benchmarks/published.py benchmarks/results/headline.json    # the tables of the page alone, from published figures
+    python -m benchmarks.published runs/headline [--out benchmarks] [--note 'what a reader of the figures has to know']
+    python -m benchmarks.published runs/equal_fits --into headline     # arms that were run on another day, into its figures
+    python -m benchmarks.published benchmarks/results/headline.json    # the page's own tables and plots, from published figures
 
 Writes `results/<name>.json`, `<name>.md` (the tables that `ollm-rl compare` printed, as Markdown) and `plots/<name>_<task>_<plot>.png`,
-and puts tables of all tasks into `README.md`: between the lines `<!-- <name> -->` and `<!-- end of <name> -->` accuracy and cost, between
+draws `plots/<name>_costs.png` of all arms (benchmarks/costs.py), and puts tables of all tasks into `README.md`: between the lines `<!-- <name> -->` and `<!-- end of <name> -->` accuracy and cost, between
 those of `<name>_ood` accuracy out of distribution, where it has them.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.costs import draw
 from ollm_rl.evaluation.comparison import solved, texts_of
 from ollm_rl.evaluation.metrics import bootstrap
 from ollm_rl.evaluation.overview import Text
@@ -65,7 +66,7 @@ def main() -> None:
     tasks = {r.directory.name: r for r in every if r.directory and r.pooled}  # of a task, not of an agent and a seed
     (given.out / "results").mkdir(parents=True, exist_ok=True)
     (given.out / "plots").mkdir(exist_ok=True)
-    published = {"command": f"python benchmarks/published.py {given.run}", "note": given.note} | figures_of(tasks)
+    published = {"command": f"python -m benchmarks.published {given.run}", "note": given.note} | figures_of(tasks)
     target = given.into or name
     path = given.out / "results" / f"{target}.json"
     if given.into:
@@ -143,7 +144,7 @@ def write_page(run: Path, out: Path, name: str, tasks: dict[str, Results]) -> Pa
     page = [
         f"# Tables of `{name}`",
         "",
-        f"Written by `python benchmarks/published.py {run}`; figures in `results/{name}.json`.",
+        f"Written by `python -m benchmarks.published {run}`; figures in `results/{name}.json`.",
     ]
     for task, results in tasks.items():
         page += ["", f"## `{task}`"]
@@ -161,6 +162,8 @@ def write_page(run: Path, out: Path, name: str, tasks: dict[str, Results]) -> Pa
 
 
 def put_tables(page: Path, name: str, published: dict[str, Any]) -> None:
+    """The page's own tables, and the plot of what they cost, of all published arms, in whichever run they were measured."""
+    draw(published, page.parent / "plots" / f"{name}_costs.png")
     figures: Figures = {key: value for key, value in published.items() if isinstance(value, dict)}
     put_between(page, name, in_one_table(figures))
     put_between(page, f"{name}_ood", out_of_distribution(figures))
