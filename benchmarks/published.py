@@ -41,7 +41,7 @@ Asked = dict[int, list[str]]  # by seed: the texts of the problems
 ORDER = (
     "prior", "best_prefix", "steer", "first_decisions", "shortlist_head", "grpo", "grpo_long", "lora_sft", "lora_sft_2", "lora_sft_3",
     "lora_grpo", "lora_grpo_2", "lora_grpo_3", "fitted_prior", "fitted_best_prefix", "fitted_steer", "fitted_first_decisions",
-    "fitted_grpo", "fitted_prior_3", "fitted_steer_3", "fitted_grpo_3",
+    "fitted_grpo", "fitted_prior_3", "fitted_steer_3", "fitted_first_decisions_3", "fitted_shortlist_head_3", "fitted_grpo_3", "fitted_grpo_long_3",
 )  # fmt: skip
 
 MAIN = ("grpo", "grpo_long", "lora_grpo", "lora_grpo_2", "fitted_grpo")  # whose accuracy out of distribution is shown
