@@ -5,7 +5,8 @@
 (a) latents over the frozen backbone: the points of LoRA's curves of accuracy against seconds from nothing that are within three points of
 theirs, or above, in less than five times their seconds. Points of a curve are the fit alone, the evaluations while it learned (split
 tune), and the accuracy at the end. (b) latents over the fitted backbone less the best LoRA arm of each task at equal fits (one epoch and
-the conversion, two epochs), pooled over tasks; and both after three epochs. (c) latents less each control over the same backbone.
+the conversion, two epochs), pooled over tasks; and pairs after three epochs for both, with equal episodes and with more for latents. (c)
+latents less each control over the same backbone.
 """
 
 import argparse
@@ -21,9 +22,15 @@ from ollm_rl.report.learning_plots import against_seconds
 
 NEAR, TIMES = 0.03, 5.0
 EQUAL = ("lora_sft", "lora_grpo", "lora_sft_2", "lora_grpo_2", "lora_rank1")
-THREE = (("lora_grpo_3",), ("fitted_grpo_3", "fitted_grpo_long_3"))
-LORA = (*EQUAL, "lora_sft_3", "lora_grpo_3")
+LONG = "fitted_grpo_long_3"  # 4,096 episodes, not 768
+THREE = (("lora_grpo_3", "fitted_grpo_3"), ("lora_grpo_long_3", LONG), ("lora_grpo_3", LONG))
+LORA = (*EQUAL, "lora_sft_3", "lora_grpo_3", "lora_grpo_long_3")
 FROZEN, FITTED = ("grpo", "grpo_long"), ("fitted_grpo",)
+BACKBONES = (
+    ("", "", FROZEN),
+    ("fitted_", "", FITTED),
+    ("fitted_", "_3", ("fitted_grpo_3", LONG)),
+)  # how controls are named
 CONTROLS = ("best_prefix", "steer", "first_decisions", "shortlist_head")
 
 
@@ -70,8 +77,8 @@ def fitted(tasks: dict[str, Results]) -> dict[str, Any]:
     best, rows, three = {}, list[Row](), {}
     for task, results in tasks.items():
         pooled = {row.agent: row for row in results.pooled}
-        if all(any(n in pooled for n in of) for of in THREE):
-            three[task] = _beside(results, [_best(of, pooled) for of in THREE])
+        if pairs := [[*pair] for pair in THREE if {*pair} <= pooled.keys()]:
+            three[task] = [_beside(results, pair) for pair in pairs]
         names = [_best(of, pooled) for of in (EQUAL, FITTED)]
         best[task] = _beside(results, names)
         rows += [
@@ -92,8 +99,8 @@ def controls(results: Results) -> dict[str, Any]:
     """Aim (c): how far latents are above each control over the same backbone."""
     agents = {row.agent for row in results.rows}
     return {
-        arm: {control: above(results.rows, control, arm) for control in (prefix + c for c in CONTROLS) if control in agents}
-        for prefix, arms in (("", FROZEN), ("fitted_", FITTED)) for arm in arms if arm in agents
+        arm: {c: above(results.rows, c, arm) for c in (prefix + control + suffix for control in CONTROLS) if c in agents}
+        for prefix, suffix, arms in BACKBONES for arm in arms if arm in agents
     }  # fmt: skip
 
 

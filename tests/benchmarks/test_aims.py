@@ -67,7 +67,9 @@ def test_the_best_arm_of_each_side_counts_and_tasks_are_pooled(results):
     )
     rows = [*one.rows, *more.rows]
     three = fitted({"sums": Results(rows=rows, pooled=pool(rows))})["three_epochs"]["sums"]
-    assert three["latents"] == "fitted_grpo_long_3" and three["above"]["mean"] == -0.25
+    assert [(pair["latents"], pair["above"]["mean"]) for pair in three] == [
+        ("fitted_grpo_3", -0.75), ("fitted_grpo_long_3", -0.25)
+    ]  # fmt: skip
 
 
 def test_controls_stand_beside_arms_over_the_same_backbone(results):
@@ -76,9 +78,11 @@ def test_controls_stand_beside_arms_over_the_same_backbone(results):
         ("grpo", [1, 1, 0, 0], 1.0, 1.0, None),
         ("fitted_steer", [1, 1, 1, 1], 1.0, 1.0, None),
         ("fitted_grpo", [1, 1, 1, 0], 1.0, 1.0, None),
+        ("fitted_steer_3", [0, 0, 0, 0], 1.0, 1.0, None),
+        ("fitted_grpo_long_3", [1, 1, 1, 0], 1.0, 1.0, None),
     )
     found = controls(one)
     assert {arm: {c: t["mean"] for c, t in of.items()} for arm, of in found.items()} == {
-        "grpo": {"steer": 0.25}, "fitted_grpo": {"fitted_steer": -0.25}
+        "grpo": {"steer": 0.25}, "fitted_grpo": {"fitted_steer": -0.25}, "fitted_grpo_long_3": {"fitted_steer_3": 0.75}
     }  # fmt: skip
     assert above(one.rows, "grpo", "nobody") == {}
