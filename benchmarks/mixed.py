@@ -1,20 +1,31 @@
 """Sums whose solutions mix two languages, to see whether RL mixes them more: every line is in Russian with probability `russian`, else in English.
 
-    ollm-rl compare task=benchmarks.mixed.MixedSum agents=[prior,grpo,lora_sft,lora_grpo] seeds=[0]
+    ollm-rl compare task=benchmarks.mixed.MixedSum 'agents=[prior,grpo,lora_sft,lora_grpo]' 'seeds=[0]' name=mixed
+    python -m benchmarks.mixed runs/mixed --out benchmarks/results/mixed.json
 
-Which language a line has is drawn apart from whether the solution is a careful one, so the verdict does not pay for a language.
-`foreign_script_rate` of the results says how many greedy texts have Russian letters.
+Which language a line has is drawn apart from whether the solution is a careful one, so the verdict does not pay for a language. The
+second command counts, of every agent's greedy and sampled texts, the lines in Russian and the texts that have lines of both languages.
 """
 
+import argparse
+import json
 import random
+import re
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ollm_rl.common.settings import setting
+from ollm_rl.evaluation.comparison import texts_of
+from ollm_rl.evaluation.results import Results
 from ollm_rl.tasks.base import Problem
 from ollm_rl.tasks.generated import ChainSum, ChainSumConfig
 
 ENGLISH, RUSSIAN = ("Then", "The answer is"), ("Затем", "Ответ:")
+SHOWN = ("seed", "n_problems", "accuracy", "accuracy_ci95", "mean_length", "no_answer_rate", "repetition_rate", "kl_from_start", "train_episodes", "train_seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,41 @@ class MixedSum(ChainSum):
         problem = super()._problem(item, id, split, styles)
         languages = random.Random(f"languages/{id}")
         *steps, last = (problem.solution or "").split("\n")
-        lines = []
-        for line in [*steps, last]:
-            then, answer = RUSSIAN if languages.random() < self.config.russian else ENGLISH
-            lines.append(line.replace(ENGLISH[1], answer) if line is last else f"{then} {line}")
-        return replace(problem, solution="\n".join(lines))
+        words = [RUSSIAN if languages.random() < self.config.russian else ENGLISH for _ in [*steps, last]]
+        lines = [f"{then} {step}" for (then, _), step in zip(words, steps, strict=False)]
+        return replace(problem, solution="\n".join([*lines, last.replace(ENGLISH[1], words[-1][1])]))
+
+
+def languages_of(texts: Sequence[str]) -> dict[str, float]:
+    """Shares of lines with Cyrillic letters, and of texts that have such lines, and that have lines with and without."""
+    lines = [
+        [bool(re.search("[а-яё]", line, re.IGNORECASE)) for line in text.splitlines() if line.strip()] for text in texts
+    ]
+    every = [russian for each in lines for russian in each]
+    return {
+        "russian_lines": sum(every) / max(1, len(every)),
+        "russian_texts": sum(any(each) for each in lines) / len(texts),
+        "mixed_texts": sum(any(each) and not all(each) for each in lines) / len(texts),
+        "lines": len(every) / len(texts),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    found: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.mixed", *sys.argv[1:]])}
+    for row in Results.load(given.run).rows:
+        texts = {kind: languages_of([line["text"] for line in texts_of(row, kind)]) for kind in ("greedy", "sampled")}
+        figures = {key: value for key, value in row.to_dict().items() if key in SHOWN or key.startswith("avg@")}
+        loss = row.general.loss if row.general else None
+        found[f"{row.agent}-{row.seed}"] = figures | texts | {"general_loss": loss}
+    text = json.dumps(found, indent=1)
+    if given.out:
+        given.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
