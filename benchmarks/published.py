@@ -163,7 +163,8 @@ def write_page(run: Path, out: Path, name: str, tasks: dict[str, Results]) -> Pa
 
 def put_tables(page: Path, name: str, published: dict[str, Any]) -> None:
     """The page's own tables, and the plot of what they cost, of all published arms, in whichever run they were measured."""
-    draw(published, page.parent / "plots" / f"{name}_costs.png")
+    if page.exists() and f"<!-- {name} -->" in page.read_text():
+        draw(published, page.parent / "plots" / f"{name}_costs.png")
     figures: Figures = {key: value for key, value in published.items() if isinstance(value, dict)}
     put_between(page, name, in_one_table(figures))
     put_between(page, f"{name}_ood", out_of_distribution(figures))
