@@ -20,7 +20,7 @@ headline: $(READY_DEV)
 	$(BIN)/ollm-rl compare experiment=headline 'tasks=[shortest_path]' 'agents=[lora_grpo_long_3]' 'seeds=[0,1]' name=headline_long
 	$(BIN)/python -m benchmarks.published runs/headline
 	$(BIN)/python -m benchmarks.published runs/headline_long --into headline
-	$(BIN)/python benchmarks/aims.py runs/headline --out benchmarks/results/aims.json
+	$(BIN)/python benchmarks/aims.py runs/headline runs/headline_long --out benchmarks/results/aims.json
 
 # Side by side, but for those that are held to the clock.
 test: $(READY_DEV)

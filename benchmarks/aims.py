@@ -1,6 +1,6 @@
 """Whether a comparison over several tasks reaches its aims, each with its paired interval (benchmarks/README.md, "Is it better than LoRA-RL?").
 
-    python benchmarks/aims.py runs/headline [--out benchmarks/results/aims.json]
+    python benchmarks/aims.py runs/headline runs/headline_long [--out benchmarks/results/aims.json]
 
 (a) latents over the frozen backbone: the points of LoRA's curves of accuracy against seconds from nothing that are within three points of
 theirs, or above, in less than five times their seconds. Points of a curve are the fit alone, the evaluations while it learned (split
@@ -36,21 +36,30 @@ CONTROLS = ("best_prefix", "steer", "first_decisions", "shortlist_head")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="arms of the same task in several runs stand beside each other"
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    tasks = {path.parent.name: Results.load(path.parent) for path in sorted(given.run.glob("*/results.json"))}
-    tasks = {name: found for name, found in tasks.items() if found.pooled}
-    found = {
-        "command": f"python benchmarks/aims.py {given.run}",
+    tasks: dict[str, Results] = {}
+    for path in (path for run in given.runs for path in sorted(run.glob("*/results.json"))):
+        if (found := Results.load(path.parent)).pooled:
+            tasks[path.parent.name] = together(tasks.get(path.parent.name), found)
+    aims = {
+        "command": f"python benchmarks/aims.py {' '.join(map(str, given.runs))}",
         "a": {name: fast(results) for name, results in tasks.items()},
         "b": fitted(tasks),
         "c": {name: controls(results) for name, results in tasks.items()},
     }
-    text = json.dumps(found, indent=1)
+    text = json.dumps(aims, indent=1)
     if given.out:
         given.out.write_text(text + "\n")
     print(text)
+
+
+def together(one: Results | None, other: Results) -> Results:
+    """The arms of two runs of a task."""
+    return other if one is None else replace(one, rows=one.rows + other.rows, pooled=one.pooled + other.pooled)
 
 
 def fast(results: Results) -> dict[str, Any]:
@@ -105,8 +114,9 @@ def controls(results: Results) -> dict[str, Any]:
 
 
 def above(rows: list[Row], one: str, other: str) -> dict[str, Any]:
-    """How much more problems `other` solves than `one`, greedily and paired; {} if they had not the same."""
-    ordered = sorted((r for r in rows if r.agent in (one, other)), key=lambda r: r.agent != one)
+    """How much more problems `other` solves than `one`, greedily and paired, on the seeds of both; {} if they had not the same."""
+    both = {r.seed for r in rows if r.agent == one} & {r.seed for r in rows if r.agent == other}
+    ordered = sorted((r for r in rows if r.agent in (one, other) and r.seed in both), key=lambda r: r.agent != one)
     return next(
         (
             {"n": t.n, "mean": t.greedy.mean, "ci95": t.greedy.ci95, "p": t.greedy.p}

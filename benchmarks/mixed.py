@@ -10,7 +10,6 @@ second command counts, of every agent's greedy and sampled texts, the lines in R
 import argparse
 import json
 import random
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from ollm_rl.common.settings import setting
 from ollm_rl.evaluation.comparison import texts_of
+from ollm_rl.evaluation.metrics import foreign_script
 from ollm_rl.evaluation.results import Results
 from ollm_rl.tasks.base import Problem
 from ollm_rl.tasks.generated import ChainSum, ChainSumConfig
@@ -52,10 +52,8 @@ class MixedSum(ChainSum):
 
 
 def languages_of(texts: Sequence[str]) -> dict[str, float]:
-    """Shares of lines with Cyrillic letters, and of texts that have such lines, and that have lines with and without."""
-    lines = [
-        [bool(re.search("[а-яё]", line, re.IGNORECASE)) for line in text.splitlines() if line.strip()] for text in texts
-    ]
+    """Shares of lines with letters of a foreign script, which are Russian ones here, and of texts that have such lines, and that have lines with and without."""
+    lines = [[foreign_script(line) for line in text.splitlines() if line.strip()] for text in texts]
     every = [russian for each in lines for russian in each]
     return {
         "russian_lines": sum(every) / max(1, len(every)),

@@ -84,9 +84,9 @@ def _of_user(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSu
     return [f for f in theirs if f not in installed and not f.filename.startswith(STANDARD)] or installed
 
 
-def close(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
-    """The choices that are most like a word, at most n of them."""
-    return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.5)
+def close(word: str, choices: Iterable[str], n: int = 3, alike: float = 0.5) -> list[str]:
+    """The choices that are most like a word, at most n of them, and at least so much alike (1: the same)."""
+    return difflib.get_close_matches(word, list(choices), n=n, cutoff=alike)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,13 +1,12 @@
 """The fields of a row: what they are called, what they may hold, and how they are written out."""
 
 import decimal
-import difflib
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from ollm_rl.errors import DataError, did_you_mean
+from ollm_rl.errors import DataError, close, did_you_mean
 from ollm_rl.tasks.marks import MARKS, known_mark
 from ollm_rl.tasks.twins import canonical
 
@@ -48,7 +47,7 @@ def likely_misspelt(columns: Mapping[str, str]) -> list[str]:
     ours = [field for field, *_ in FIELDS]
     notes = []
     for name in columns:
-        if name not in ours and (near := difflib.get_close_matches(name, ours, n=1, cutoff=0.75)):
+        if name not in ours and (near := close(name, ours, 1, alike=0.75)):
             notes.append(
                 f"task.columns names '{name}', which is no field of ours, so only rewards get it. Did you mean '{near[0]}'?"
             )

@@ -1,10 +1,11 @@
 """The aims of the LoRA comparison, from results whose verdicts are known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from benchmarks.aims import above, controls, fast, fitted
+from benchmarks.aims import above, controls, fast, fitted, together
 from ollm_rl.evaluation.comparison import pool
 from ollm_rl.evaluation.results import Results
 from ollm_rl.evaluation.rows import Row
@@ -86,3 +87,14 @@ def test_controls_stand_beside_arms_over_the_same_backbone(results):
         "grpo": {"steer": 0.25}, "fitted_grpo": {"fitted_steer": -0.25}, "fitted_grpo_long_3": {"fitted_steer_3": 0.75}
     }  # fmt: skip
     assert above(one.rows, "grpo", "nobody") == {}
+
+
+def test_arms_of_two_runs_stand_beside_each_other_on_the_seeds_of_both(results):
+    one = results(("fitted_grpo_long_3", [1, 1, 1, 0], 1.0, 1.0, None))
+    other_seed = replace(one.rows[0], seed=1)
+    other_seed.directory = one.rows[0].directory
+    long = results(("lora_grpo_long_3", [1, 1, 0, 0], 1.0, 1.0, None))
+    found = together(replace(one, rows=[*one.rows, other_seed]), long)
+    assert [row.agent for row in found.pooled] == ["fitted_grpo_long_3", "lora_grpo_long_3"]
+    pair = above(found.rows, "lora_grpo_long_3", "fitted_grpo_long_3")
+    assert (pair["n"], pair["mean"]) == (4, 0.25)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.costs import draw, learners
+from benchmarks.costs import draw, kind_of, learners
 from benchmarks.published import in_one_table, out_of_distribution, put_tables, with_arms
 
 
@@ -73,11 +73,21 @@ def test_arms_of_two_runs_are_compared_on_the_problems_of_both():
 
 
 def test_the_plot_of_costs_has_every_arm_that_learns_and_no_control(tmp_path):
-    found = figures(*(arm(name, [0.6, 0.7], 300) for name in ("prior", "grpo", "lora_grpo_3", "fitted_steer_3")))
+    found = figures(
+        *(
+            arm(name, [0.6, 0.7], 300)
+            for name in ("prior", "grpo", "lora_grpo_3", "fitted_steer_3", "fitted_shortlist_head_3")
+        )
+    )
     for row in found["sums"]["pooled"]:
         if row["agent"] != "prior":
             row |= {"before": {"accuracy": 0.2}, "train_seconds": 100}
-    assert [row["agent"] for row in learners(found["sums"])] == ["grpo", "lora_grpo_3"]
+    assert [row["agent"] for row in learners(found["sums"])] == ["grpo", "lora_grpo_3", "fitted_shortlist_head_3"]
+    kinds = {name: kind_of(name)[0] for name in ("lora_grpo_3", "fitted_shortlist_head_3", "fitted_grpo", "grpo_long")}
+    assert kinds == {
+        "lora_grpo_3": "LoRA-RL", "fitted_shortlist_head_3": "tokens of the shortlist",
+        "fitted_grpo": "latents over a backbone that LoRA fitted", "grpo_long": "latents over the frozen backbone",
+    }  # fmt: skip
     path = draw(found, tmp_path / "costs.png")
     assert path is not None and path.read_bytes().startswith(b"\x89PNG")
     assert draw(figures(arm("prior", [0.6], 300)), tmp_path / "none.png") is None
